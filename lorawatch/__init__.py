@@ -1,0 +1,20 @@
+"""lorawatch: launch, watch, record and compare multi-GPU LoRA fine-tuning runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["StepCallback", "__version__"]
+
+if TYPE_CHECKING:
+    from lorawatch.training.callback import StepCallback
+
+
+def __getattr__(name: str) -> object:
+    # Lazy: the commands that only watch must not load torch.
+    if name == "StepCallback":
+        from lorawatch.training.callback import StepCallback
+
+        return StepCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

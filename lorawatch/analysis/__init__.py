@@ -1,0 +1,1 @@
+"""Pure arithmetic on plain data: throughput, energy, scaling; no I/O."""

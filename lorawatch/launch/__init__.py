@@ -1,0 +1,1 @@
+"""How workers are started: under torchrun, or as the user's own command."""

@@ -1,0 +1,52 @@
+"""Knowing a process again: by pid, start time and boot, never by pid alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+
+class ProcessId(msgspec.Struct, frozen=True):
+    """A process's identity that survives the reuse of pids and a reboot."""
+
+    pid: int
+    started: int
+    """Clock ticks after boot, field 22 of /proc/PID/stat."""
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """The identity of a live process; None where it is gone (a zombie counts as gone)."""
+        started = _start_ticks(pid)
+        return None if started is None else cls(pid, started, boot_id())
+
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return self.boot_id == boot_id() and _start_ticks(self.pid) == self.started
+
+    def send(self, number: signal.Signals) -> bool:
+        """Signal this very process; False where it is gone."""
+        if not self.alive():
+            return False
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_ticks(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(")") + 2 :].split()  # a command's name may hold spaces and parentheses
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,299 @@
+"""The recipe: the YAML file that describes a run, as typed structs with errors that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+from lorawatch.devices import parse_gpus
+from lorawatch.errors import RecipeError
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A mapping of the recipe."""
+
+
+class Model(_Section):
+    """Which model is tuned."""
+
+    name: str
+    """A hub id, a local folder, or a `.gguf` file."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` builds the architecture from its shape alone: no download, the same kernels."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of the frozen base weights."""
+    quantization: Literal["none"] = "none"
+
+
+class Lora(_Section):
+    """The adapter; its weights are FP32."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, msgspec.Meta(gt=0)] = 32
+    dropout: Fraction = 0.0
+    targets: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that get an adapter."""
+
+
+class Data(_Section):
+    """What the model is tuned on."""
+
+    source: str = "synthetic"
+    """`synthetic` (random tokens, full length), `demo` (the bundled chat data set), a .jsonl/.json/.parquet/.csv/.txt
+    file, or a hub id."""
+    split: str = "train"
+    """Of a hub data set."""
+    sequence_length: Annotated[int, msgspec.Meta(ge=2)] = 512
+    """Longer examples are cut; shorter ones are padded to the longest of their batch."""
+
+
+class Train(_Section):
+    """How it is tuned."""
+
+    steps: Positive | None = 60
+    """Optimizer steps; None: as many as `epochs` takes."""
+    epochs: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Used when `steps` is null."""
+    batch_size_per_gpu: Positive = 2
+    gradient_accumulation: Positive = 1
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2.0e-4
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: NotNegative = 0
+    max_grad_norm: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """0 turns clipping off."""
+    engine: Literal["reference"] = "reference"
+    seed: NotNegative = 0
+
+
+class Launch(_Section):
+    """Where it runs."""
+
+    gpus: str | int | list[int] = "all"
+    """`all`, indices (`0,2` or [0, 2]), or `cpu:N` for N ranks on the CPU."""
+    strategy: Literal["ddp"] = "ddp"
+    max_restarts: NotNegative = 0
+
+
+class Measure(_Section):
+    """What counts as measured."""
+
+    exclude_steps: NotNegative = 1
+    """Warm-up steps at the start of each attempt, outside every figure."""
+    sample_hz: Annotated[float, msgspec.Meta(ge=0.5, le=10)] = 5.0
+    """Rate of the fast telemetry lane."""
+
+
+class Recipe(_Section):
+    """A whole recipe."""
+
+    model: Model
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    lora: Lora = msgspec.field(default_factory=Lora)
+    data: Data = msgspec.field(default_factory=Data)
+    train: Train = msgspec.field(default_factory=Train)
+    launch: Launch = msgspec.field(default_factory=Launch)
+    measure: Measure = msgspec.field(default_factory=Measure)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as run.json and the history keep it."""
+        result: dict[str, Any] = msgspec.to_builtins(self)
+        return result
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `load` reads back."""
+        data = self.to_dict()
+        ordered = {"name": data.pop("name"), **data}
+        return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `2e-4` is a number (YAML 1.1 reads a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text as plain data.
+
+    Raises:
+        RecipeError: It is not YAML; names the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader with one more number format
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecipeError(f"{where}{line}: {problem}", hint="see `lorawatch --record --help` for a recipe's form") from None
+
+
+def builtin_names() -> list[str]:
+    """Names of the recipes that come with lorawatch."""
+    folder = resources.files("lorawatch.assets") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a path or a built-in name, with `a.b=c` overrides applied.
+
+    Raises:
+        RecipeError: There is no such recipe, or it is not valid.
+    """
+    path = Path(name).expanduser()
+    if name in builtin_names() and not path.is_file():
+        text = (resources.files("lorawatch.assets") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        where = name
+    else:
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            close = difflib.get_close_matches(name, builtin_names(), n=1)
+            suggestion = f"did you mean {close[0]!r}? " if close else ""
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            raise RecipeError(
+                f"recipe {name!r}: {reason}, and no built-in recipe has that name",
+                hint=f"{suggestion}built in: {', '.join(builtin_names())}",
+            ) from None
+    data = parse_yaml(text, where)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping, not {_describe(data)}", hint="it starts with `name:` and `model:`")
+    for override in overrides:
+        _apply(data, override)
+    return from_dict(data, where)
+
+
+def from_dict(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain data.
+
+    Raises:
+        RecipeError: An unknown or missing key, a wrong type, a value out of its range; all with path and value.
+    """
+    _check(data, Recipe, "", where)
+    recipe = msgspec.convert(data, Recipe)
+    _check_values(recipe, where)
+    return recipe
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise RecipeError(f"--set {override!r}: not of the form key=value", hint="for example --set train.steps=100")
+    *parents, last = key.strip().split(".")
+    place = data
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override!r}: {parent} is a value, not a section")
+        place = inner
+    place[last] = parse_yaml(text, f"--set {key}")
+
+
+def _check(value: Any, kind: Any, path: str, where: str) -> None:
+    """Walk data beside its type, so that the first mistake is named with its path, value and allowed values."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: {path} is {_describe(value)}, but it is a section with keys {_keys(kind)}")
+        hints = get_type_hints(kind, include_extras=True)
+        for key in value:
+            if key not in hints:
+                close = difflib.get_close_matches(str(key), hints, n=1)
+                hint = f"did you mean {_join(path, close[0])}? " if close else _elsewhere(str(key))
+                raise RecipeError(
+                    f"{where}: unknown key {_join(path, str(key))} (value {value[key]!r})", hint=f"{hint}allowed: {_keys(kind)}"
+                )
+        for field in msgspec.structs.fields(kind):
+            if field.required and field.name not in value:
+                raise RecipeError(f"{where}: {_join(path, field.name)} is missing")
+            if field.name in value:
+                _check(value[field.name], hints[field.name], _join(path, field.name), where)
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: {path} is {value}, not a finite number")
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{where}: {path} is {value!r} ({_describe(value)}), but must be {_allowed(kind)}") from error
+
+
+def _check_values(recipe: Recipe, where: str) -> None:
+    if recipe.model.weights == "random" and recipe.model.name.endswith(".gguf"):
+        raise RecipeError(f"{where}: model.weights is 'random', but a GGUF file has weights", hint="set model.weights to pretrained")
+    try:
+        parse_gpus(recipe.launch.gpus)
+    except ValueError as error:
+        raise RecipeError(f"{where}: launch.gpus is {recipe.launch.gpus!r}: {error}") from None
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _keys(kind: type[msgspec.Struct]) -> str:
+    return ", ".join(f.name for f in msgspec.structs.fields(kind))
+
+
+def _elsewhere(key: str) -> str:
+    """Where a key that is in the wrong section belongs."""
+    for section in msgspec.structs.fields(Recipe):
+        if isinstance(section.type, type) and issubclass(section.type, msgspec.Struct):
+            names = [f.name for f in msgspec.structs.fields(section.type)]
+            if key in names:
+                return f"{key} belongs to {section.name}: {section.name}.{key}. "
+    return ""
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return "true or false"
+    names = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a section"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _allowed(kind: Any) -> str:
+    """A type in words, with its bounds."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        base, *extras = get_args(kind)
+        words = _allowed(base)
+        for meta in extras:
+            if isinstance(meta, msgspec.Meta):
+                bounds = [
+                    f"{sign} {limit:g}"
+                    for sign, limit in (("≥", meta.ge), (">", meta.gt), ("≤", meta.le), ("<", meta.lt))
+                    if limit is not None
+                ]
+                if bounds:
+                    words += " " + " and ".join(bounds)
+                if meta.min_length:
+                    words += " with at least one entry"
+                if meta.pattern:
+                    words += " of letters, digits, '.', '_' and '-' (64 at most)"
+        return words
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in get_args(kind))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_allowed(a) for a in get_args(kind))
+    if origin is list:
+        return f"a list ({_allowed(get_args(kind)[0])} each)"
+    return {int: "a whole number", float: "a number", str: "text", type(None): "null"}.get(kind, str(kind))

@@ -1,0 +1,1 @@
+"""What runs inside a rank; the only place that imports torch."""

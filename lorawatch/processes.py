@@ -50,3 +50,24 @@ def _start_ticks(pid: int) -> int | None:
         return None
     fields = stat[stat.rindex(")") + 2 :].split()  # a command's name may hold spaces and parentheses
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def descendants(pid: int) -> list[int]:
+    """Pids of all processes below this one; a walk over the machine's processes, milliseconds on a busy host."""
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory since boot; None where it does not say."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return None

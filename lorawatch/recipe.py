@@ -44,7 +44,9 @@ class Lora(_Section):
     rank: Positive = 16
     alpha: Annotated[float, msgspec.Meta(gt=0)] = 32
     dropout: Fraction = 0.0
-    targets: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["q_proj", "v_proj"])
+    targets: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["q_proj", "v_proj"]
+    )
     """Names of the linear layers that get an adapter."""
 
 
@@ -85,6 +87,9 @@ class Launch(_Section):
     """`all`, indices (`0,2` or [0, 2]), or `cpu:N` for N ranks on the CPU."""
     strategy: Literal["ddp"] = "ddp"
     max_restarts: NotNegative = 0
+    hang_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 300
+    """A run whose ranks take no step for this long (and for 10 of its usual steps) is ended; 0 never ends it. A warning
+    and the ranks' stacks come much earlier."""
 
 
 class Measure(_Section):
@@ -125,7 +130,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -142,7 +149,9 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(f"{where}{line}: {problem}", hint="see `lorawatch --record --help` for a recipe's form") from None
+        raise RecipeError(
+            f"{where}{line}: {problem}", hint="see `lorawatch --record --help` for a recipe's form"
+        ) from None
 
 
 def builtin_names() -> list[str]:
@@ -175,7 +184,9 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
             ) from None
     data = parse_yaml(text, where)
     if not isinstance(data, dict):
-        raise RecipeError(f"{where}: a recipe is a mapping, not {_describe(data)}", hint="it starts with `name:` and `model:`")
+        raise RecipeError(
+            f"{where}: a recipe is a mapping, not {_describe(data)}", hint="it starts with `name:` and `model:`"
+        )
     for override in overrides:
         _apply(data, override)
     return from_dict(data, where)
@@ -218,7 +229,8 @@ def _check(value: Any, kind: Any, path: str, where: str) -> None:
                 close = difflib.get_close_matches(str(key), hints, n=1)
                 hint = f"did you mean {_join(path, close[0])}? " if close else _elsewhere(str(key))
                 raise RecipeError(
-                    f"{where}: unknown key {_join(path, str(key))} (value {value[key]!r})", hint=f"{hint}allowed: {_keys(kind)}"
+                    f"{where}: unknown key {_join(path, str(key))} (value {value[key]!r})",
+                    hint=f"{hint}allowed: {_keys(kind)}",
                 )
         for field in msgspec.structs.fields(kind):
             if field.required and field.name not in value:
@@ -236,7 +248,9 @@ def _check(value: Any, kind: Any, path: str, where: str) -> None:
 
 def _check_values(recipe: Recipe, where: str) -> None:
     if recipe.model.weights == "random" and recipe.model.name.endswith(".gguf"):
-        raise RecipeError(f"{where}: model.weights is 'random', but a GGUF file has weights", hint="set model.weights to pretrained")
+        raise RecipeError(
+            f"{where}: model.weights is 'random', but a GGUF file has weights", hint="set model.weights to pretrained"
+        )
     try:
         parse_gpus(recipe.launch.gpus)
     except ValueError as error:

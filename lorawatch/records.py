@@ -22,6 +22,7 @@ Failure = Literal[
     "gpu_lost",
     "disk_full",
     "preempted",
+    "nonzero_exit",
 ]
 Severity = Literal["info", "warning", "error"]
 Phase = Literal["warmup", "train"]
@@ -59,8 +60,11 @@ class RankStarted(Record, tag="rank_started"):
 
 
 class Step(Record, tag="step"):
-    """One rank's optimizer step. Its wall time runs from the end of the step before, or from the end of an evaluation or
-    a checkpoint in between, so that the durations of a window add up to its wall time."""
+    """One rank's optimizer step.
+
+    Its wall time runs from the end of the step before, or from the end of an evaluation or a checkpoint in between, so
+    that the durations of a window add up to its wall time.
+    """
 
     attempt: int
     rank: int
@@ -159,7 +163,10 @@ AnyLine = RankStarted | Step | PhaseChange | LinesLost | GpuSample | HostSample 
 
 
 class ExitRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """How a rank ended, written by the rank itself to `logs/attempt_N/rank-R.exit.json`; absent after a signal death."""
+    """How a rank ended, written by the rank itself to `logs/attempt_N/rank-R.exit.json`.
+
+    Absent after a death by signal.
+    """
 
     rank: int
     attempt: int

@@ -49,6 +49,8 @@ class RunInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     command: list[str] | None = None
     """An own command's arguments, or torchrun's."""
     own_command: bool = False
+    sample_hz: float = 5.0
+    """Rate of the fast telemetry lane."""
     gpus: list[Gpu] = []
     tags: list[str] = []
     sweep_id: str | None = None
@@ -196,7 +198,9 @@ class RunDir:
         if len(matches) == 1:
             return cls(folder / matches[0])
         if len(matches) > 1:
-            raise RunNotFound(f"run {name!r} fits {len(matches)} runs: {', '.join(matches[:5])}", hint="type more of the id")
+            raise RunNotFound(
+                f"run {name!r} fits {len(matches)} runs: {', '.join(matches[:5])}", hint="type more of the id"
+            )
         for run_id in reversed(ids):
             run = cls(folder / run_id)
             try:

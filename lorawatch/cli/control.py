@@ -1,0 +1,87 @@
+"""`lorawatch stop`, `attach`, `adopt`: commands for a run that lives."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from lorawatch.errors import LorawatchError
+from lorawatch.rundir import ENDED, RunDir
+
+
+@click.command()
+@click.argument("run", default="last")
+@click.option("--now", is_flag=True, help="End every process at once, without a save.")
+@click.option("--wait", is_flag=True, help="Return when the run has ended.")
+def stop(run: str, now: bool, wait: bool) -> int:
+    """Stop RUN (an id, its beginning, a name, or `last`) at its next step and save; asking twice ends it at once."""
+    found = RunDir.find(run)
+    state = found.state()
+    if state.state in ENDED:
+        raise LorawatchError(f"run {found.run_id} has ended already ({state.state})", hint="lorawatch show tells how")
+    again = found.requested("stop")
+    alive = state.recorder is not None and state.recorder.alive()
+    found.request("kill" if now or again else "stop")
+    if not alive:
+        # The ranks see the request for themselves; who writes down how they ended is a recorder's work.
+        click.echo(f"run {found.run_id} has no recorder: lorawatch adopt {found.run_id} records its end", err=True)
+        return 0
+    click.echo(f"run {found.run_id}: {'ending at once' if now or again else 'stopping at the next step'}")
+    while wait and found.state().state not in ENDED:
+        time.sleep(0.2)
+    return 0
+
+
+@click.command()
+@click.argument("run", default="last")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+def attach(run: str, as_json: bool) -> int:
+    """Follow RUN (an id, its beginning, a name, or `last`) until it ends. Ctrl-C leaves; the run goes on."""
+    from lorawatch.cli.record import exit_code, make_display
+    from lorawatch.cli.summary import print_summary
+    from lorawatch.live import Follower
+
+    found = RunDir.find(run)
+    follower = Follower(found)
+    display = make_display(as_json)
+    display.start(found.info())
+    shown = 0
+    try:
+        while True:
+            state = found.state()  # before the poll: lines written before the end are then seen
+            lines = follower.poll()
+            if shown == 0 and len(lines) > 1000:
+                shown = len(follower.view.events)  # the past is the curve, not a flood of old news
+            for event in list(follower.view.events)[shown:]:
+                display.event(event)
+            shown = len(follower.view.events)
+            display.update(found.info(), state, follower.view)
+            if state.state in ENDED:
+                break
+            if state.recorder is not None and not state.recorder.alive():
+                display.stop()
+                raise LorawatchError(
+                    f"run {found.run_id} has lost its recorder", hint=f"lorawatch adopt {found.run_id} takes it over"
+                )
+            time.sleep(0.25)
+    except KeyboardInterrupt:
+        display.stop()
+        click.echo(f"left; run {found.run_id} goes on", err=True)
+        return 0
+    finally:
+        display.stop()
+    if not as_json:
+        print_summary(found.run_id)
+    return exit_code(state, None)
+
+
+@click.command()
+@click.argument("run", default="last")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+def adopt(run: str, as_json: bool) -> int:
+    """Record on a RUN whose recorder died while its ranks trained on."""
+    from lorawatch.cli.record import _nvml, exit_code, supervise_one
+
+    state, stopped_by = supervise_one(RunDir.find(run), as_json=as_json, nvml=_nvml(), adopt=True)
+    return exit_code(state, stopped_by)

@@ -1,0 +1,130 @@
+"""The command line's root: which command, loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from lorawatch import __version__
+
+# name → (module, one line of help). The module's command object has the name, dashes as underscores.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "runs": ("runs", "List the runs in the history."),
+    "show": ("runs", "Show one run: what was asked, measured, and what happened."),
+    "attach": ("control", "Follow a live run until it ends; leaving does not stop it."),
+    "stop": ("control", "Stop a run at its next step and save; twice ends it at once."),
+    "adopt": ("control", "Record on a run whose recorder died."),
+    "sql": ("sql", "Ask the history with one read-only SELECT."),
+    "snapshot": ("sql", "Copy the history into a file of your own."),
+    "doctor": ("doctor_command", "Say what works on this machine, and what to do about what does not."),
+    "supervise": ("record", "Record prepared runs; what --detach starts."),
+    "record": ("record", "Run a recipe, or your own command, headless and record it."),
+}
+# `lorawatch --record` is how it is written; the name `record` stays out of the list.
+HIDDEN = frozenset({"record", "supervise"})
+
+
+class _Root(click.Group):
+    """A group whose commands are imported when they are called: `--help` must cost no more than click itself."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if name not in HIDDEN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"lorawatch.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], [*self.list_commands(ctx), "--record"], n=1)
+            if close:
+                raise click.UsageError(f"no such command {args[0]!r}; did you mean {close[0]!r}?", ctx) from error
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [("--record [RECIPE]", COMMANDS["record"][1])]
+        rows += [(name, COMMANDS[name][1]) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.command(cls=_Root, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="lorawatch %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, /, **_options: Any) -> None:
+    """Launch, watch, record and compare multi-GPU LoRA fine-tuning runs.
+
+    \b
+    lorawatch --record              tune the demo model on this machine and record it
+    lorawatch --record RECIPE       a recipe file, or a built-in: demo, exxact-8b, tiny
+    lorawatch --record -- CMD …     supervise and record your own training command
+    lorawatch --record --help       all of its options
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def normalize(args: Sequence[str]) -> tuple[list[str], list[str] | None, bool]:
+    """`--record` anywhere before `--` becomes the command `record`; `--debug` is taken out wherever it stands.
+
+    Returns:
+        The arguments as click takes them; the user's own command behind `--record … --`, or None; whether `--debug`
+        was there.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    head, rest = list(args[:end]), list(args[end:])
+    debug = "--debug" in head
+    head = [a for a in head if a != "--debug"]
+    if "--record" not in head:
+        return head + rest, None, debug
+    head.remove("--record")
+    return ["record", *head], rest[1:] if rest else None, debug
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line. Returns its exit status: 2 for bad usage, 3 for a missing GPU or dependency."""
+    args, own_command, debug = normalize(args)
+    debug = debug or bool(os.environ.get("LORAWATCH_DEBUG"))
+    try:
+        result = cli.main(args=args, prog_name="lorawatch", standalone_mode=False, obj=own_command)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:  # `lorawatch runs | head`
+        sys.stdout = None  # nothing is left to flush to
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        from lorawatch.errors import LorawatchError
+
+        if isinstance(error, LorawatchError):
+            click.echo(f"lorawatch: {error}", err=True)
+            return error.exit_code
+        click.echo(
+            f"lorawatch: {type(error).__name__}: {error}\n  this is a defect in lorawatch; --debug shows where",
+            err=True,
+        )
+        return 1

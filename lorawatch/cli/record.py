@@ -1,0 +1,272 @@
+"""`lorawatch --record`: a recipe, a sweep of it, or an own command, run headless and recorded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.processes import ProcessId
+from lorawatch.rundir import RunDir, RunState
+
+if TYPE_CHECKING:
+    from lorawatch.cli.display import Display
+    from lorawatch.launch.placement import Placement
+    from lorawatch.recipe import Recipe
+    from lorawatch.rundir import Gpu
+    from lorawatch.telemetry.nvml import Nvml
+
+
+@click.command()
+@click.argument("recipe", default="demo", metavar="[RECIPE]")
+@click.option("--gpus", metavar="WHICH", help="all, NVML indices such as 0,2, or cpu:N for N ranks on the CPU.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's value: train.steps=100."
+)
+@click.option("--sweep", metavar="1,2,4", help="One run after the other with so many GPUs (or CPU ranks) each.")
+@click.option("--hz", type=click.FloatRange(0.5, 10), help="Rate of the power and memory samples (default: 5).")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="A word to find the run by; may be repeated.")
+@click.option("--detach", is_flag=True, help="Print the run's id and leave it to a recorder in the background.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+@click.pass_context
+def record(
+    ctx: click.Context,
+    recipe: str,
+    gpus: str | None,
+    overrides: tuple[str, ...],
+    sweep: str | None,
+    hz: float | None,
+    tags: tuple[str, ...],
+    detach: bool,
+    as_json: bool,
+) -> int:
+    """Run a recipe headless and record it; RECIPE is a path or a built-in name (default: demo).
+
+    \b
+    lorawatch --record demo --set train.steps=20
+    lorawatch --record exxact-8b --set model.weights=random --gpus 0,1
+    lorawatch --record exxact-8b --sweep 1,2,4 --tag lab
+    lorawatch --record -- torchrun --nproc-per-node 2 train.py
+
+    The first Ctrl-C stops all ranks at the same step and saves; the second ends them at once.
+    """
+    from lorawatch.recorder.prepare import prepare_command, prepare_recipe
+
+    own_command: list[str] | None = ctx.obj
+    nvml = _nvml()
+    host_gpus = _gpus(nvml)
+    driver = nvml.driver_version if nvml else None
+    runs: list[RunDir] = []
+    if own_command is not None:
+        if not own_command:
+            raise UsageError("`--record --` names no command", hint="lorawatch --record -- python train.py")
+        if sweep or overrides or gpus or ctx.get_parameter_source("recipe") is not click.core.ParameterSource.DEFAULT:
+            raise UsageError("--sweep, --set, --gpus and a recipe do not go with an own command", hint="leave them out")
+        runs.append(prepare_command(own_command, host_gpus, driver_version=driver, tags=tags, sample_hz=hz or 5.0))
+    else:
+        from lorawatch import recipe as recipes
+
+        if gpus is not None:
+            overrides = (*overrides, f"launch.gpus={gpus!r}")
+        if hz is not None:
+            overrides = (*overrides, f"measure.sample_hz={hz}")
+        loaded = recipes.load(recipe, overrides)
+        counts = _sweep_counts(sweep)
+        _check_places(loaded, host_gpus, counts)
+        sweep_id = None
+        for count in counts:
+            run, _ = prepare_recipe(loaded, host_gpus, driver_version=driver, count=count, tags=tags, sweep_id=sweep_id)
+            if len(counts) > 1 and sweep_id is None:
+                info = run.info()
+                sweep_id = info.sweep_id = run.run_id
+                run.write_info(info)
+            runs.append(run)
+    if detach:
+        return _detach(runs, as_json)
+    return supervise_all(runs, as_json=as_json, nvml=nvml)
+
+
+@click.command(hidden=True)
+@click.argument("run_ids", nargs=-1, required=True)
+def supervise(run_ids: tuple[str, ...]) -> int:
+    """Record prepared runs, one after the other."""
+    return supervise_all([RunDir.find(i) for i in run_ids], as_json=False, nvml=_nvml())
+
+
+def supervise_all(runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None) -> int:
+    """Record prepared runs one after the other, with a display. Returns the first bad exit status."""
+    worst = 0
+    for run in runs:  # the queue has somebody who answers for it
+        run.write_state(RunState(recorder=ProcessId.of(os.getpid())))
+    for index, run in enumerate(runs):
+        state, stopped_by = supervise_one(run, as_json=as_json, nvml=nvml)
+        code = exit_code(state, stopped_by)
+        worst = worst or code
+        if stopped_by or state.state == "stopped" or state.exit_code in (2, 3):
+            _drop(runs[index + 1 :], "the sweep was ended before this run")
+            break
+    if len(runs) > 1 and not as_json:
+        from lorawatch.cli.summary import print_sweep
+
+        print_sweep([r.run_id for r in runs])
+    return worst
+
+
+def supervise_one(
+    run: RunDir, *, as_json: bool = False, nvml: Nvml | None = None, adopt: bool = False
+) -> tuple[RunState, signal.Signals | None]:
+    """Record one prepared run, or adopt a living one, with a display and signal handling.
+
+    Returns:
+        The final state, and the signal that asked for the stop, if one did.
+    """
+    from lorawatch.cli.summary import print_end
+    from lorawatch.recorder.recorder import Recorder
+
+    info = run.info()
+    recipe, placement = _as_prepared(run)
+    display = make_display(as_json)
+    recorder = Recorder(
+        run,
+        placement=placement,
+        recipe=recipe,
+        nvml=nvml,
+        on_tick=lambda r: display.update(r.info, r.state, r.view),
+        on_event=display.event,
+    )
+    got: list[signal.Signals] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        got.append(signal.Signals(number))
+        recorder.stop()
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.signal(s, on_signal) for s in handled}
+    hup_before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # losing the terminal is no reason to end a run
+    display.start(info)
+    try:
+        state = recorder.adopt() if adopt else recorder.run()
+    finally:
+        display.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.signal(signal.SIGHUP, hup_before)
+    print_end(run, recorder, as_json=as_json)
+    return state, got[0] if got else None
+
+
+def exit_code(state: RunState, stopped_by: signal.Signals | None) -> int:
+    """The process's exit status for a run's end."""
+    if state.state == "completed":
+        return 0
+    if state.state == "stopped":
+        return 128 + stopped_by if stopped_by else 0
+    return state.exit_code or 1
+
+
+def make_display(as_json: bool) -> Display:
+    """JSON lines, a live table where stdout is a terminal, else plain lines."""
+    from lorawatch.cli.display import JsonLines, LiveTable, PlainLines
+
+    if as_json:
+        return JsonLines(sys.stdout)
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        return LiveTable(Console())
+    return PlainLines(sys.stdout)
+
+
+def _as_prepared(run: RunDir) -> tuple[Recipe | None, Placement | None]:
+    from lorawatch import recipe as recipes
+    from lorawatch.launch.placement import Placement
+
+    info = run.info()
+    if info.own_command or info.recipe is None:
+        return None, None
+    uuids = tuple(g.gpu_uuid for g in _in_rank_order(info.gpus, run))
+    return recipes.from_dict(info.recipe, run.run_id), Placement(info.device or "cpu", info.world_size, uuids)
+
+
+def _in_rank_order(gpus: Sequence[Gpu], run: RunDir) -> list[Gpu]:
+    from lorawatch.devices import parse_gpus
+
+    used = [g for g in gpus if g.used]
+    launch = (run.info().recipe or {}).get("launch")
+    asked = parse_gpus(launch["gpus"]).indices if isinstance(launch, dict) else None
+    return sorted(used, key=lambda g: asked.index(g.gpu_index)) if asked else used
+
+
+def _sweep_counts(sweep: str | None) -> list[int | None]:
+    if sweep is None:
+        return [None]
+    try:
+        counts = [int(w) for w in sweep.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UsageError(f"--sweep {sweep!r} is not a list of GPU counts", hint="for example --sweep 1,2,4")
+    return list(counts)
+
+
+def _check_places(recipe: Recipe, gpus: Sequence[Gpu], counts: Sequence[int | None]) -> None:
+    """Refuse an impossible sweep before its first run, not at its last."""
+    from lorawatch.devices import parse_gpus
+    from lorawatch.launch.placement import place
+
+    for count in counts:
+        place(parse_gpus(recipe.launch.gpus), gpus, count=count)
+
+
+def _detach(runs: Sequence[RunDir], as_json: bool) -> int:
+    """Hand the runs to a recorder in a session of its own."""
+    with open(runs[0].logs / "recorder.log", "ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "lorawatch", "supervise", *(r.run_id for r in runs)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode({"type": "detached", "run_ids": [r.run_id for r in runs]}).decode())
+    else:
+        click.echo("\n".join(r.run_id for r in runs))
+        click.echo(f"lorawatch attach {runs[0].run_id} follows it; lorawatch stop {runs[0].run_id} stops it", err=True)
+    return 0
+
+
+def _drop(runs: Sequence[RunDir], why: str) -> None:
+    """Runs that were prepared and will not start."""
+    from lorawatch.storage.ingest import finish_run
+
+    for run in runs:
+        run.write_state(RunState(state="stopped", message=why))
+        try:
+            finish_run(run)
+        except LorawatchError:
+            continue  # its marker stays, so that the next command brings it in
+
+
+def _nvml() -> Nvml | None:
+    from lorawatch.telemetry.nvml import NvmlUnavailable, open_nvml
+
+    try:
+        return open_nvml()
+    except NvmlUnavailable:
+        return None
+
+
+def _gpus(nvml: Nvml | None) -> list[Gpu]:
+    from lorawatch.recorder.prepare import host_name
+
+    return nvml.gpus(host_name()) if nvml else []

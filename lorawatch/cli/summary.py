@@ -1,0 +1,167 @@
+"""What was measured and where it is: the end of `--record`, and `show`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorawatch.cli.text import MISSING, clean, duration, gib, number
+from lorawatch.errors import LorawatchError
+from lorawatch.rundir import RunDir
+
+if TYPE_CHECKING:
+    from lorawatch.recorder.recorder import Recorder
+
+
+def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
+    """The last words of a recorder: how the run ended, what was measured, where it lies."""
+    state = recorder.state
+    if as_json:
+        import msgspec
+
+        summary = None if recorder.history_waits else run_figures(run.run_id)
+        words: dict[str, Any] = {
+            "type": "end",
+            "run_id": run.run_id,
+            "state": state.state,
+            "failure": state.failure,
+            "message": state.message,
+            "run_dir": str(run.root),
+            "summary": summary,
+        }
+        _out(msgspec.json.encode(words).decode())
+        return
+    if recorder.history_waits is None:
+        print_summary(run.run_id)
+    else:
+        _out(f"{run.run_id} {state.state}{': ' + clean(state.message) if state.message else ''}")
+        _out(f"the history took no lines: {recorder.history_waits}")
+        _out(f"  they wait in {run.journal}; the next command brings them")
+    if state.state == "failed":
+        for line in log_end(run, recorder.view.attempt):
+            _out(f"  | {line}", err=True)
+    _out(f"run directory  {run.root}")
+    if run.adapter.is_dir():
+        _out(f"adapter        {run.adapter}")
+
+
+def log_end(run: RunDir, attempt: int, lines: int = 8) -> list[str]:
+    """The last lines of the log that most likely says why: a failed rank's, else the launcher's."""
+    from lorawatch.records import ExitRecord
+    from lorawatch.rundir import read_json
+
+    failed: list[Path] = []
+    for path in sorted(run.attempt_logs(attempt).glob("rank-*.exit.json")):
+        record = read_json(path, ExitRecord)
+        if record is not None and record.exit_code is not None:
+            return []  # bad input: its message says everything
+        if record is not None and record.status == "failed":
+            failed.append(run.rank_log(attempt, record.rank))
+    from lorawatch.recorder.recorder import tail
+
+    for path in (*failed, run.logs / "command.log", run.logs / "torchrun.log"):
+        text = [clean(line)[:200] for line in tail(path).splitlines() if line.strip()]
+        if text:
+            return [f"{path}:", *text[-lines:]]
+    return []
+
+
+def run_figures(run_id: str) -> dict[str, Any] | None:
+    """A run's row of `v_runs` joined with its summary, as plain data; None where the history lacks it."""
+    from lorawatch.storage.queries import run_figures as figures
+
+    try:
+        return figures(run_id)
+    except LorawatchError:
+        return None
+
+
+def print_summary(run_id: str) -> None:
+    """The figures of a finished run, aligned, for people."""
+    row = run_figures(run_id)
+    if row is None:
+        _out(f"{run_id} is not in the history yet")
+        return
+    for name, value in summary_lines(row):
+        _out(f"{name:<14} {value}")
+
+
+def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and text of each figure that the run has; what it lacks is left out, except power on a GPU run."""
+    gpus = row.get("gpu_count") or 0
+    on_gpu = row.get("device") == "cuda"
+    where = (
+        f"{gpus} × {row['sku']}"
+        if row.get("sku")
+        else f"{row.get('world_size') or 1} × {row.get('device') or 'process'}"
+    )
+    ended = f"{row['state']}" + (f" ({row['failure']})" if row.get("failure") else "")
+    lines = [("run", f"{row['run_id']}  {clean(row['name'])}  {where} on {clean(row['host'])}"), ("state", ended)]
+    if row.get("message"):
+        lines.append(("", clean(row["message"]).replace("\n", "\n" + " " * 15)))
+    lines.append(("duration", duration(row.get("duration_s"))))
+    if row.get("tok_s") is not None:
+        ci = row.get("tok_s_ci95")
+        interval = f" ± {number(ci, 0 if ci >= 10 else 1)} (95%)" if ci is not None else ""
+        several = (row.get("world_size") or 1) > 1
+        per_gpu = f"   {number(row.get('tok_s_per_gpu'))} per {'GPU' if on_gpu else 'rank'}" if several else ""
+        lines.append(("throughput", f"{number(row['tok_s'])} tok/s{interval}{per_gpu}"))
+        p50, p95 = row.get("step_p50_s"), row.get("step_p95_s")
+        lines.append(
+            (
+                "step",
+                f"p50 {number(p50 and p50 * 1e3, 1)} ms   p95 {number(p95 and p95 * 1e3, 1)} ms   "
+                f"{row.get('measured_steps')} measured",
+            )
+        )
+    if row.get("tokens") is not None:
+        lines.append(("tokens", f"{row['tokens']:,} in the measured steps"))
+    if on_gpu or row.get("energy_j") is not None:
+        power = f"{number(row.get('avg_power_w'), 1)} W used"
+        everything = row.get("avg_power_all_gpus_w")
+        if everything is not None and gpus and everything != row.get("avg_power_w"):
+            power += f"   {number(everything, 1)} W all GPUs of the host"
+        lines.append(("power", power))
+        lines.append(("energy", f"{number(row.get('energy_j'))} J   {number(row.get('tok_per_j'), 2)} tok/J"))
+    if row.get("peak_vram_bytes") is not None:
+        lines.append(("peak VRAM", f"{gib(row['peak_vram_bytes'])} per GPU"))
+    if row.get("mfu") is not None:
+        lines.append(("MFU", f"{100 * row['mfu']:.1f}%" + ("  implausible" if row["mfu"] > 0.75 else "")))
+    if row.get("final_loss") is not None:
+        lines.append(("final loss", number(row["final_loss"], 4)))
+    return lines
+
+
+def print_sweep(run_ids: Sequence[str]) -> None:
+    """A sweep's runs beside one another."""
+    rows = [r for r in (run_figures(i) for i in run_ids) if r]
+    if not rows:
+        return
+    _out("")
+    _out(
+        f"{'run':<9} {'ranks':>5} {'state':<10} {'tok/s':>10} {'W':>8} {'tok/J':>7} {'speed-up':>9} {'efficiency':>10}"
+    )
+    base = next((r for r in rows if r.get("tok_s")), None)
+    for row in rows:
+        speedup = efficiency = None
+        n = row.get("world_size") or 1
+        if base is not None and row.get("tok_s") and (base.get("world_size") or 1) == 1:
+            speedup = row["tok_s"] / base["tok_s"]
+            efficiency = speedup / n
+        _out(
+            f"{row['run_id']:<9} {n:>5} {row['state']:<10} {number(row.get('tok_s')):>10} "
+            f"{number(row.get('avg_power_w'), 1):>8} {number(row.get('tok_per_j'), 2):>7} "
+            f"{f'{speedup:.2f}×' if speedup else MISSING:>9} {f'{100 * efficiency:.1f}%' if efficiency else MISSING:>10}"
+        )
+
+
+def _out(text: str, *, err: bool = False) -> None:
+    """Print; a terminal that has gone away must not turn a finished run into a failed command."""
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        sys.stdout = None

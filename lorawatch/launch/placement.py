@@ -1,0 +1,90 @@
+"""From what was asked for and which GPUs there are to where the ranks run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lorawatch.devices import DeviceRequest
+from lorawatch.errors import NoSuitableGpu
+from lorawatch.rundir import Gpu
+
+DEFAULT_CPU_RANKS = 2  # DDP is DDP from two ranks on; more would only share the same cores
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the ranks of a run go.
+
+    Attributes:
+        device: `cuda`: one rank a GPU; `cpu`: ranks on the CPU over gloo.
+        world_size: Number of ranks.
+        gpu_uuids: The GPUs in rank order; empty on the CPU.
+    """
+
+    device: Literal["cuda", "cpu"]
+    world_size: int
+    gpu_uuids: tuple[str, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """Variables that make the ranks see exactly these devices, in this order."""
+        threads = max((os.cpu_count() or 1) // self.world_size, 1)
+        # GPUs by UUID: CUDA's own numbering follows speed, NVML's the PCI bus.
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpu_uuids)}
+        if "OMP_NUM_THREADS" not in os.environ:  # torchrun would set 1
+            env["OMP_NUM_THREADS"] = str(threads)
+        return env
+
+
+def place(request: DeviceRequest, gpus: Sequence[Gpu], *, count: int | None = None) -> Placement:
+    """Choose the devices of a run.
+
+    Args:
+        request: What was asked for.
+        gpus: The host's GPUs as NVML lists them; empty where there is none.
+        count: Use only the first `count` of them (a sweep's point).
+
+    Raises:
+        NoSuitableGpu: An index that is not there, or more devices than there are.
+    """
+    indices = request.indices if request.indices is not None else tuple(sorted(_visible(gpus)))
+    if request.cpu_ranks is not None or not indices:
+        ranks = count or request.cpu_ranks or min(DEFAULT_CPU_RANKS, os.cpu_count() or 1)
+        return Placement("cpu", ranks)
+    there = {g.gpu_index: g for g in gpus}
+    absent = [i for i in indices if i not in there]
+    if absent:
+        listed = ", ".join(f"{g.gpu_index} ({g.sku})" for g in gpus) or "none"
+        raise NoSuitableGpu(
+            f"GPU {', '.join(map(str, absent))} is not in this machine (GPUs here: {listed})",
+            hint="choose others with --gpus, or --gpus cpu:2 for two ranks on the CPU",
+        )
+    if count is not None:
+        if count > len(indices):
+            raise NoSuitableGpu(
+                f"a sweep point of {count} GPUs, but only {len(indices)} may be used",
+                hint="lower --sweep or widen --gpus",
+            )
+        indices = indices[:count]
+    return Placement("cuda", len(indices), tuple(there[i].gpu_uuid for i in indices))
+
+
+def _visible(gpus: Sequence[Gpu]) -> list[int]:
+    """NVML indices that CUDA_VISIBLE_DEVICES leaves, where it names them by index or UUID; all where it is not set.
+
+    `all` means what the user (or Slurm) lets this shell use. Explicit indices are NVML's.
+    """
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return [g.gpu_index for g in gpus]
+    chosen = []
+    for word in (w.strip() for w in text.split(",")):
+        match = [
+            g.gpu_index for g in gpus if word == str(g.gpu_index) or (len(word) > 4 and g.gpu_uuid.startswith(word))
+        ]
+        if not match:
+            break  # CUDA stops at the first name it does not know
+        chosen += match
+    return chosen

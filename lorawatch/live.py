@@ -1,0 +1,291 @@
+"""What a run looks like right now, gathered from its journal lines: the one model behind every live display."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from lorawatch.journal import JournalTail
+from lorawatch.records import (
+    AnyLine,
+    Event,
+    GpuSample,
+    HostSample,
+    LinesLost,
+    PhaseChange,
+    RankStarted,
+    Step,
+)
+from lorawatch.rundir import RunDir
+
+RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
+_RETAINED_STEPS = 4096
+_GPU_READINGS = (
+    "power_w",
+    "energy_j",
+    "memory_used_bytes",
+    "utilization_pct",
+    "temperature_c",
+    "sm_clock_mhz",
+    "event_reasons",
+    "power_limit_w",
+)
+
+
+@dataclass
+class RankView:
+    """A rank of the current attempt."""
+
+    rank: int
+    started: RankStarted | None = None
+    phase: str = "starting"
+    phase_detail: str | None = None
+    last: Step | None = None
+    recent: deque[Step] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+
+    @property
+    def tok_s(self) -> float | None:
+        """Tokens over wall time of the recent measured steps."""
+        seconds = sum(s.duration_s for s in self.recent)
+        return sum(s.tokens or 0 for s in self.recent) / seconds if seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class StepTotal:
+    """One step over all ranks.
+
+    Attributes:
+        duration_s: The slowest rank's wall time: what the step took.
+        tokens: Summed over the ranks.
+        loss: Mean over all label tokens.
+    """
+
+    attempt: int
+    step: int
+    ended_at: float
+    duration_s: float
+    tokens: int
+    loss: float | None
+    grad_norm: float | None
+    learning_rate: float | None
+    phase: str
+
+    @property
+    def tok_s(self) -> float | None:
+        return self.tokens / self.duration_s if self.duration_s > 0 else None
+
+
+@dataclass
+class GpuView:
+    """The last known reading of each kind, and when any came."""
+
+    gpu_uuid: str
+    sampled_at: float = 0.0
+    power_w: float | None = None
+    energy_j: float | None = None
+    first_energy_j: float | None = None
+    memory_used_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    utilization_pct: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: int | None = None
+    event_reasons: int | None = None
+    power_limit_w: float | None = None
+
+
+class LiveView:
+    """Takes journal lines in any order between files and keeps what a display needs; constant memory.
+
+    Args:
+        world_size: Ranks to wait for before a step counts as complete; 0 until the first rank says it.
+    """
+
+    def __init__(self, world_size: int = 0) -> None:
+        self.world_size = world_size
+        self.attempt = 0
+        self.ranks: dict[int, RankView] = {}
+        self.gpus: dict[str, GpuView] = {}
+        self.host: HostSample | None = None
+        self.events: deque[Event] = deque(maxlen=200)
+        self.steps: deque[StepTotal] = deque(maxlen=_RETAINED_STEPS)
+        self.steps_total: int | None = None
+        self.tokens = 0
+        self.lines_lost = 0
+        self.last_step_seen_at: float | None = None
+        """`time.monotonic()` of the last new step."""
+        self._partial: dict[int, dict[int, Step]] = {}
+        self._slowest: deque[float] = deque(maxlen=1000)
+
+    def feed(self, line: AnyLine) -> None:
+        """Take one line."""
+        match line:
+            case Step():
+                self._step(line)
+            case GpuSample():
+                self._gpu(line)
+            case HostSample():
+                self.host = line
+            case RankStarted():
+                self._started(line)
+            case PhaseChange():
+                if line.attempt == self.attempt:
+                    rank = self._rank(line.rank)
+                    rank.phase, rank.phase_detail = line.name, line.detail
+            case Event():
+                self.events.append(line)
+            case LinesLost():
+                self.lines_lost += line.lines
+
+    def _rank(self, number: int) -> RankView:
+        return self.ranks.setdefault(number, RankView(number))
+
+    def _started(self, line: RankStarted) -> None:
+        if line.attempt > self.attempt:
+            self.attempt = line.attempt
+            self.ranks.clear()
+            self._partial.clear()
+        if line.attempt == self.attempt:
+            self.world_size = line.world_size
+            self._rank(line.rank).started = line
+            self.steps_total = line.steps_total or self.steps_total
+
+    def _step(self, line: Step) -> None:
+        if line.attempt < self.attempt:
+            return
+        rank = self._rank(line.rank)
+        rank.last = line
+        if line.phase == "train":
+            rank.recent.append(line)
+        self.last_step_seen_at = time.monotonic()
+        parts = self._partial.setdefault(line.step, {})
+        parts[line.rank] = line
+        if len(parts) < max(self.world_size, 1):
+            return
+        del self._partial[line.step]
+        total = combine(list(parts.values()))
+        if self.steps and self.steps[-1].step >= total.step:  # a restart repeats steps: the later attempt counts
+            while self.steps and self.steps[-1].step >= total.step:
+                self.tokens -= self.steps.pop().tokens
+        self.steps.append(total)
+        self.tokens += total.tokens
+        if total.phase == "train":
+            self._slowest.append(total.duration_s)
+
+    def _gpu(self, line: GpuSample) -> None:
+        view = self.gpus.setdefault(line.gpu_uuid, GpuView(line.gpu_uuid))
+        view.sampled_at = max(view.sampled_at, line.sampled_at)
+        for name in _GPU_READINGS:
+            value = getattr(line, name)
+            if value is not None:
+                setattr(view, name, value)
+        if view.first_energy_j is None:
+            view.first_energy_j = line.energy_j
+        if line.memory_used_bytes is not None:
+            view.peak_memory_bytes = max(view.peak_memory_bytes or 0, line.memory_used_bytes)
+
+    @property
+    def step(self) -> int:
+        """The last step that all ranks have done."""
+        return self.steps[-1].step if self.steps else 0
+
+    def _recent(self) -> list[StepTotal]:
+        recent: list[StepTotal] = []
+        for total in reversed(self.steps):
+            if total.phase == "train":
+                recent.append(total)
+            if len(recent) == RECENT_STEPS:
+                break
+        return recent
+
+    @property
+    def tok_s(self) -> float | None:
+        """Aggregate over all ranks, of the recent measured steps."""
+        recent = self._recent()
+        seconds = sum(s.duration_s for s in recent)
+        return sum(s.tokens for s in recent) / seconds if seconds > 0 else None
+
+    @property
+    def loss(self) -> float | None:
+        return self.steps[-1].loss if self.steps else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the last step at the recent pace; None before there is one."""
+        recent = self._recent()
+        if not recent or not self.steps_total:
+            return None
+        return max(self.steps_total - self.step, 0) * median(s.duration_s for s in recent)
+
+    def usual_step_s(self) -> float | None:
+        """The 99th percentile of step time: what "longer than usual" is measured against."""
+        if len(self._slowest) < 3:
+            return None
+        ordered = sorted(self._slowest)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+    def power_w(self, uuids: set[str] | None = None) -> float | None:
+        """Present power of these GPUs together; None where any of them has no reading."""
+        views = [g for u, g in self.gpus.items() if uuids is None or u in uuids]
+        readings = [g.power_w for g in views]
+        known = [p for p in readings if p is not None]
+        return sum(known) if known and len(known) == len(readings) else None
+
+
+def combine(parts: list[Step]) -> StepTotal:
+    """One step's lines of all ranks as a total. The step takes as long as its slowest rank."""
+    labels = [(s.loss, s.label_tokens or s.tokens or 1) for s in parts if s.loss is not None]
+    weight = sum(n for _, n in labels)
+    first = parts[0]
+    return StepTotal(
+        attempt=first.attempt,
+        step=first.step,
+        ended_at=max(s.ended_at for s in parts),
+        duration_s=max(s.duration_s for s in parts),
+        tokens=sum(s.tokens or 0 for s in parts),
+        loss=sum(loss * n for loss, n in labels) / weight if weight else None,
+        grad_norm=next((s.grad_norm for s in parts if s.grad_norm is not None), None),
+        learning_rate=first.learning_rate,
+        phase=first.phase,
+    )
+
+
+class Follower:
+    """Tails a run's journals into a LiveView.
+
+    Args:
+        skip_host: Leave the host's journals out: the recorder feeds its own samples without the way over the disk.
+    """
+
+    def __init__(self, run: RunDir, view: LiveView | None = None, *, skip_host: bool = False) -> None:
+        self.run = run
+        self.view = view or LiveView()
+        self._skip_host = skip_host
+        self._tails: dict[Path, JournalTail] = {}
+
+    def poll(self) -> list[AnyLine]:
+        """Feed all new lines to the view and return them. Ranks' lines come before the host's and events."""
+        lines: list[AnyLine] = []
+        try:
+            files = sorted(self.run.journal.glob("*.jsonl"), key=lambda p: (not p.name.startswith("rank-"), p.name))
+        except OSError:
+            return lines
+        for path in files:
+            if self._skip_host and not path.name.startswith("rank-"):
+                continue
+            tail = self._tails.setdefault(path, JournalTail(path))
+            while True:
+                new = list(tail.records())
+                for line in new:
+                    self.view.feed(line)
+                lines += new
+                if not new:
+                    break
+        return lines
+
+    @property
+    def broken(self) -> int:
+        """Lines stepped over so far because they were no valid record."""
+        return sum(t.broken for t in self._tails.values())

@@ -1,0 +1,147 @@
+"""From a recipe or a command to a run directory that a recorder can start."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorawatch import __version__
+from lorawatch.devices import parse_gpus
+from lorawatch.errors import LorawatchError
+from lorawatch.launch import torchrun
+from lorawatch.launch.placement import Placement, place
+from lorawatch.recipe import Recipe
+from lorawatch.rundir import Gpu, RunDir, RunInfo, write_atomically
+
+
+def host_name() -> str:
+    """This machine's short name, fit for a file name."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname().split(".")[0]) or "host"
+
+
+def prepare_recipe(
+    recipe: Recipe,
+    gpus: Sequence[Gpu],
+    *,
+    driver_version: str | None = None,
+    count: int | None = None,
+    tags: Sequence[str] = (),
+    sweep_id: str | None = None,
+) -> tuple[RunDir, Placement]:
+    """Make the run directory of a recipe: `run.json`, `recipe.yaml`, empty journals.
+
+    Args:
+        gpus: The host's GPUs as NVML lists them.
+        count: A sweep's point: use only so many of the GPUs (or CPU ranks).
+
+    Raises:
+        NoSuitableGpu: The devices asked for are not there.
+        LorawatchError: The home cannot be written.
+    """
+    request = parse_gpus(recipe.launch.gpus)
+    placement = place(request, gpus, count=count)
+    version = torchrun.torch_version()
+    run = _create(
+        RunInfo(
+            run_id="",
+            name=recipe.name,
+            world_size=placement.world_size,
+            device=placement.device,
+            recipe=recipe.to_dict(),
+            sample_hz=recipe.measure.sample_hz,
+            gpus=_marked(gpus, placement.gpu_uuids),
+            torch_version=version,
+            driver_version=driver_version,
+            tags=list(tags),
+            sweep_id=sweep_id,
+            **_who_and_where(),  # type: ignore[arg-type]
+        )
+    )
+    write_atomically(run.recipe, recipe.to_yaml().encode())
+    return run, placement
+
+
+def prepare_command(
+    command: Sequence[str],
+    gpus: Sequence[Gpu],
+    *,
+    driver_version: str | None = None,
+    tags: Sequence[str] = (),
+    sample_hz: float = 5.0,
+) -> RunDir:
+    """Make the run directory of a user's own command. Which GPUs it uses shows once its ranks say so.
+
+    Raises:
+        LorawatchError: The home cannot be written.
+    """
+    try:
+        version: str | None = torchrun.torch_version()
+    except LorawatchError:
+        version = None  # the command may live in another environment
+    return _create(
+        RunInfo(
+            run_id="",
+            name=Path(command[0]).name[:64],
+            world_size=0,
+            command=list(command),
+            own_command=True,
+            sample_hz=sample_hz,
+            gpus=_marked(gpus, ()),
+            torch_version=version,
+            driver_version=driver_version,
+            tags=list(tags),
+            **_who_and_where(),  # type: ignore[arg-type]
+        )
+    )
+
+
+def _create(info: RunInfo) -> RunDir:
+    try:
+        return RunDir.create(info)
+    except OSError as error:
+        raise LorawatchError(
+            f"a run directory cannot be made: {error.strerror}: {error.filename}",
+            hint="free some space, or point LORAWATCH_HOME at a folder that can be written",
+        ) from None
+
+
+def _marked(gpus: Sequence[Gpu], used: Sequence[str]) -> list[Gpu]:
+    for gpu in gpus:
+        gpu.used = gpu.gpu_uuid in used
+    return list(gpus)
+
+
+def _who_and_where() -> dict[str, object]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return {
+        "created_at": time.time(),
+        "host": host_name(),
+        "user": user,
+        "lorawatch_version": __version__,
+        "git_commit": _git_commit(),
+        "cwd": str(Path.cwd()),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder that the run is started in, `+` where it has changes; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=2,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip()[:40] + ("+" if dirty.stdout.strip() else "")

@@ -1,0 +1,426 @@
+"""The recorder: starts a run's workers, or takes them over, and records them until the last one has gone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lorawatch.errors import LorawatchError
+from lorawatch.journal import JournalWriter
+from lorawatch.launch import torchrun
+from lorawatch.launch.placement import Placement
+from lorawatch.live import Follower, LiveView
+from lorawatch.processes import ProcessId, oom_kills
+from lorawatch.recipe import Recipe
+from lorawatch.recorder.hang import STEPPING, check_hang, suspects
+from lorawatch.recorder.ingesting import Ingesting
+from lorawatch.recorder.prepare import host_name
+from lorawatch.recorder.workers import Workers
+from lorawatch.records import Event, ExitRecord, GpuSample, HostSample, RankStarted, Record, Severity, Step
+from lorawatch.rundir import ENDED, RunDir, RunState, read_json
+from lorawatch.telemetry.sampler import Sampler
+from lorawatch.verdict import Evidence, Verdict, judge
+
+if TYPE_CHECKING:
+    from lorawatch.telemetry.nvml import Nvml
+
+TICK_S = 0.2
+HEARTBEAT_S = 1.0
+STOP_GRACE_S = 60.0
+HISTORY_WAIT_S = 60.0
+WORKER_PIDS_EVERY_S = 5.0
+
+
+class Recorder:
+    """Supervises one run. One thread calls `run`; `stop` and `kill` may come from a signal handler.
+
+    Args:
+        run: The run's directory, prepared.
+        placement: Where the ranks go; None for an own command.
+        recipe: The recipe; None for an own command.
+        nvml: The driver's readings; None on a machine without an NVIDIA driver.
+        on_tick: Called every tick and once at the end, for a display.
+        on_event: Called for each event, for a display.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        placement: Placement | None = None,
+        recipe: Recipe | None = None,
+        nvml: Nvml | None = None,
+        on_tick: Callable[[Recorder], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.run_dir = run
+        self.info = run.info()
+        self.state = run.state()
+        self.recipe = recipe
+        self.history_waits: str | None = None
+        """After the end: why the history lacks lines that the journals have, or None."""
+        self._placement = placement
+        self._on_tick = on_tick
+        self._show_event = on_event
+        self._host = host_name()
+        self._host_journal = JournalWriter(run.host_journal(self._host))
+        self._events_journal = JournalWriter(run.events_journal)
+        self.view = LiveView(self.info.world_size)
+        self._follower = Follower(run, self.view, skip_host=True)
+        self._inbox: deque[Record] = deque()  # what other threads bring; the view and the display belong to this one
+        self._ingesting = Ingesting(run, self._inbox.append)
+        self._sampler = Sampler(
+            self.info.gpus,
+            nvml,
+            sample_hz=self.info.sample_hz,
+            host=self._host,
+            write=self._inbox.append,
+            on_event=self._inbox.append,
+            worker_pids=self._worker_pids,
+            disk=run.root,
+        )
+        self._workers: Workers | None = None
+        self._stop_signals = 0
+        self._stopping_since: float | None = None
+        self._stop_kind: str | None = None
+        self._heartbeat_at = 0.0
+        self._oom_kills = oom_kills()
+        self._gpu_lost: list[str] = []
+        self._hang: str | None = None
+        self._hang_warned = False
+        self._measuring = False
+        self._pids: list[int] = []
+        self._pids_at = -WORKER_PIDS_EVERY_S
+
+    # --- from outside
+
+    def stop(self) -> None:
+        """Ask the ranks to stop together at the next step and save; a second call ends them at once.
+
+        Only counts: safe in a signal handler.
+        """
+        self._stop_signals += 1
+
+    # --- life
+
+    def run(self) -> RunState:
+        """Start the workers and record them until they have ended. Returns the final state.
+
+        Raises:
+            MissingDependency: The launcher cannot be started; the run is recorded as failed.
+        """
+        self._begin()
+        log = self.run_dir.logs / ("command.log" if self.info.own_command else "torchrun.log")
+        try:
+            if self.info.own_command:
+                assert self.info.command is not None
+                env = {**os.environ, "LORAWATCH_RUN_DIR": str(self.run_dir.root), "PYTHONUNBUFFERED": "1"}
+                process = torchrun.start(self.info.command, env, log)
+            else:
+                assert self._placement is not None
+                assert self.recipe is not None
+                command = torchrun.arguments(
+                    self.run_dir, self._placement, max_restarts=self.recipe.launch.max_restarts
+                )
+                self.info.command = command
+                self.run_dir.write_info(self.info)
+                env = torchrun.environment(self.run_dir, self._placement)
+                process = torchrun.start(command, env, log)
+        except (LorawatchError, OSError) as error:
+            self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
+            raise
+        launcher = ProcessId.of(process.pid) or ProcessId(process.pid, 0, "")  # it may have ended already
+        self._workers = Workers(launcher, process)
+        self.state.launcher = launcher
+        self._event(
+            Event(at=time.time(), kind="started", message=f"{self.info.name} started", detail={"pid": process.pid})
+        )
+        return self._supervise()
+
+    def adopt(self) -> RunState:
+        """Take over the workers of a run whose recorder is gone, and record them until they have ended.
+
+        Raises:
+            LorawatchError: The run has ended, or its recorder lives.
+        """
+        before = self.state
+        if before.state in ENDED:
+            raise LorawatchError(
+                f"run {self.run_dir.run_id} has ended ({before.state})", hint="lorawatch show tells how"
+            )
+        if before.recorder is not None and before.recorder.alive():
+            raise LorawatchError(
+                f"run {self.run_dir.run_id} has a living recorder (pid {before.recorder.pid})",
+                hint="there is nothing to adopt",
+            )
+        if before.launcher is None:
+            raise LorawatchError(
+                f"run {self.run_dir.run_id} never started its workers", hint="start it anew: lorawatch --record"
+            )
+        self._workers = Workers(before.launcher, None, before.ranks)
+        self._begin()
+        self._event(Event(at=time.time(), kind="adopted", message="a new recorder took the run over"))
+        return self._supervise()
+
+    def _begin(self) -> None:
+        self.state.recorder = ProcessId.of(os.getpid())
+        if self.state.started_at is None:
+            self.state.started_at = time.time()
+        if self.state.state == "queued":
+            self.state.state = "starting"
+        self._write_state()
+        self._sampler.start()
+        self._ingesting.start()
+
+    def _supervise(self) -> RunState:
+        assert self._workers is not None
+        workers = self._workers
+        if self.info.own_command and self.state.state == "starting":
+            self.state.state = "running"
+        next_tick = time.monotonic()
+        while workers.launcher_alive():
+            self._tick()
+            next_tick += TICK_S
+            delay = next_tick - time.monotonic()
+            if delay > 0:
+                time.sleep(delay)
+            else:
+                next_tick = time.monotonic()
+        # The agent's ranks die with it; whoever is left after a moment is an orphan.
+        if not workers.wait_gone(10.0, self._tick):
+            self._event(
+                Event(
+                    at=time.time(),
+                    kind="orphans",
+                    severity="warning",
+                    message="ranks outlived their launcher and were ended",
+                )
+            )
+            workers.kill()
+        self._tick()
+        verdict = judge(self._evidence())
+        return self._end(verdict)
+
+    def _end(self, verdict: Verdict) -> RunState:
+        self._sampler.stop(timeout_s=2.0)
+        self._take_inbox()
+        state = self.state
+        if state.state not in ENDED:
+            self._ended_event(verdict)
+        self._host_journal.close()
+        self._events_journal.close()
+        self._follower.poll()
+        state.state = verdict.state
+        state.failure = verdict.failure
+        state.message = verdict.message
+        state.exit_code = verdict.exit_code
+        state.ended_at = time.time()
+        state.step = max(state.step, self.view.step)
+        self._ingesting.stop()
+        self._write_state()
+        self.history_waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
+        if self._on_tick:
+            self._on_tick(self)
+        return state
+
+    def _ended_event(self, verdict: Verdict) -> None:
+        severity: Severity = "error" if verdict.state in ("failed", "lost") else "info"
+        text = verdict.state if verdict.message is None else f"{verdict.state}: {verdict.message}"
+        self._event(
+            Event(
+                at=time.time(), kind="ended", severity=severity, message=text, detail={"failure": verdict.failure or ""}
+            )
+        )
+
+    def _waiting_for_history(self, reason: str) -> None:
+        if self._show_event:
+            self._show_event(Event(at=time.time(), kind="history_waits", severity="warning", message=reason))
+
+    # --- each tick
+
+    def _tick(self) -> None:
+        workers = self._workers
+        assert workers is not None
+        for line in self._follower.poll():
+            match line:
+                case RankStarted():
+                    self._rank_started(line)
+                case Step():
+                    self._watch_window(line)
+        self.state.step = max(self.state.step, self.view.step)
+        if self.state.state == "starting" and (
+            self.view.steps or any(r.phase in STEPPING for r in self.view.ranks.values())
+        ):
+            self.state.state = "running"
+        self._take_inbox()
+        self._requests(workers)
+        self._watch_for_hang(workers)
+        self._host_journal.flush()
+        self._events_journal.flush()
+        now = time.monotonic()
+        if now - self._heartbeat_at >= HEARTBEAT_S:
+            self._heartbeat_at = now
+            self._write_state()
+        if self._on_tick:
+            self._on_tick(self)
+
+    def _rank_started(self, line: RankStarted) -> None:
+        assert self._workers is not None
+        self._workers.note_rank(line.pid)
+        self.state.ranks = [r for r in self._workers.ranks if r.alive()]
+        self.state.steps_total = line.steps_total or self.state.steps_total
+        if line.attempt > self.state.attempt:
+            self.state.attempt = line.attempt
+            self._measuring = False
+            self._event(
+                Event(
+                    at=line.at,
+                    kind="restarted",
+                    severity="warning",
+                    rank=line.rank,
+                    message=f"attempt {line.attempt} began: the ranks were started again after a failure",
+                )
+            )
+        changed = False
+        if self.info.world_size != line.world_size:
+            self.info.world_size, changed = line.world_size, True
+        if self.info.device is None:
+            self.info.device, changed = ("cuda" if line.device == "cuda" else "cpu"), True
+        for gpu in self.info.gpus:
+            if gpu.gpu_uuid == line.gpu_uuid and not gpu.used:
+                gpu.used, changed = True, True
+        if changed:
+            self._quietly(lambda: self.run_dir.write_info(self.info))
+
+    def _watch_window(self, line: Step) -> None:
+        """Read the energy counters close to the edges of the measured window."""
+        if (line.phase == "train") != self._measuring or line.step == self.view.steps_total:
+            self._measuring = line.phase == "train"
+            self._sampler.request_energy()
+
+    def _requests(self, workers: Workers) -> None:
+        now = time.monotonic()
+        wanted = max(self._stop_signals, 2 if self.run_dir.requested("kill") else int(self.run_dir.requested("stop")))
+        if wanted >= 2 and self._stop_kind != "kill":
+            self._stop_kind = "kill"
+            self._say("killing", "ending every process at once")
+            workers.kill()
+        elif wanted == 1 and self._stop_kind is None:
+            self._stop_kind = "stop"
+            self._stopping_since = now
+            self.state.state = "stopping"
+            self._quietly(lambda: self.run_dir.request("stop"))
+            if any(r.started for r in self.view.ranks.values()):
+                self._say("stopping", "the ranks stop together at the next step and save; once more ends them at once")
+            else:
+                # nobody there who could agree on a step: an own command without the callback, or ranks still loading
+                self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once")
+                workers.terminate()
+        elif self._stop_kind == "stop" and self._stopping_since is not None:
+            grace = max(STOP_GRACE_S, 10 * (self.view.usual_step_s() or 0))
+            if now - self._stopping_since > grace:
+                self._stopping_since = None
+                self._say("stopping", f"the ranks did not stop within {grace:.0f} s: ending them", "warning")
+                workers.terminate()
+                if not workers.wait_gone(10):
+                    workers.kill()
+
+    def _watch_for_hang(self, workers: Workers) -> None:
+        since = self.view.last_step_seen_at
+        stepping = any(r.phase in STEPPING for r in self.view.ranks.values())
+        if since is None or not stepping or self._stop_kind:
+            return
+        silent = time.monotonic() - since
+        limit = self.recipe.launch.hang_timeout_s if self.recipe else 0.0
+        check = check_hang(silent, self.view.usual_step_s(), limit)
+        if check.level == "ok":
+            if self._hang_warned:
+                self._hang_warned = False
+                self._say("steps_back", "steps come again")
+            return
+        if not self._hang_warned:
+            self._hang_warned = True
+            self.run_dir.stacks.mkdir(exist_ok=True)
+            pids = workers.ask_stacks()
+            behind = suspects({r.rank: r.last.step for r in self.view.ranks.values() if r.last}, self.view.world_size)
+            blame = f"; rank {', '.join(map(str, behind))} behind the others" if behind else ""
+            where = f"stacks of {len(pids)} ranks in {self.run_dir.stacks}"
+            self._say("hang", f"no step for {silent:.0f} s (limit {check.limit_s:.0f} s){blame}; {where}", "error")
+        elif check.level == "end":
+            self._hang = f"no rank took a step for {silent:.0f} s; the ranks' stacks are in {self.run_dir.stacks}"
+            workers.kill()
+
+    # --- small things
+
+    def _evidence(self) -> Evidence:
+        workers = self._workers
+        assert workers is not None
+        attempt = self.view.attempt
+        world = self.view.world_size or (0 if self.info.own_command else self.info.world_size)
+        paths = (self.run_dir.exit_record(attempt, rank) for rank in range(world))
+        records = [r for r in (read_json(p, ExitRecord) for p in paths) if r is not None]
+        log = self.run_dir.logs / ("command.log" if self.info.own_command else "torchrun.log")
+        kills = oom_kills()
+        return Evidence(
+            exit_code=workers.exit_code,
+            records=records,
+            world_size=world,
+            own_command=self.info.own_command,
+            log_tail=tail(log),
+            stop_requested="kill" if self._stop_kind == "kill" else "stop" if self._stop_kind else None,
+            oom_kills=(kills or 0) - (self._oom_kills or 0),
+            hang=self._hang,
+            gpu_lost=self._gpu_lost,
+        )
+
+    def _worker_pids(self) -> list[int]:
+        """For the host lane, which asks every second; the tree of a run's processes changes rarely."""
+        now = time.monotonic()
+        if self._workers and now - self._pids_at > WORKER_PIDS_EVERY_S:
+            self._pids, self._pids_at = self._workers.pids(), now
+        return self._pids
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            record = self._inbox.popleft()
+            if isinstance(record, Event):
+                self._event(record)
+            elif isinstance(record, GpuSample | HostSample):
+                self._host_journal.append(record)
+                self.view.feed(record)
+
+    def _say(self, kind: str, message: str, severity: Severity = "info") -> None:
+        self._event(Event(at=time.time(), kind=kind, severity=severity, message=message))
+
+    def _event(self, event: Event) -> None:
+        self._events_journal.append(event)
+        self.view.feed(event)
+        if event.kind == "gpu_lost":
+            self._gpu_lost.append(str((event.detail or {}).get("gpu_uuid", "a GPU")))
+        if self._show_event:
+            self._show_event(event)
+
+    def _write_state(self) -> None:
+        self.state.heartbeat_at = time.time()
+        self._quietly(lambda: self.run_dir.write_state(self.state))
+
+    def _quietly(self, write: Callable[[], None]) -> None:
+        """A small file that cannot be written now (full disk) is written by a later tick."""
+        try:
+            write()
+        except OSError:
+            return
+
+
+def tail(path: os.PathLike[str], limit: int = 64 << 10) -> str:
+    """The end of a log as text; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - limit, 0))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

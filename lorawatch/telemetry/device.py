@@ -1,0 +1,251 @@
+"""One GPU as NVML sees it: a typed reader a metric, where a missing reading is a value.
+
+Every reader returns None where the card, the driver or the moment has no such reading, and raises GpuLost where the GPU
+itself has gone. A metric that was refused is remembered and left alone for a while: asking an old card for its energy
+ten times a second would cost as much as reading it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+
+UNSUPPORTED_PAUSE_S = 300.0
+ERROR_PAUSE_S = 5.0
+
+_LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND})
+# Answers that stay the same until somebody changes the driver, MIG mode or permissions.
+_LASTING = frozenset(
+    {
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+        pynvml.NVML_ERROR_DEPRECATED,
+        pynvml.NVML_ERROR_INVALID_ARGUMENT,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+    }
+)
+_POWER_FIELDS = [pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_POWER_AVERAGE]
+_COMPUTE_MODES = {
+    pynvml.NVML_COMPUTEMODE_DEFAULT: "default",
+    pynvml.NVML_COMPUTEMODE_PROHIBITED: "prohibited",
+    pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "exclusive process",
+}
+
+
+class GpuLost(Exception):
+    """The driver no longer reaches the GPU: it fell off the bus, or needs a reset.
+
+    Attributes:
+        gpu_uuid: Which one.
+        reason: NVML's word for it.
+    """
+
+    def __init__(self, gpu_uuid: str, reason: str) -> None:
+        super().__init__(f"{gpu_uuid}: {reason}")
+        self.gpu_uuid = gpu_uuid
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that computes on a GPU.
+
+    Attributes:
+        pid: As the host numbers processes; inside a container that may be another number than the process's own.
+        memory_bytes: None where the driver does not tell.
+    """
+
+    pid: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """How a GPU is set up, for people; None where the card does not say."""
+
+    free_memory_bytes: int | None
+    persistence_mode: bool | None
+    compute_mode: str | None
+    power_limit_w: float | None
+    default_power_limit_w: float | None
+    energy_counter: bool
+    mig_mode: bool | None
+    ecc_mode: bool | None
+
+
+class Device:
+    """A GPU's readers. Safe for several threads, as NVML is.
+
+    Attributes:
+        index: NVML's index, which follows PCI order.
+        uuid: `GPU-…`.
+        sku: The model as the driver names it.
+    """
+
+    def __init__(self, handle: Any, index: int, uuid: str, sku: str) -> None:
+        self.index = index
+        self.uuid = uuid
+        self.sku = sku
+        self._handle = handle
+        self._paused_until: dict[str, float] = {}
+
+    # --- the fast lane's readers: each is one NVML call
+
+    def power(self) -> tuple[float | None, float | None]:
+        """Power now and the driver's own average, in watts.
+
+        Cards without the instant field answer with their default reading (on most of them a 1 s average) and no
+        average. The first reading after the field was refused is (None, None): the other call comes next time, so that
+        a reading is one call always.
+        """
+        if not self._asked("power fields"):
+            milliwatts = self._ask("power", pynvml.nvmlDeviceGetPowerUsage)
+            return (None if milliwatts is None else milliwatts / 1000), None
+        values = self._ask("power fields", pynvml.nvmlDeviceGetFieldValues, _POWER_FIELDS)
+        if values is None:
+            return None, None
+        instant, average = values
+        if instant.nvmlReturn != pynvml.NVML_SUCCESS:
+            self._refused("power fields", instant.nvmlReturn)
+            return None, None
+        # milliwatts, an unsigned int in both
+        return instant.value.uiVal / 1000, None if average.nvmlReturn else average.value.uiVal / 1000
+
+    def memory_used(self) -> int | None:
+        """Bytes that nobody else can have: the driver's own reserve counts as used."""
+        memory = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo)
+        return None if memory is None else int(memory.used)
+
+    def utilization(self) -> float | None:
+        """Percent of the last sample period in which any kernel ran."""
+        rates = self._ask("utilization", pynvml.nvmlDeviceGetUtilizationRates)
+        return None if rates is None else float(rates.gpu)
+
+    def sm_clock(self) -> int | None:
+        """MHz."""
+        clock: int | None = self._ask("sm clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM)
+        return clock
+
+    def event_reasons(self) -> int | None:
+        """NVML's clock event reasons, a bit mask: why the clocks are not higher."""
+        reasons: int | None
+        if self._asked("event reasons"):
+            reasons = self._ask("event reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        else:  # the same mask under its name in drivers before 535
+            reasons = self._ask("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        return reasons
+
+    # --- the slow lane's readers
+
+    def energy(self) -> float | None:
+        """The card's energy counter in joules since the driver was loaded; milliseconds of work for the driver."""
+        millijoules = self._ask("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption)
+        return None if millijoules is None else millijoules / 1000
+
+    def temperature(self) -> float | None:
+        """Degrees Celsius of the GPU die."""
+        degrees = self._ask("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
+        if degrees is None:  # NVML announces the older name's end
+            degrees = self._ask("temperature v", pynvml.nvmlDeviceGetTemperatureV, pynvml.NVML_TEMPERATURE_GPU)
+        return None if degrees is None else float(degrees)
+
+    def power_limit(self) -> float | None:
+        """Watts that the card is held to now, the lowest of all limits."""
+        milliwatts = self._ask("power limit", pynvml.nvmlDeviceGetEnforcedPowerLimit)
+        return None if milliwatts is None else milliwatts / 1000
+
+    def memory_clock(self) -> int | None:
+        """MHz."""
+        clock: int | None = self._ask("memory clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM)
+        return clock
+
+    def uncorrected_errors(self) -> int | None:
+        """Memory errors since the driver was loaded that ECC could not correct."""
+        count: int | None = self._ask(
+            "ecc errors",
+            pynvml.nvmlDeviceGetTotalEccErrors,
+            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+            pynvml.NVML_VOLATILE_ECC,
+        )
+        return count
+
+    def processes(self) -> tuple[GpuProcess, ...] | None:
+        """The processes that compute on this GPU."""
+        # by versioned names: pynvml's plain name raises no NVMLError where the driver is older than pynvml
+        found = self._ask("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
+        if found is None:
+            found = self._ask("processes v2", pynvml.nvmlDeviceGetComputeRunningProcesses_v2)
+        if found is None:
+            return None
+        return tuple(GpuProcess(int(p.pid), None if p.usedGpuMemory is None else int(p.usedGpuMemory)) for p in found)
+
+    # --- asked rarely
+
+    def memory_total(self) -> int | None:
+        """Bytes."""
+        memory = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo)
+        return None if memory is None else int(memory.total)
+
+    def memory_free(self) -> int | None:
+        """Bytes."""
+        memory = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo)
+        return None if memory is None else int(memory.free)
+
+    def compute_capability(self) -> tuple[int, int] | None:
+        """CUDA's generation of the GPU, such as (9, 0)."""
+        version: tuple[int, int] | None = self._ask("capability", pynvml.nvmlDeviceGetCudaComputeCapability)
+        return version
+
+    def facts(self) -> GpuFacts:
+        """How the GPU is set up.
+
+        Raises:
+            GpuLost: The GPU has gone.
+        """
+        persistence = self._ask("persistence", pynvml.nvmlDeviceGetPersistenceMode)
+        compute_mode = self._ask("compute mode", pynvml.nvmlDeviceGetComputeMode)
+        default_limit = self._ask("default limit", pynvml.nvmlDeviceGetPowerManagementDefaultLimit)
+        mig = self._ask("mig", pynvml.nvmlDeviceGetMigMode)
+        ecc = self._ask("ecc mode", pynvml.nvmlDeviceGetEccMode)
+        return GpuFacts(
+            free_memory_bytes=self.memory_free(),
+            persistence_mode=None if persistence is None else bool(persistence),
+            compute_mode=None if compute_mode is None else _COMPUTE_MODES.get(compute_mode, f"mode {compute_mode}"),
+            power_limit_w=self.power_limit(),
+            default_power_limit_w=None if default_limit is None else default_limit / 1000,
+            energy_counter=self.energy() is not None,
+            mig_mode=None if mig is None else bool(mig[0]),
+            ecc_mode=None if ecc is None else bool(ecc[0]),
+        )
+
+    # --- how a question is asked
+
+    def _asked(self, metric: str) -> bool:
+        """Whether the metric is asked for now, or left alone since it was refused."""
+        until = self._paused_until.get(metric)
+        return until is None or time.monotonic() >= until
+
+    def _ask(self, metric: str, call: Callable[..., Any], *arguments: Any) -> Any | None:
+        if not self._asked(metric):
+            return None
+        try:
+            return call(self._handle, *arguments)
+        except pynvml.NVMLError as error:
+            self._refused(metric, error.value)
+            return None
+
+    def _refused(self, metric: str, code: int) -> None:
+        if code in _LOST:
+            raise GpuLost(self.uuid, error_text(code))
+        pause = UNSUPPORTED_PAUSE_S if code in _LASTING else ERROR_PAUSE_S
+        self._paused_until[metric] = time.monotonic() + pause
+
+
+def error_text(code: int) -> str:
+    """NVML's own words for an error code."""
+    return str(pynvml.NVMLError(code))

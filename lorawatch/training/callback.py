@@ -1,0 +1,283 @@
+"""`StepCallback`: one line that makes any transformers Trainer, or TRL script, measured and stoppable.
+
+    from lorawatch import StepCallback
+    trainer.add_callback(StepCallback())
+
+Started under `lorawatch --record -- python script.py` it journals every rank's steps; started alone it does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorawatch.records import Step
+from lorawatch.rundir import RunDir
+from lorawatch.training.counts import BatchCounts
+from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
+from lorawatch.training.meter import Reading, StepMeter
+from lorawatch.training.observer import Observer
+from lorawatch.training.place import Place
+
+_log = logging.getLogger(__name__)
+RUN_DIR_VARIABLE = "LORAWATCH_RUN_DIR"
+
+
+class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked here
+    """Measures each step of a Trainer and honours `lorawatch stop`, at no cost to the step worth speaking of.
+
+    It finds the run's directory in LORAWATCH_RUN_DIR, which the recorder sets, and its rank in torchrun's environment.
+
+    Args:
+        exclude_steps: Warm-up steps at the start of an attempt, outside every figure.
+        observer: The rank's side thread, where the caller has one already; it stays open then.
+        counts: Token counts from the collator; without them they are counted on the device, asynchronously.
+        facts: The model's sizes, where the caller knows them already.
+    """
+
+    def __init__(
+        self,
+        *,
+        exclude_steps: int = 1,
+        observer: Observer | None = None,
+        counts: BatchCounts | None = None,
+        facts: ModelFacts | None = None,
+    ) -> None:
+        self._exclude = exclude_steps
+        self._observer = observer
+        self._own_observer = observer is None
+        self._counts = counts
+        self._facts = facts
+        self._meter: StepMeter | None = None
+        self._hook: Any = None
+        self._gpu_uuid: str | None = None
+        self._first_step = 1
+        self._learning_rate: float | None = None
+        self._scheduler: Any = None
+        self.stopped_at: int | None = None
+        """The step at which all ranks stopped on request."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        lr_scheduler: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Begin to measure."""
+        if self._observer is None:
+            root = os.environ.get(RUN_DIR_VARIABLE)
+            if not root:
+                _log.info("lorawatch: %s is not set, so nothing is recorded", RUN_DIR_VARIABLE)
+                return
+            self._observer = Observer(RunDir(Path(root)), Place.from_environment()).start()
+        observer = self._observer
+        device = torch.device(args.device)
+        if self._facts is None and model is not None:
+            self._facts = model_facts(model, getattr(args, "max_length", None))
+        observer.append(rank_started(observer.place, device, state.max_steps or None, self._facts))
+        observer.phase("training")
+        observer.stopping.resume_from(state.global_step)
+        self._gpu_uuid = gpu_identity(device)[0]
+        self._first_step = state.global_step + 1
+        self._scheduler = lr_scheduler
+        self._meter = StepMeter(device)
+        if model is not None:
+            self._hook = model.register_forward_hook(self._after_forward, with_kwargs=True)
+        _watch_gradient_norm(self._meter)
+        _time_data_loader(train_dataloader, self._meter, self._counts)
+        observer.watch(self._journal_steps)
+        self._meter.mark()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the rate that this step uses: the scheduler moves on before the step's end."""
+        if self._meter is not None and self._scheduler is not None:
+            rate = self._scheduler.get_last_lr()[0]
+            self._learning_rate = rate if isinstance(rate, float) else None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """The step's end; also the place where all ranks stop on request, at the same step, with a checkpoint."""
+        if self._meter is None or self._observer is None:
+            return control
+        self._meter.end_step(state.global_step, self._learning_rate)
+        if self._observer.stopping.step_completed(state.global_step, state.max_steps):
+            self.stopped_at = state.global_step
+            control.should_training_stop = True
+            control.should_save = True
+        if control.should_evaluate:
+            self._observer.phase("evaluating")
+        elif control.should_save:
+            self._observer.phase("saving", "checkpoint")
+        return control
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """An evaluation is over; its time belongs to no step."""
+        self._pause_ended()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint is written; its time belongs to no step."""
+        self._pause_ended()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Journal the last steps and stop measuring."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop measuring; the steps that have ended are journaled. Safe to call twice."""
+        if self._meter is None or self._observer is None:
+            return
+        if self._hook is not None:
+            self._hook.remove()
+        _watch_gradient_norm(None)
+        self._observer.unwatch(self._journal_steps)
+        self._observer.tick()  # waits for a look that is under way
+        self._journal(self._meter.drain())
+        self._meter = None
+        if self._own_observer:
+            self._observer.phase("finished")
+            self._observer.close()
+            self._observer = None
+
+    def _pause_ended(self) -> None:
+        if self._meter is not None and self._observer is not None:
+            self._meter.mark()
+            self._observer.phase("training")
+
+    def _journal_steps(self) -> None:
+        if self._meter is not None:
+            self._journal(self._meter.poll())
+
+    def _journal(self, readings: list[Reading]) -> None:
+        observer = self._observer
+        if observer is None:
+            return
+        for r in readings:
+            observer.append(
+                Step(
+                    attempt=observer.place.attempt,
+                    rank=observer.place.rank,
+                    step=r.step,
+                    ended_at=r.ended_at,
+                    duration_s=r.duration_s,
+                    tokens=r.tokens,
+                    nonpad_tokens=r.nonpad_tokens,
+                    label_tokens=r.label_tokens,
+                    loss=r.loss,
+                    grad_norm=r.grad_norm,
+                    learning_rate=r.learning_rate,
+                    data_wait_s=r.data_wait_s,
+                    memory_allocated_bytes=r.memory_allocated_bytes,
+                    memory_reserved_bytes=r.memory_reserved_bytes,
+                    phase="warmup" if r.step < self._first_step + self._exclude else "train",
+                    gpu_uuid=self._gpu_uuid,
+                )
+            )
+
+    def _after_forward(self, module: torch.nn.Module, args: Any, inputs: dict[str, Any], outputs: Any) -> None:
+        """Count a training batch and keep its loss; the hook runs before the Trainer scales the loss in place."""
+        meter = self._meter
+        if meter is None or not module.training or not torch.is_grad_enabled():
+            return
+        ids = inputs.get("input_ids")
+        if ids is None and args:
+            ids = args[0]
+        if not isinstance(ids, torch.Tensor):
+            return
+        nonpad: torch.Tensor | int
+        labels: torch.Tensor | int | None
+        counted = self._counts.take(tuple(ids.shape)) if self._counts is not None else None
+        if counted is not None:
+            nonpad, labels = counted
+        else:
+            mask = inputs.get("attention_mask")
+            nonpad = mask.count_nonzero() if isinstance(mask, torch.Tensor) and mask.shape == ids.shape else ids.numel()
+            labels = _count_labels(inputs)
+        meter.add_batch(ids.numel(), nonpad=nonpad, labels=labels, loss_sum=_loss_sum(inputs, outputs, labels))
+
+
+def _count_labels(inputs: dict[str, Any]) -> torch.Tensor | None:
+    """Positions that a causal model's loss is taken over: the first label of a row is nobody's prediction."""
+    shifted = inputs.get("shift_labels")
+    if not isinstance(shifted, torch.Tensor):
+        labels = inputs.get("labels")
+        if not isinstance(labels, torch.Tensor) or labels.dim() < 2:
+            return None
+        shifted = labels[..., 1:]
+    return (shifted != -100).sum()
+
+
+def _loss_sum(inputs: dict[str, Any], outputs: Any, labels: torch.Tensor | int | None) -> torch.Tensor | None:
+    """The sum of this batch's token losses, undoing the model's division.
+
+    Given `num_items_in_batch` (the label tokens of all micro-batches and ranks) the model divides the sum by it;
+    without, by its own label tokens.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
+    divisor = inputs.get("num_items_in_batch")
+    if divisor is None:
+        divisor = labels
+    if not isinstance(loss, torch.Tensor) or loss.dim() or divisor is None:
+        return None
+    if isinstance(divisor, torch.Tensor) and divisor.dim():
+        return None
+    return loss.detach().float() * divisor
+
+
+# The gradient norm passes through one method of accelerate, whichever Trainer runs; it hands the Trainer out to nobody
+# who could read it without a synchronisation, so the method is wrapped while a meter runs.
+_clip_grad_norm = Accelerator.clip_grad_norm_
+
+
+def _watch_gradient_norm(meter: StepMeter | None) -> None:
+    if meter is None:
+        Accelerator.clip_grad_norm_ = _clip_grad_norm
+        return
+
+    def clip_grad_norm_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        norm = _clip_grad_norm(self, *args, **kwargs)
+        if norm is not None:
+            meter.set_grad_norm(norm)
+        return norm
+
+    Accelerator.clip_grad_norm_ = clip_grad_norm_
+
+
+def _time_data_loader(loader: Any, meter: StepMeter, counts: BatchCounts | None) -> None:
+    """Time the waits for the next batch, without the copy to the device that accelerate does around them."""
+    inner = getattr(loader, "base_dataloader", None)
+    if inner is None:
+        return
+    begin = type(inner).__iter__
+
+    def timed() -> Iterator[Any]:
+        if counts is not None:
+            counts.clear()  # an epoch that ended early leaves batches that nobody computed
+        iterator = begin(inner)
+        while True:
+            started = time.perf_counter_ns()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                meter.add_data_wait(time.perf_counter_ns() - started)
+            yield batch
+
+    inner.__iter__ = timed  # accelerate asks the instance for it

@@ -1,0 +1,109 @@
+"""What a rank does before anything else, so that it never outlives its agent and its printing never ends a run.
+
+Standard library only: all of this happens before torch is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+_PR_SET_PDEATHSIG = 1
+_kept: list[IO[Any]] = []  # files that faulthandler writes to must stay open
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the agent dies: it would leave its ranks stepping otherwise.
+
+    An agent that died before the request is seen by the parent's change; then this process ends here.
+    """
+    before = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != before or before == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def redirect_output(path: Path) -> None:
+    """Send file descriptors 1 and 2 to the rank's log; where it cannot be opened they stay as they are."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+
+class QuietStream(io.TextIOBase):
+    """Text over a file descriptor; writing never raises: what a full disk or a closed pipe refuses is gone."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, text: str) -> int:
+        rest = text.encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        return len(text)
+
+
+def quiet_streams() -> None:
+    """Replace sys.stdout and sys.stderr by streams that never raise; SIGPIPE is Python's default, ignored."""
+    sys.stdout = QuietStream(1)
+    sys.stderr = QuietStream(2)
+
+
+def dump_stacks_on_signal(path: Path) -> None:
+    """SIGUSR1 appends all threads' Python stacks to a file and the rank goes on; a crash dumps them to the log."""
+    file: IO[Any]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115  stays open as long as the process
+    except OSError:
+        file = os.fdopen(os.dup(2), "w")
+    _kept.append(file)
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True, chain=False)
+    faulthandler.enable(file=2, all_threads=True)
+
+
+def on_termination(callback: Callable[[int], None]) -> None:
+    """Call back on a side thread for SIGTERM and SIGINT, also while the main thread is stuck inside a collective.
+
+    Python runs signal handlers on the main thread between bytecodes, which a blocked collective never reaches; the
+    wakeup descriptor is written by the C handler at once.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def listen() -> None:
+        while True:
+            for number in os.read(reader, 64):
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    callback(number)
+
+    threading.Thread(target=listen, name="lorawatch-signals", daemon=True).start()

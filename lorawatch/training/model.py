@@ -1,0 +1,267 @@
+"""Builds the model that a recipe names: pretrained or random weights, with LoRA adapters in FP32."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.initialization import no_init_weights
+
+from lorawatch.analysis.flops import lora_flops_per_token
+from lorawatch.errors import MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
+from lorawatch.recipe import Recipe
+from lorawatch.training import hub
+from lorawatch.training.facts import ModelFacts, is_linear, model_facts
+from lorawatch.training.tokenization import byte_tokenizer
+
+_GIB = 1 << 30
+_ADAPTER_BYTES = 4 + 4 + 8  # FP32 weight and gradient, AdamW's two moments
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model before its weights: what it will be, how large, and where the weights come from.
+
+    Attributes:
+        config: transformers' config.
+        files: Where the weights are; None for random weights.
+        folder: A folder that may hold the tokenizer; None where only the shape is known.
+        dtype: Number format of the base weights.
+        facts: Sizes with the adapters.
+        weights_bytes: Memory of weights, adapters, their gradients and optimizer states; activations come on top.
+    """
+
+    config: Any
+    files: hub.ModelFiles | None
+    folder: Path | None
+    dtype: torch.dtype
+    facts: ModelFacts
+    weights_bytes: int
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.config.get_text_config().vocab_size)
+
+
+def plan_model(recipe: Recipe) -> ModelPlan:
+    """Find the model and size it, without reading a weight.
+
+    Raises:
+        ModelNotFound: It is nowhere.
+        RecipeError: `lora.targets` names no linear layer of it.
+        MissingDependency: A GGUF file without the package that reads it.
+    """
+    dtype = getattr(torch, recipe.model.dtype)
+    files: hub.ModelFiles | None = None
+    if recipe.model.weights == "random":
+        config, folder = _shape(recipe.model.name)
+    else:
+        if recipe.model.name in _table():
+            _table_only(recipe.model.name)
+        files = hub.find(recipe.model.name)
+        config, folder = _read_config(files), files.folder
+    with torch.device("meta"), no_init_weights():
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    skeleton.tie_weights()
+    adapters = _adapter_parameters(skeleton, recipe)
+    base = model_facts(skeleton)
+    text = config.get_text_config()
+    heads, size = text.num_attention_heads, getattr(text, "head_dim", None)
+    width = heads * size if size else text.hidden_size
+    matmul = sum(m.weight.numel() for m in skeleton.modules() if is_linear(m))
+    flops = lora_flops_per_token(matmul, adapters, recipe.data.sequence_length, width, text.num_hidden_layers)
+    facts = ModelFacts(base.parameters + adapters, adapters, flops, recipe.model.dtype)
+    needed = base.parameters * dtype.itemsize + adapters * _ADAPTER_BYTES
+    return ModelPlan(config, files, folder, dtype, facts, needed)
+
+
+def check_memory(plan: ModelPlan, device: torch.device) -> None:
+    """See that a GPU has room for the weights before any of them goes there.
+
+    Raises:
+        NoSuitableGpu: It has not; with the numbers.
+    """
+    if device.type != "cuda":
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    if plan.weights_bytes > free:
+        name = torch.cuda.get_device_name(device)
+        raise NoSuitableGpu(
+            f"the model needs {plan.weights_bytes / _GIB:.1f} GiB for weights and adapters alone, but {name} (cuda:"
+            f"{device.index or 0}) has {free / _GIB:.1f} of {total / _GIB:.1f} GiB free",
+            hint="use a GPU with more free memory (--gpus), end what else runs there (nvidia-smi), or a smaller model",
+        )
+
+
+def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftModel:
+    """The model on its device, base weights frozen, adapters trainable and FP32.
+
+    Random weights are drawn on the device itself: 8 billion of them take well under a second on an H100.
+    """
+    torch.manual_seed(recipe.train.seed)
+    if plan.files is None:
+        with torch.device(device):
+            base = AutoModelForCausalLM.from_config(plan.config, dtype=plan.dtype)
+    else:
+        try:
+            base = _read_weights(plan, plan.files, device)
+        except OSError as error:
+            raise ModelNotFound(f"model {recipe.model.name!r} cannot be read: {_first_line(error)}") from error
+        # So that a saved adapter names its base as the user did, not a path on this machine.
+        base.config._name_or_path = base.name_or_path = recipe.model.name
+    lora = LoraConfig(
+        r=recipe.lora.rank,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules=list(recipe.lora.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, lora, autocast_adapter_dtype=True)
+    for name, parameter in model.named_parameters():
+        if ("lora_" in name) != parameter.requires_grad or (
+            parameter.requires_grad and parameter.dtype != torch.float32
+        ):
+            raise RuntimeError(f"{name} is {parameter.dtype}, trainable {parameter.requires_grad}: not a LoRA set-up")
+    return model
+
+
+def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device) -> Any:
+    if files.gguf is None:
+        where = {"device_map": {"": device}} if device.type == "cuda" else {}
+        return AutoModelForCausalLM.from_pretrained(files.folder, config=plan.config, dtype=plan.dtype, **where)
+    unpacked: dict[str, Any] = {}
+    try:
+        from transformers import GgufConfig
+
+        unpacked["quantization_config"] = GgufConfig(dequantize=True)
+    except ImportError:
+        pass  # older versions always unpack
+    base = AutoModelForCausalLM.from_pretrained(
+        files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked
+    )
+    # Unpacked it is a plain model; while it is marked as quantized, the Trainer refuses it and it cannot be saved.
+    for mark in ("hf_quantizer", "quantization_method"):
+        setattr(base, mark, None)
+    base.is_quantized = False
+    if hasattr(base.config, "quantization_config"):
+        del base.config.quantization_config
+    return base.to(device)
+
+
+def load_tokenizer(plan: ModelPlan) -> Any:
+    """The model's tokenizer; for a model of which only the shape is known, one that maps bytes to ids.
+
+    Raises:
+        ModelNotFound: The model's files hold no tokenizer.
+    """
+    if plan.folder is None:
+        return byte_tokenizer()
+    extra = {"gguf_file": plan.files.gguf} if plan.files and plan.files.gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(plan.folder, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        if plan.files is None:
+            return byte_tokenizer()
+        raise ModelNotFound(f"{plan.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
+    if extra:
+        # The special tokens are read from the file's metadata into the config, but not into the tokenizer.
+        for name in ("bos", "eos", "pad"):
+            number = getattr(plan.config, f"{name}_token_id", None)
+            if isinstance(number, int):
+                setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(number))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, int, int]]:
+    """Full name, inputs and outputs of each linear layer, the output head left out as PEFT leaves it out."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    for name, module in model.named_modules():
+        if is_linear(module) and module is not head:
+            rows, columns = module.weight.shape
+            yield name, int(columns), int(rows)
+
+
+def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> int:
+    layers = list(linear_layers(skeleton))
+    total = 0
+    matched: set[str] = set()
+    for name, inputs, outputs in layers:
+        fits = [t for t in recipe.lora.targets if name == t or name.endswith(f".{t}")]
+        if fits:
+            matched.update(fits)
+            total += recipe.lora.rank * (inputs + outputs)
+    names = sorted({name.rpartition(".")[2] for name, _, _ in layers})
+    for target in recipe.lora.targets:
+        if target not in matched:
+            close = difflib.get_close_matches(target, names, n=1)
+            suggestion = f"did you mean {close[0]}? " if close else ""
+            raise RecipeError(
+                f"lora.targets: {recipe.model.name} has no linear layer {target!r}",
+                hint=f"{suggestion}its linear layers: {', '.join(names)}",
+            )
+    return total
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """Shapes by name, aliases included."""
+    text = (resources.files("lorawatch.assets") / "models.yaml").read_text(encoding="utf-8")
+    shapes: dict[str, dict[str, Any]] = {}
+    for name, shape in yaml.safe_load(text).items():
+        names = [name, *shape.pop("aliases", [])]
+        shapes.update(dict.fromkeys(names, shape))
+    return shapes
+
+
+def _table_only(name: str) -> None:
+    if "/" not in name and not Path(name).is_dir():
+        raise ModelNotFound(f"{name} is a shape without weights", hint="set model.weights to random")
+
+
+def _shape(name: str) -> tuple[Any, Path | None]:
+    """The config of a model that is built from its shape alone, and a folder that may hold its tokenizer."""
+    shapes = _table()
+    if name in shapes:
+        shape = dict(shapes[name])
+        return AutoConfig.for_model(shape.pop("model_type"), **shape), None
+    folder = hub.find_config(name)
+    if folder is None:
+        raise ModelNotFound(
+            f"the shape of {name!r} is not known here",
+            hint=f"give a folder with its config.json, or one of {', '.join(sorted(shapes))}",
+        )
+    return AutoConfig.from_pretrained(folder), folder
+
+
+def _read_config(files: hub.ModelFiles) -> Any:
+    if files.gguf is None:
+        try:
+            return AutoConfig.from_pretrained(files.folder)
+        except (OSError, ValueError) as error:
+            raise ModelNotFound(f"{files.folder}/config.json cannot be used: {_first_line(error)}") from error
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise MissingDependency(
+            f"{files.gguf} is a GGUF file, which the package gguf reads", hint="pip install gguf"
+        ) from None
+    try:
+        return AutoConfig.from_pretrained(files.folder, gguf_file=files.gguf)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFound(f"{files.folder / files.gguf} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,94 @@
+"""A rank's side thread: writes the journal, reads what was measured, sees requests; training never waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from lorawatch.journal import JournalWriter
+from lorawatch.records import PhaseChange, Record
+from lorawatch.rundir import RunDir
+from lorawatch.training.place import Place
+from lorawatch.training.stopping import StopAgreement
+
+_log = logging.getLogger(__name__)
+
+
+class Observer:
+    """Owns a rank's journal and its part in the stop agreement.
+
+    Args:
+        run: The run's directory.
+        place: Which rank this is.
+        interval_s: Time between two looks.
+    """
+
+    def __init__(self, run: RunDir, place: Place, *, interval_s: float = 0.1) -> None:
+        self.run = run
+        self.place = place
+        self.stopping = StopAgreement(run.control, place)
+        self._journal = JournalWriter(run.rank_journal(place.rank), rank=place.rank)
+        self._interval_s = interval_s
+        self._watchers: list[Callable[[], None]] = []
+        self._cancel = threading.Event()
+        self._ticking = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="lorawatch-observer", daemon=True)
+
+    def start(self) -> Observer:
+        """Begin looking; returns itself."""
+        with contextlib.suppress(OSError):
+            self.run.journal.mkdir(parents=True, exist_ok=True)
+            self.run.control.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        return self
+
+    def append(self, record: Record) -> None:
+        """Queue a journal line; any thread."""
+        self._journal.append(record)
+
+    def phase(self, name: str, detail: str | None = None) -> None:
+        """Journal what the rank is busy with from now on."""
+        self.append(
+            PhaseChange(at=time.time(), attempt=self.place.attempt, rank=self.place.rank, name=name, detail=detail)
+        )
+
+    def watch(self, tick: Callable[[], None]) -> None:
+        """Call a function at every look, on the side thread."""
+        self._watchers.append(tick)
+
+    def unwatch(self, tick: Callable[[], None]) -> None:
+        """Call it no more."""
+        if tick in self._watchers:
+            self._watchers.remove(tick)
+
+    def tick(self) -> None:
+        """One look, now, on the calling thread."""
+        with self._ticking:
+            for watcher in list(self._watchers):
+                try:
+                    watcher()
+                except Exception:  # noqa: BLE001  observing must never end training
+                    _log.exception("lorawatch stops measuring: an observer failed")
+                    self.unwatch(watcher)
+            try:
+                self.stopping.tick()
+            except OSError as error:
+                _log.warning("lorawatch cannot read the run's requests: %s", error)
+            self._journal.flush()
+
+    def close(self) -> None:
+        """Look once more, write what waits, end the thread."""
+        self._cancel.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+        if self._ticking.acquire(timeout=1):  # a thread stuck in a hung file system keeps it
+            self._ticking.release()
+            self.tick()
+            self._journal.close()
+
+    def _loop(self) -> None:
+        while not self._cancel.wait(self._interval_s):
+            self.tick()

@@ -1,0 +1,158 @@
+"""How a rank ended: the exception put in one of the failures that the recorder knows, and the record of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from lorawatch.errors import LorawatchError
+from lorawatch.records import ExitRecord, Failure
+from lorawatch.rundir import write_atomically
+from lorawatch.training.place import Place
+
+_RESERVED_BYTES = 32 << 10
+_TRACEBACK_CHARACTERS = 20_000
+
+# Texts of errors that name no class of their own; compared in lower case, in this order.
+_TEXTS: tuple[tuple[Failure, tuple[str, ...]], ...] = (
+    ("cuda_oom", ("cuda out of memory", "cuda error: out of memory", "cublas_status_alloc_failed")),
+    ("host_oom", ("can't allocate memory", "cannot allocate memory", "not enough memory: you tried to allocate")),
+    ("disk_full", ("no space left on device", "disk quota exceeded")),
+    (
+        "gpu_lost",
+        (
+            "uncorrectable ecc",
+            "fallen off the bus",
+            "gpu is lost",
+            "device is lost",
+            "unspecified launch failure",
+            "hardware stack error",
+        ),
+    ),
+    (
+        "nccl_timeout",
+        (
+            "nccl",
+            "watchdog caught collective",
+            "connection closed by peer",
+            "connection reset by peer",
+            "socket timeout",
+            "timed out waiting",
+        ),
+    ),
+)
+_COMMUNICATION_CLASSES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an exception means to the run."""
+
+    failure: Failure
+    hint: str | None = None
+    exit_code: int | None = None
+
+
+def classify(error: BaseException) -> Verdict:
+    """Put an exception in one of the recorder's failures.
+
+    A rank whose peer died fails in its next collective: that is `nccl_timeout` here, on gloo too, with a hint that
+    sends the reader to the other ranks. Such a record is a consequence where any other rank has another failure.
+    """
+    if isinstance(error, LorawatchError):
+        return Verdict("python_exception", error.hint, error.exit_code)
+    name = type(error).__name__
+    text = str(error).lower()
+    if name == "OutOfMemoryError":
+        return Verdict("cuda_oom", _oom_hint(str(error)))
+    if isinstance(error, MemoryError):
+        return Verdict("host_oom", "the host's memory is full: fewer ranks, or a smaller model.dtype")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Verdict("disk_full", "free some space where LORAWATCH_HOME lies, or set it to another disk")
+    failure: Failure = "nccl_timeout" if name in _COMMUNICATION_CLASSES else "python_exception"
+    if isinstance(error, (RuntimeError, OSError)) or type(error).__module__.partition(".")[0] == "safetensors_rust":
+        failure = next((f for f, texts in _TEXTS if any(t in text for t in texts)), failure)
+    hints: dict[Failure, str] = {
+        "cuda_oom": _oom_hint(str(error)),
+        "host_oom": "the host's memory is full: fewer ranks, or a smaller model.dtype",
+        "disk_full": "free some space where LORAWATCH_HOME lies, or set it to another disk",
+        "gpu_lost": "the driver lost the GPU: see dmesg for an Xid line, and reset the GPU or the host",
+        "nccl_timeout": "a collective failed: another rank ended or hung first, see the other ranks' logs",
+    }
+    return Verdict(failure, hints.get(failure))
+
+
+def _oom_hint(text: str) -> str:
+    wanted = re.search(r"tried to allocate ([\d.]+ [KMGT]?i?B)", text, re.IGNORECASE)
+    free = re.search(r"of which ([\d.]+ [KMGT]?i?B) is free", text, re.IGNORECASE)
+    figures = f"it wanted {wanted[1]}" + (f" where {free[1]} was free" if free else "") + ": " if wanted else ""
+    return f"{figures}lower train.batch_size_per_gpu or data.sequence_length"
+
+
+class ExitReport:
+    """Writes a rank's exit record, once: the first end counts.
+
+    Room for the record is taken on the disk at the start, so that a rank that ends because the disk is full can still
+    say so.
+    """
+
+    def __init__(self, path: Path, place: Place) -> None:
+        self._path = path
+        self._place = place
+        self._lock = threading.Lock()
+        self._written = False
+        self._reserved = path.with_name(f".{path.name}.reserved")
+        self.step = 0
+        """The last step that the rank finished."""
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._reserved.write_bytes(b" " * _RESERVED_BYTES)
+
+    def ended(self, status: Literal["completed", "stopped"]) -> None:
+        """The rank came to its end as asked."""
+        self._write(self._record(status))
+
+    def failed(self, error: BaseException) -> int:
+        """The rank failed; returns the process's exit status."""
+        verdict = classify(error)
+        record = self._record("failed")
+        record.failure = verdict.failure
+        message = error.message if isinstance(error, LorawatchError) else str(error)
+        record.exception = f"{type(error).__name__}: {' '.join(message.split())}"[:2000]
+        lines = traceback.format_exception(error)
+        record.traceback = "".join(lines)[-_TRACEBACK_CHARACTERS:]
+        record.hint = verdict.hint
+        record.exit_code = verdict.exit_code
+        self._write(record)
+        return verdict.exit_code or 1
+
+    def _record(self, status: Literal["completed", "stopped", "failed"]) -> ExitRecord:
+        return ExitRecord(
+            rank=self._place.rank, attempt=self._place.attempt, at=time.time(), status=status, step=self.step
+        )
+
+    def _write(self, record: ExitRecord) -> None:
+        with self._lock:
+            if self._written:
+                return
+            self._written = True
+            data = msgspec.json.encode(record)
+            with contextlib.suppress(OSError):
+                if len(data) <= _RESERVED_BYTES:
+                    with open(self._reserved, "r+b") as file:
+                        file.write(data)
+                        file.truncate()
+                    self._reserved.replace(self._path)
+                    return
+            with contextlib.suppress(OSError):
+                write_atomically(self._path, data)
+                self._reserved.unlink(missing_ok=True)

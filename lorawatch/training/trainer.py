@@ -1,0 +1,216 @@
+"""The reference engine: transformers' Trainer as everybody runs it, DDP under torchrun, with lorawatch's callback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from lorawatch.errors import LorawatchError, NoSuitableGpu
+from lorawatch.recipe import Recipe
+from lorawatch.rundir import RunDir
+from lorawatch.training import model as models
+from lorawatch.training.callback import StepCallback
+from lorawatch.training.counts import BatchCounts
+from lorawatch.training.data import Collator, SyntheticData, TokenizedData, build_data
+from lorawatch.training.observer import Observer
+from lorawatch.training.place import Place
+
+_kept: list[object] = []
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        step: The last step done.
+        stopped: Whether it ended early on request.
+    """
+
+    step: int
+    stopped: bool
+
+
+class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked here
+    """The Trainer plus one check before the first step: that no rank will wait in a collective for a batch that another
+    rank does not have."""
+
+    fingerprint: str = ""
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
+        """Sizes of the training, as the Trainer computes them.
+
+        Raises:
+            LorawatchError: The ranks have different numbers of batches, or different data.
+        """
+        values = super().set_initial_training_values(args, dataloader)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            mine = (len(dataloader), len(self.train_dataset), self.fingerprint)
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, mine)
+            check_equal_batches(everyone)
+        return values
+
+
+def check_equal_batches(ranks: list[tuple[int, int, str]]) -> None:
+    """See that all ranks have the same number of batches of the same data.
+
+    Args:
+        ranks: For each rank: batches an epoch, rows, fingerprint of the rows.
+
+    Raises:
+        LorawatchError: They differ; says which.
+    """
+    if len(set(ranks)) == 1:
+        return
+    hint = "the data file differs between hosts, or changed meanwhile"
+    if len({(batches, rows) for batches, rows, _ in ranks}) == 1:
+        odd = [str(r) for r, (_, _, print_) in enumerate(ranks) if print_ != ranks[0][2]]
+        raise LorawatchError(f"rank {', '.join(odd)} read other data than rank 0", hint=hint)
+    listed = ", ".join(f"rank {r}: {batches} batches of {rows} rows" for r, (batches, rows, _) in enumerate(ranks))
+    raise LorawatchError(f"the ranks have different numbers of batches ({listed})", hint=hint)
+
+
+def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_kind: str) -> Outcome:
+    """Load, tokenize, train, and save the adapter; called on every rank.
+
+    Args:
+        run: Where adapter and checkpoints go.
+        recipe: What to do.
+        place: Which rank this is.
+        observer: The rank's side thread.
+        device_kind: `cuda` or `cpu`.
+
+    Raises:
+        LorawatchError: Bad input, a missing model, no suitable GPU.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device = _device(device_kind, place)
+    # The arguments begin the process group, with the backend of the device.
+    arguments = training_arguments(recipe, run.checkpoints, device)
+    set_seed(recipe.train.seed)
+    observer.phase("loading", recipe.model.name)
+    plan = models.plan_model(recipe)
+    models.check_memory(plan, device)
+    tokenizer = None if recipe.data.source == "synthetic" else models.load_tokenizer(plan)
+    observer.phase("tokenizing", recipe.data.source)
+    data = build_data(recipe, tokenizer, plan.vocabulary, place.world_size)
+    observer.phase("loading", _described(data))
+    model = models.load_model(plan, recipe, device)
+    set_seed(recipe.train.seed)  # batches in the same order whatever loading drew
+    counts = BatchCounts()
+    exclude = recipe.measure.exclude_steps
+    callback = StepCallback(exclude_steps=exclude, observer=observer, counts=counts, facts=plan.facts)
+    pad_id = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    trainer = ReferenceTrainer(
+        model=model, args=arguments, train_dataset=data, data_collator=Collator(pad_id, counts), callbacks=[callback]
+    )
+    trainer.fingerprint = data.fingerprint
+    trainer.train()
+    observer.phase("saving", "adapter")
+    if place.rank == 0:
+        save_adapter(run, model, tokenizer)
+    # The last reference to a gloo process group, dropped with the interpreter's lock held, waits for threads that want
+    # that lock: seen to hang a rank that had finished. The rank leaves by os._exit, so that nothing needs to be freed.
+    _kept.append((trainer, model))
+    if dist.is_initialized():
+        # Nobody leaves before the adapter is there, nor takes the store away from those who still use it.
+        dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+        dist.destroy_process_group()
+    step = int(trainer.state.global_step)
+    stopped = callback.stopped_at is not None and step < trainer.state.max_steps
+    observer.phase("finished", f"step {step}")
+    return Outcome(step, stopped)
+
+
+def training_arguments(recipe: Recipe, output: Path, device: torch.device) -> TrainingArguments:
+    """The recipe in the Trainer's words: on a GPU mixed precision as the base weights' format asks for, plain on the
+    CPU; nothing is logged, evaluated or saved on the way."""
+    train = recipe.train
+    cuda = device.type == "cuda"
+    schedule = train.schedule
+    return TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=train.batch_size_per_gpu,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        max_steps=-1 if train.steps is None else train.steps,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" and train.warmup_steps else schedule,
+        warmup_steps=train.warmup_steps,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        bf16=cuda and recipe.model.dtype == "bfloat16",
+        fp16=cuda and recipe.model.dtype == "float16",
+        use_cpu=not cuda,
+        # Only under torchrun: accelerate takes a named backend for a process group that is there.
+        ddp_backend=("nccl" if cuda else "gloo") if "LOCAL_RANK" in os.environ else None,
+        ddp_find_unused_parameters=False,
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=cuda,
+    )
+
+
+def save_adapter(run: RunDir, model: Any, tokenizer: Any) -> None:
+    """Save the adapter in PEFT's format, with the tokenizer; the folder appears whole or not at all.
+
+    Raises:
+        OSError: The disk refuses it; an older adapter stays.
+    """
+    temporary = run.root / f".adapter.{os.getpid()}"
+    try:
+        # Without this the saving asks the hub whether the base's embedding was resized.
+        model.save_pretrained(temporary, save_embedding_layers=False)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if run.adapter.exists():
+            old = run.root / f".adapter.old.{os.getpid()}"
+            run.adapter.rename(old)
+            temporary.rename(run.adapter)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(run.adapter)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _device(kind: str, place: Place) -> torch.device:
+    if kind != "cuda":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if place.local_rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise NoSuitableGpu(
+            f"rank {place.rank} needs GPU {place.local_rank} of this host, but torch {torch.__version__} sees {count}",
+            hint=f"CUDA_VISIBLE_DEVICES is {visible!r}; `lorawatch doctor` says what torch lacks",
+        )
+    device = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _described(data: SyntheticData | TokenizedData) -> str:
+    if isinstance(data, SyntheticData):
+        return f"{len(data)} rows of random tokens"
+    parts = [f"{len(data)} rows, {data.tokens} tokens"]
+    if data.cut:
+        parts.append(f"{data.cut} cut")
+    if data.dropped:
+        parts.append(f"{data.dropped} dropped")
+    return ", ".join(parts)

@@ -1,0 +1,108 @@
+"""A rank's entry: `python -m lorawatch.training.worker RUN_DIR`, as torchrun starts it.
+
+The guards come first, before torch is imported: the rank dies with its agent, printing never ends it, its stacks can be
+asked for, and however it ends it leaves an exit record.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from lorawatch import recipe as recipes
+from lorawatch.errors import NoSuitableGpu
+from lorawatch.rundir import RunDir
+from lorawatch.training import guards
+from lorawatch.training.observer import Observer
+from lorawatch.training.outcome import ExitReport
+from lorawatch.training.place import Place
+
+# Set only where the user has not: quiet libraries, short waits.
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_ETAG_TIMEOUT": "5",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def main() -> NoReturn:
+    """Run one rank; ends the process."""
+    guards.die_with_parent()
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m lorawatch.training.worker RUN_DIR (torchrun starts it)")
+    run = RunDir(Path(sys.argv[1]).absolute())
+    place = Place.from_environment()
+    guards.redirect_output(run.rank_log(place.attempt, place.rank))
+    guards.quiet_streams()
+    guards.dump_stacks_on_signal(run.stacks / f"rank-{place.rank}.txt")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    report = ExitReport(run.exit_record(place.attempt, place.rank), place)
+    observer = Observer(run, place).start()
+
+    def terminated(number: int) -> None:
+        # The agent ends the siblings of a dead rank so.
+        report.step = observer.stopping.completed
+        report.ended("stopped")
+        observer.close()
+        os._exit(128 + number)
+
+    guards.on_termination(terminated)
+    try:
+        _train(run, place, observer, report)
+    except SystemExit as end:
+        report.step = observer.stopping.completed
+        code = end.code if isinstance(end.code, int) else 1
+        report.failed(RuntimeError(f"something in the process called sys.exit({end.code!r})"))
+        _leave(observer, code or 1)
+    except BaseException as error:  # noqa: BLE001  every end leaves a record
+        import traceback
+
+        report.step = observer.stopping.completed
+        code = report.failed(error)
+        traceback.print_exception(error)
+        _leave(observer, code)
+    _leave(observer, 0)
+
+
+def _train(run: RunDir, place: Place, observer: Observer, report: ExitReport) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import record  # torch's import starts here
+
+    @record
+    def entry() -> None:
+        import torch
+
+        info = run.info()
+        recipe = recipes.load(str(run.recipe))
+        device = info.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise NoSuitableGpu(
+                f"the run is for GPUs, but torch {torch.__version__} cannot use any",
+                hint="install a torch build for your driver, or run on the CPU: --gpus cpu:2; see `lorawatch doctor`",
+            )
+        from lorawatch.training.trainer import train
+
+        outcome = train(run, recipe, place, observer, device)
+        report.step = outcome.step
+        report.ended("stopped" if outcome.stopped else "completed")
+
+    entry()
+
+
+def _leave(observer: Observer, code: int) -> NoReturn:
+    """End without the interpreter's teardown, where a broken process group or driver could hang."""
+    observer.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""The one door to DuckDB.
+
+The compiled module is imported without the package around it: the package's relational API costs 50 ms and 12 MB at
+import and nothing here uses it. The dependency is pinned below the next minor version.
+"""
+
+from __future__ import annotations
+
+try:
+    import _duckdb as duckdb
+except ImportError:  # a build that names its compiled module otherwise
+    import duckdb  # type: ignore[no-redef]
+
+Connection = duckdb.DuckDBPyConnection
+Error = duckdb.Error
+
+__all__ = ["Connection", "Error", "duckdb"]

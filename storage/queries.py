@@ -1,0 +1,118 @@
+"""What the command line asks the history: small questions, each one short read, answered as plain data.
+
+Times are unix seconds in keys that end in `_s`. A history that does not exist yet has no runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorawatch import paths
+from lorawatch.errors import RunNotFound
+from lorawatch.storage.connection import reading
+
+_LIST = (
+    "run_id, name, state, failure, sku, gpu_count, world_size, device, steps, steps_total, tok_s, tok_s_ci95, tok_per_j, "
+    "avg_power_w, final_loss, peak_vram_bytes, duration_s, epoch(created_at) AS created_at_s, sweep_id, tags"
+)
+
+
+def list_runs(
+    *, limit: int | None = 20, state: str | None = None, name: str | None = None, tag: str | None = None
+) -> list[dict[str, Any]]:
+    """Runs, latest first, with their main figures.
+
+    Args:
+        limit: How many at most; None for all.
+        state, name, tag: Only runs with these.
+
+    Raises:
+        HistoryBusy: A writer held the history for 2 s.
+        HistoryError: It cannot be read.
+    """
+    wanted = [
+        (condition, value)
+        for condition, value in (("state = ?", state), ("name = ?", name), ("list_contains(tags, ?)", tag))
+        if value is not None
+    ]
+    where = " AND ".join(condition for condition, _ in wanted) or "true"
+    end = "" if limit is None else f" LIMIT {int(limit)}"
+    return _rows(
+        f"SELECT {_LIST} FROM v_runs WHERE {where} ORDER BY run_id DESC{end}",  # noqa: S608  values are parameters
+        [value for _, value in wanted],
+    )
+
+
+def run_figures(run_id: str) -> dict[str, Any] | None:
+    """Everything the history has of a run in one row: facts, state, summary; None where it lacks the run.
+
+    Keys are the columns of `v_runs` and `run_summary`; beside them `started_at_s`, `ended_at_s`, `created_at_s` and
+    `versions`, one line for people. `tok_s_per_gpu` is per rank where the run had no GPU.
+
+    Raises:
+        HistoryBusy, HistoryError: As `list_runs`.
+    """
+    rows = _rows(
+        "SELECT v.* EXCLUDE (created_at, started_at, ended_at), "
+        "s.* EXCLUDE (run_id, model, sku, gpu_count, world_size, measured_steps, tok_s, tok_s_ci95, mean_step_tok_s, "
+        "tok_s_per_gpu, step_p50_s, step_p95_s, avg_power_w, avg_power_all_gpus_w, energy_j, energy_source, "
+        "energy_disagreement_pct, tok_per_j, peak_vram_bytes, throttled_share, mfu, tokens, window_s, final_loss), "
+        "epoch(v.created_at) AS created_at_s, epoch(v.started_at) AS started_at_s, epoch(v.ended_at) AS ended_at_s "
+        "FROM v_runs AS v LEFT JOIN run_summary AS s ON s.run_id = v.run_id WHERE v.run_id = ?",
+        [run_id],
+    )
+    if not rows:
+        return None
+    row = rows[0]
+    versions = (("lorawatch", "lorawatch_version"), ("torch", "torch_version"), ("driver", "driver_version"))
+    row["versions"] = ", ".join(f"{word} {row[key]}" for word, key in versions if row[key]) or None
+    return row
+
+
+def run_events(run_id: str, limit: int = 20) -> list[dict[str, Any]]:
+    """A run's latest events, in order of time.
+
+    Raises:
+        HistoryBusy, HistoryError: As `list_runs`.
+    """
+    return _rows(
+        'SELECT * FROM (SELECT epoch("at") AS at_s, kind, severity, attempt, rank, message FROM events WHERE run_id = ? '
+        'ORDER BY "at" DESC LIMIT ?) ORDER BY at_s',
+        [run_id, limit],
+    )
+
+
+def find_run(name: str) -> str | None:
+    """The id that is meant by an id, an unambiguous beginning or end of one, `last`, or a run's name (the latest).
+
+    Raises:
+        RunNotFound: It fits several runs.
+        HistoryBusy, HistoryError: As `list_runs`.
+    """
+    if name == "last":
+        latest = _rows("SELECT max(run_id) AS run_id FROM runs", [])
+        return latest[0]["run_id"] if latest else None
+    rows = _rows(
+        "SELECT run_id, run_id = $1 AS exact, starts_with(run_id, $1) OR ends_with(run_id, $1) AS part FROM runs "
+        "WHERE exact OR part OR name = $1 ORDER BY run_id DESC",
+        [name],
+    )
+    for row in rows:
+        if row["exact"]:
+            return name
+    parts: list[str] = [row["run_id"] for row in rows if row["part"]]
+    if len(parts) > 1:
+        raise RunNotFound(f"run {name!r} fits {len(parts)} runs: {', '.join(parts[:5])}", hint="type more of the id")
+    if parts:
+        return parts[0]
+    return rows[0]["run_id"] if rows else None
+
+
+def _rows(query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    if not paths.history_file().exists():
+        return []
+    with reading() as connection:
+        cursor = connection.execute(query, list(values))
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

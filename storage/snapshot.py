@@ -1,0 +1,45 @@
+"""A consistent copy of the history in a file of its own, for any other program."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lorawatch.errors import UsageError
+from lorawatch.storage import files
+from lorawatch.storage.connection import reading
+
+
+def snapshot(target: Path, *, force: bool = False, history: Path | None = None) -> None:
+    """Copy the history, as it is at one moment, into a file; runs go on meanwhile and their rows wait.
+
+    The copy is made beside the target and moved into its place when it is whole.
+
+    Args:
+        force: Replace a file that is there.
+
+    Raises:
+        UsageError: The target is there already, or its folder is not.
+        HistoryBusy: A writer held the history for 2 s.
+        HistoryError: The history cannot be read, or the copy cannot be written.
+    """
+    target = target.absolute()
+    if target.exists() and not force:
+        raise UsageError(f"{target} is there already", hint="--force replaces it")
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}")
+    if files.same(target, history):
+        raise UsageError(f"{target} is the history itself", hint="name another file")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with reading(history) as connection:
+            place = str(temporary).replace("'", "''")
+            row = connection.execute("SELECT current_database()").fetchone()
+            name = str(row[0]).replace('"', '""') if row else ""
+            connection.execute(f"ATTACH '{place}' AS lorawatch_copy (READ_WRITE, STORAGE_VERSION '{files.STORAGE}')")
+            connection.execute(f'COPY FROM DATABASE "{name}" TO lorawatch_copy')
+            connection.execute("DETACH lorawatch_copy")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+        files.wal(temporary).unlink(missing_ok=True)

@@ -1,0 +1,252 @@
+"""The figures of a finished run, from its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from lorawatch.analysis.energy import Energy, energy_over
+from lorawatch.analysis.mfu import mfu, plausible
+from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate, percentile
+from lorawatch.analysis.windows import Span, length, union
+from lorawatch.storage.engine import Connection
+from lorawatch.storage.skus import bf16_dense_peak
+
+# Ends of neighbouring steps are read by several processes' clocks; a gap shorter than this is no pause.
+_JOIN_S = 0.02
+# NVML clock event reasons that hold clocks down under load: software power cap, hardware slowdown, software and hardware
+# thermal slowdown, hardware power brake (nvml.h, nvmlClocksEventReason…).
+_THROTTLED = 0x04 | 0x08 | 0x20 | 0x40 | 0x80
+_FETCH = 10_000
+
+
+@dataclass
+class _Steps:
+    """A run's measured steps."""
+
+    tokens: array[float]
+    durations: array[float]
+    window: list[Span]
+    nonpad_tokens: int | None
+    label_tokens: int | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are steps, and all of them tell their tokens."""
+        return len(self.tokens) > 0 and all(t == t for t in self.tokens)
+
+
+def summarize(connection: Connection, run_id: str) -> None:
+    """Compute a run's row of `run_summary`, replacing an earlier one; one transaction.
+
+    Raises:
+        Error: The history cannot be read or written.
+    """
+    values = _figures(connection, run_id)
+    names = ", ".join(values)
+    marks = ", ".join("?" for _ in values)
+    connection.execute("BEGIN")
+    try:
+        connection.execute("DELETE FROM run_summary WHERE run_id = ?", [run_id])
+        connection.execute(
+            f"INSERT INTO run_summary (run_id, {names}) VALUES (?, {marks})",  # noqa: S608  names of this module
+            [run_id, *values.values()],
+        )
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _figures(connection: Connection, run_id: str) -> dict[str, Any]:
+    run = connection.execute(
+        "SELECT recipe, name, world_size, epoch(started_at), epoch(ended_at), own_command FROM runs WHERE run_id = ?",
+        [run_id],
+    ).fetchone()
+    if run is None:
+        raise LookupError(run_id)
+    recipe_text, name, world_size, started, ended, own_command = run
+    recipe: dict[str, Any] = msgspec.json.decode(recipe_text) if recipe_text else {}
+    ranks = connection.execute(
+        "SELECT count(DISTINCT rank), max(flops_per_token), max(dtype), max(device) FROM ranks WHERE run_id = ?",
+        [run_id],
+    ).fetchone() or (0, None, None, None)
+    world = max(int(ranks[0] or 0), int(world_size or 0), 1)
+    gpus = connection.execute("SELECT gpu_uuid, sku, used FROM gpus WHERE run_id = ?", [run_id]).fetchall()
+    used = [uuid for uuid, _, u in gpus if u]
+    skus = sorted({sku for _, sku, u in gpus if u and sku})
+
+    steps = _steps(connection, run_id)
+    window = steps.window
+    window_s = length(window)
+    measured = steps.complete and window_s > 0
+    tokens = sum(steps.tokens) if measured else None
+    tok_s = tokens / window_s if tokens is not None else None
+    shares = len(used) or world
+    per_gpu = tok_s / shares if tok_s is not None else None
+
+    # A command that reports no steps still has power over its whole time.
+    over = window or ([(started, ended)] if started is not None and ended is not None and ended > started else [])
+    over_s = length(over)
+    energies = {uuid: _gpu_energy(connection, run_id, uuid, over) for uuid, _, _ in gpus} if over else {}
+    mine = [energies[uuid] for uuid in used if uuid in energies]
+    energy_j, source = _total(mine)
+    integral_j = _sum([e.integral_j for e in mine])
+    all_j, _ = _total(list(energies.values()))
+    if not gpus and over:
+        energy_j = energy_over(_host_readings(connection, run_id, over), over).counter_j
+        source = "rapl" if energy_j is not None else None
+    disagreement = (
+        100 * (integral_j - energy_j) / energy_j
+        if source == "counter" and energy_j and integral_j is not None
+        else None
+    )
+    on_known_gpu = len(skus) == 1 and str(ranks[2] or "").removeprefix("torch.") in ("bfloat16", "float16")
+    utilisation = mfu(ranks[1], per_gpu, bf16_dense_peak(skus[0])) if on_known_gpu else None
+    vram, throttled = _gpu_facts(connection, run_id, used, over)
+    return {
+        "workload": _workload(recipe, name if own_command else None),
+        "model": (recipe.get("model") or {}).get("name"),
+        "sku": " + ".join(skus) or None,
+        "gpu_count": len(used),
+        "world_size": world,
+        "coupling": "ddp",
+        "tok_s": tok_s,
+        "tok_s_ci95": batch_means_interval95(steps.tokens, steps.durations) if measured else None,
+        "mean_step_tok_s": mean_step_rate(steps.tokens, steps.durations) if measured else None,
+        "tok_s_per_gpu": per_gpu,
+        "step_p50_s": percentile(steps.durations, 0.5),
+        "step_p95_s": percentile(steps.durations, 0.95),
+        "avg_power_w": energy_j / over_s if energy_j is not None else None,
+        "avg_power_all_gpus_w": all_j / over_s if all_j is not None else None,
+        "energy_j": energy_j,
+        "energy_all_gpus_j": all_j,
+        "energy_source": source,
+        "energy_power_integral_j": integral_j,
+        "energy_disagreement_pct": disagreement,
+        "tok_per_j": tokens / energy_j if tokens is not None and energy_j else None,
+        "peak_vram_bytes": vram,
+        "throttled_share": throttled,
+        "mfu": utilisation,
+        "mfu_plausible": plausible(utilisation),
+        "tokens": int(tokens) if tokens is not None else None,
+        "nonpad_tokens": steps.nonpad_tokens,
+        "label_tokens": steps.label_tokens,
+        "measured_steps": len(steps.durations),
+        "window_s": over_s if over else None,
+        "window_of": ("steps" if window else "run") if over else None,
+        "final_loss": _final_loss(connection, run_id),
+    }
+
+
+def _steps(connection: Connection, run_id: str) -> _Steps:
+    found = _Steps(array("d"), array("d"), [], None, None)
+    nonpad = labels = 0
+    whole_nonpad = whole_labels = True
+    rows = connection.execute(
+        "SELECT epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM v_steps "
+        "WHERE run_id = ? AND phase = 'train' ORDER BY step",
+        [run_id],
+    )
+    spans: list[Span] = []
+    while batch := rows.fetchmany(_FETCH):
+        for ended, duration, tokens, nonpad_tokens, label_tokens in batch:
+            found.tokens.append(float("nan") if tokens is None else tokens)
+            found.durations.append(duration)
+            spans.append((ended - duration, ended))
+            whole_nonpad &= nonpad_tokens is not None
+            whole_labels &= label_tokens is not None
+            nonpad += nonpad_tokens or 0
+            labels += label_tokens or 0
+        spans = union(spans, join_s=_JOIN_S)
+    found.window = spans
+    if len(found.durations):
+        found.nonpad_tokens = nonpad if whole_nonpad else None
+        found.label_tokens = labels if whole_labels else None
+    return found
+
+
+def _gpu_energy(connection: Connection, run_id: str, gpu_uuid: str, window: list[Span]) -> Energy:
+    rows = connection.execute(
+        "SELECT epoch(sampled_at) AS at_s, power_w, energy_j FROM gpu_samples WHERE run_id = ? AND gpu_uuid = ? "
+        "AND sampled_at BETWEEN to_timestamp(?) AND to_timestamp(?) ORDER BY sampled_at",
+        [run_id, gpu_uuid, window[0][0] - 10, window[-1][1] + 10],
+    )
+    return energy_over(_fetched(rows), window)
+
+
+def _host_readings(
+    connection: Connection, run_id: str, window: list[Span]
+) -> Iterator[tuple[float, float | None, float | None]]:
+    return _fetched(
+        connection.execute(
+            "SELECT epoch(sampled_at) AS at_s, NULL, package_energy_j FROM host_samples WHERE run_id = ? "
+            "AND sampled_at BETWEEN to_timestamp(?) AND to_timestamp(?) ORDER BY sampled_at",
+            [run_id, window[0][0] - 10, window[-1][1] + 10],
+        )
+    )
+
+
+def _fetched(rows: Connection) -> Iterator[Any]:
+    while batch := rows.fetchmany(_FETCH):
+        yield from batch
+
+
+def _total(energies: list[Energy]) -> tuple[float | None, str | None]:
+    """Joules of several cards and where they come from: counters if all have one, else integrals if all have power."""
+    if not energies:
+        return None, None
+    for source, values in (
+        ("counter", [e.counter_j for e in energies]),
+        ("power_integral", [e.integral_j if e.counter_j is None else e.counter_j for e in energies]),
+    ):
+        total = _sum(values)
+        if total is not None:
+            return total, source
+    return None, None
+
+
+def _sum(values: list[float | None]) -> float | None:
+    return sum(v for v in values if v is not None) if values and None not in values else None
+
+
+def _gpu_facts(
+    connection: Connection, run_id: str, used: list[str], window: list[Span]
+) -> tuple[int | None, float | None]:
+    """Peak memory of any used GPU over the run, and the throttled share of their samples between the window's ends."""
+    if not used:
+        return None, None
+    begin, end = (window[0][0], window[-1][1]) if window else (0.0, 0.0)
+    row = connection.execute(
+        "SELECT max(memory_used_bytes), avg(((event_reasons & ?) != 0)::INTEGER) "
+        "FILTER (sampled_at BETWEEN to_timestamp(?) AND to_timestamp(?)) "
+        "FROM gpu_samples WHERE run_id = ? AND gpu_uuid IN (SELECT unnest(?::VARCHAR[]))",
+        [_THROTTLED, begin, end, run_id, used],
+    ).fetchone()
+    return (row[0], row[1]) if row else (None, None)
+
+
+def _final_loss(connection: Connection, run_id: str) -> float | None:
+    row = connection.execute(
+        "SELECT loss FROM v_steps WHERE run_id = ? AND loss IS NOT NULL ORDER BY step DESC LIMIT 1", [run_id]
+    ).fetchone()
+    return row[0] if row else None
+
+
+def _workload(recipe: dict[str, Any], command_name: str | None) -> str:
+    """A digest of what makes two runs comparable: everything that a step computes, and not on how many GPUs."""
+    if not recipe:
+        return f"command:{command_name}"
+    train = recipe.get("train") or {}
+    facts = {
+        "model": recipe.get("model"),
+        "lora": recipe.get("lora"),
+        "data": recipe.get("data"),
+        "train": {k: train.get(k) for k in ("batch_size_per_gpu", "gradient_accumulation", "engine")},
+    }
+    return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()[:12]

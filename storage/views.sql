@@ -1,0 +1,198 @@
+-- Views are the stable interface: dropped and made anew after every migration.
+
+CREATE VIEW v_steps AS
+SELECT
+    run_id,
+    attempt,
+    step,
+    max(ended_at) AS ended_at,
+    max(duration_s) AS duration_s,
+    sum(tokens)::BIGINT AS tokens,
+    sum(nonpad_tokens)::BIGINT AS nonpad_tokens,
+    sum(label_tokens)::BIGINT AS label_tokens,
+    sum(tokens) / nullif(max(duration_s), 0) AS tok_s,
+    coalesce(
+        sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)
+    ) AS loss,
+    max(grad_norm) AS grad_norm,
+    max(learning_rate) AS learning_rate,
+    max(data_wait_s) AS data_wait_s,
+    max(memory_allocated_bytes) AS memory_allocated_bytes,
+    max(memory_reserved_bytes) AS memory_reserved_bytes,
+    max(phase) AS phase,
+    count(*) AS ranks,
+    min(duration_s) AS fastest_rank_s,
+    arg_max(rank, duration_s) AS slowest_rank
+FROM steps
+GROUP BY run_id, attempt, step
+QUALIFY attempt = max(attempt) OVER (PARTITION BY run_id, step);
+
+CREATE VIEW v_runs AS
+SELECT
+    r.run_id,
+    r.name,
+    r.state,
+    r.failure,
+    r.message,
+    r.exit_code,
+    coalesce(s.model, r.recipe ->> '$.model.name') AS model,
+    coalesce(s.sku, g.sku) AS sku,
+    coalesce(s.gpu_count, g.gpu_count, 0) AS gpu_count,
+    r.world_size,
+    r.device,
+    r.host,
+    r."user",
+    r.created_at,
+    r.started_at,
+    r.ended_at,
+    epoch(
+        coalesce(r.ended_at, CASE WHEN r.state IN ('starting', 'running', 'stopping') THEN now() END) - r.started_at
+    ) AS duration_s,
+    r.attempts,
+    r.step AS steps,
+    r.steps_total,
+    s.measured_steps,
+    s.tok_s,
+    s.tok_s_ci95,
+    s.mean_step_tok_s,
+    s.tok_s_per_gpu,
+    s.step_p50_s,
+    s.step_p95_s,
+    s.avg_power_w,
+    s.avg_power_all_gpus_w,
+    s.energy_j,
+    s.energy_source,
+    s.energy_disagreement_pct,
+    s.tok_per_j,
+    s.peak_vram_bytes,
+    s.throttled_share,
+    s.mfu,
+    s.tokens,
+    s.window_s,
+    s.final_loss,
+    r.sweep_id,
+    r.tags,
+    r.own_command,
+    r.command,
+    r.recipe,
+    r.lorawatch_version,
+    r.torch_version,
+    r.driver_version,
+    r.git_commit
+FROM runs AS r
+LEFT JOIN run_summary AS s ON s.run_id = r.run_id
+LEFT JOIN (
+    SELECT run_id, string_agg(DISTINCT sku, ' + ' ORDER BY sku) AS sku, count(*)::INTEGER AS gpu_count
+    FROM gpus
+    WHERE used
+    GROUP BY run_id
+) AS g ON g.run_id = r.run_id;
+
+CREATE VIEW v_scaling AS
+WITH configurations AS (
+    SELECT
+        s.workload,
+        any_value(r.name) AS name,
+        any_value(s.model) AS model,
+        coalesce(s.sku, 'CPU') AS sku,
+        s.world_size AS ranks,
+        s.coupling,
+        count(*) AS runs,
+        avg(s.tok_s) AS tok_s,
+        stddev_samp(s.tok_s) AS tok_s_stddev,
+        CASE WHEN count(*) = 1 THEN any_value(s.tok_s_ci95) END AS tok_s_ci95,
+        avg(s.avg_power_w) AS avg_power_w,
+        avg(s.avg_power_all_gpus_w) AS avg_power_all_gpus_w,
+        avg(s.tok_per_j) AS tok_per_j,
+        max(s.peak_vram_bytes) AS peak_vram_bytes,
+        avg(s.mfu) AS mfu
+    FROM run_summary AS s
+    JOIN runs AS r ON r.run_id = s.run_id
+    WHERE r.state = 'completed' AND s.tok_s IS NOT NULL
+    GROUP BY s.workload, coalesce(s.sku, 'CPU'), s.world_size, s.coupling
+)
+SELECT
+    c.workload,
+    c.name,
+    c.model,
+    c.sku,
+    c.ranks,
+    c.coupling,
+    c.runs,
+    c.tok_s,
+    c.tok_s_stddev,
+    c.tok_s_ci95,
+    c.tok_s / c.ranks AS tok_s_per_rank,
+    c.tok_s / one.tok_s AS scaling,
+    100 * c.tok_s / (c.ranks * one.tok_s) AS efficiency_pct,
+    CASE WHEN c.ranks > 1 THEN (one.tok_s / c.tok_s - 1 / c.ranks) / (1 - 1 / c.ranks) END AS karp_flatt,
+    c.avg_power_w,
+    c.avg_power_all_gpus_w,
+    c.tok_per_j,
+    c.peak_vram_bytes,
+    c.mfu
+FROM configurations AS c
+LEFT JOIN configurations AS one
+    ON one.workload = c.workload AND one.sku = c.sku AND one.ranks = 1 AND one.coupling = c.coupling;
+
+CREATE VIEW v_epoch_estimates AS
+SELECT
+    s.run_id,
+    r.name,
+    s.model,
+    coalesce(s.sku, 'CPU') AS sku,
+    s.world_size AS ranks,
+    s.tok_s,
+    d.dataset_tokens,
+    d.dataset_tokens / s.tok_s AS epoch_s,
+    d.dataset_tokens / (s.tok_s + s.tok_s_ci95) AS epoch_low_s,
+    CASE WHEN s.tok_s > s.tok_s_ci95 THEN d.dataset_tokens / (s.tok_s - s.tok_s_ci95) END AS epoch_high_s,
+    d.dataset_tokens / s.tok_per_j / 3.6e6 AS energy_kwh
+FROM run_summary AS s
+JOIN runs AS r ON r.run_id = s.run_id
+CROSS JOIN (VALUES (5000000), (50000000), (500000000), (5000000000)) AS d (dataset_tokens)
+WHERE s.tok_s > 0;
+
+CREATE VIEW v_events AS
+SELECT
+    e.run_id,
+    r.name,
+    r.state,
+    e."at" AS happened_at,
+    epoch(e."at" - r.started_at) AS run_time_s,
+    e.kind,
+    e.severity,
+    e.attempt,
+    e.rank,
+    e.message,
+    e.detail
+FROM events AS e
+LEFT JOIN runs AS r ON r.run_id = e.run_id;
+
+CREATE VIEW v_published AS
+SELECT
+    p.source,
+    p.sku,
+    p.gpu_count,
+    p.tok_s,
+    p.tok_s_per_gpu,
+    p.scaling,
+    p.efficiency_pct,
+    p.avg_power_w,
+    p.tok_per_j,
+    p.tok_s / p.gpu_count AS computed_tok_s_per_gpu,
+    p.tok_s / one.tok_s AS computed_scaling,
+    100 * p.tok_s / (p.gpu_count * one.tok_s) AS computed_efficiency_pct,
+    p.tok_s / p.avg_power_w AS computed_tok_per_j,
+    p.dataset,
+    p.dataset_tokens,
+    p.epoch_time,
+    p.url,
+    p.note
+FROM published_results AS p
+LEFT JOIN (
+    SELECT source, sku, max(tok_s) AS tok_s
+    FROM published_results
+    WHERE gpu_count = 1 AND tok_s IS NOT NULL
+    GROUP BY source, sku
+) AS one ON one.source = p.source AND one.sku = p.sku;

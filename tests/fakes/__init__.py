@@ -1,0 +1,1 @@
+"""Stand-ins for devices that the test machine lacks."""

@@ -1,0 +1,119 @@
+"""Journals: nothing written is lost, nothing torn is read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lorawatch.journal import JournalTail, JournalWriter
+from lorawatch.records import Event, LinesLost, Step
+
+
+def step(n: int) -> Step:
+    return Step(attempt=0, rank=0, step=n, ended_at=float(n), duration_s=0.5, tokens=100)
+
+
+def test_what_is_written_is_read_once_in_order(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "j.jsonl")
+    tail = JournalTail(tmp_path / "j.jsonl")
+    for n in range(5):
+        writer.append(step(n))
+        if n == 2:
+            writer.flush()
+            assert [r.step for r in tail.records() if isinstance(r, Step)] == [0, 1, 2]
+    writer.close()
+    assert [r.step for r in tail.records() if isinstance(r, Step)] == [3, 4]
+    assert list(tail.records()) == []
+
+
+def test_a_torn_tail_waits_and_the_next_writer_closes_it(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    first = JournalWriter(path)
+    first.append(step(1))
+    first.close()
+    with open(path, "ab") as file:
+        file.write(b'{"t":"step","attempt":0,"ra')  # a writer that was killed here
+    tail = JournalTail(path)
+    assert len(list(tail.records())) == 1
+    assert list(tail.records()) == []
+    second = JournalWriter(path)
+    second.append(step(2))
+    second.close()
+    assert [r.step for r in tail.records() if isinstance(r, Step)] == [2]
+    assert tail.broken == 1
+
+
+def test_a_missing_reading_is_absent_from_the_line(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "j.jsonl")
+    writer.append(step(1))
+    writer.close()
+    assert b"loss" not in (tmp_path / "j.jsonl").read_bytes()
+    (record,) = JournalTail(tmp_path / "j.jsonl").records()
+    assert isinstance(record, Step)
+    assert record.loss is None
+
+
+def test_lines_survive_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    path = tmp_path / "later" / "j.jsonl"
+    writer = JournalWriter(path)
+    writer.append(step(1))
+    assert not writer.flush()
+    assert writer.error
+    assert "later" in writer.error
+    path.parent.mkdir()
+    writer.append(step(2))
+    assert writer.flush()
+    assert writer.error is None
+    assert [r.step for r in JournalTail(path).records() if isinstance(r, Step)] == [1, 2]
+
+
+def test_past_the_limit_the_newest_are_dropped_counted_and_reported(tmp_path: Path) -> None:
+    path = tmp_path / "later" / "j.jsonl"
+    writer = JournalWriter(path, rank=3, keep=10)
+    for n in range(15):
+        writer.append(step(n))
+    assert writer.lost == 5
+    path.parent.mkdir()
+    writer.flush()
+    records = list(JournalTail(path).records())
+    assert [r.step for r in records if isinstance(r, Step)] == list(range(10))
+    (lost,) = [r for r in records if isinstance(r, LinesLost)]
+    assert (lost.lines, lost.rank) == (5, 3)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs")
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        path = disk / "j.jsonl"
+        writer = JournalWriter(path)
+        for n in range(2000):
+            writer.append(step(n))
+        assert not writer.flush()
+        assert writer.error
+        assert "No space" in writer.error
+        # what is on disk is whole lines plus at most one torn one; now somebody makes room
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert writer.flush()
+        tail = JournalTail(path)
+        steps = [r.step for r in tail.records() if isinstance(r, Step)]
+        assert steps == list(range(2000))
+        assert tail.broken == 0
+        writer.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_long_line_is_read_whole(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "j.jsonl")
+    writer.append(Event(at=1.0, kind="x", message="m" * 10_000))
+    writer.close()
+    (event,) = JournalTail(tmp_path / "j.jsonl").records(limit=100)
+    assert isinstance(event, Event)
+    assert len(event.message) == 10_000

@@ -1,0 +1,83 @@
+"""A recipe is refused with its path, its value, what is allowed and the nearest right name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorawatch import recipe
+from lorawatch.errors import RecipeError
+
+
+@pytest.mark.parametrize("name", ["demo", "exxact-8b", "tiny"])
+def test_built_in_recipes_are_valid_and_named_as_their_file(name: str) -> None:
+    assert recipe.load(name).name == name
+
+
+def test_the_published_recipe_is_the_published_recipe() -> None:
+    r = recipe.load("exxact-8b")
+    assert (r.lora.rank, r.lora.targets, r.train.batch_size_per_gpu) == (16, ["q_proj", "v_proj"], 2)
+    assert (r.data.sequence_length, r.train.steps, r.model.dtype) == (512, 60, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lora.ranc=3", ["lora.ranc", "3", "did you mean lora.rank?"]),
+        ("lora.rank=0", ["lora.rank", "0", "≥ 1"]),
+        ("train.steps=many", ["train.steps", "'many'", "whole number"]),
+        ("train.engine=fest", ["train.engine", "'fest'", "one of reference"]),
+        ("steps=3", ["unknown key steps", "train.steps"]),
+        ("lora=3", ["lora", "section", "rank, alpha"]),
+        ("launch.gpus=0,0", ["launch.gpus", "twice"]),
+        ("launch.gpus=gpu", ["launch.gpus", "cpu:N"]),
+        ("train.learning_rate=.inf", ["train.learning_rate", "finite"]),
+        ("measure.sample_hz=50", ["measure.sample_hz", "≤ 10"]),
+        ("lora.targets=[]", ["lora.targets", "at least one"]),
+        ("name=../x", ["name", "letters"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(override: str, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load("tiny", [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_override_without_equals_sign_shows_the_form() -> None:
+    with pytest.raises(RecipeError, match="key=value"):
+        recipe.load("tiny", ["train.steps"])
+
+
+def test_an_unknown_recipe_suggests_the_nearest_and_lists_all() -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load("exact-8b")
+    assert "did you mean 'exxact-8b'?" in str(caught.value)
+    assert "tiny" in str(caught.value)
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("name: x\nmodel: {name: y\nlora: 3\n")
+    with pytest.raises(RecipeError, match=r"r\.yaml, line 3"):
+        recipe.load(str(file))
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("name: x\n")
+    with pytest.raises(RecipeError, match="model is missing"):
+        recipe.load(str(file))
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002", "2E-4"])
+def test_numbers_as_people_write_them(text: str) -> None:
+    assert recipe.load("tiny", [f"train.learning_rate={text}"]).train.learning_rate == pytest.approx(2e-4)
+
+
+def test_a_recipe_reads_back_what_it_writes(tmp_path: Path) -> None:
+    before = recipe.load("exxact-8b", ["model.weights=random", "launch.gpus=[0, 2]"])
+    file = tmp_path / "again.yaml"
+    file.write_text(before.to_yaml())
+    assert recipe.load(str(file)) == before

@@ -1,0 +1,89 @@
+"""How an exception becomes a failure that people understand, and the record of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorawatch.errors import DataError, ModelNotFound
+from lorawatch.records import ExitRecord, Failure
+from lorawatch.rundir import read_json
+from lorawatch.training.outcome import ExitReport, classify
+from lorawatch.training.place import Place
+
+OOM = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which 1.31 GiB is free."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (torch.cuda.OutOfMemoryError(OOM), "cuda_oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "cuda_oom"),
+        (MemoryError(), "host_oom"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), "host_oom"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk_full"),
+        (torch.distributed.DistBackendError("whatever"), "nccl_timeout"),
+        (RuntimeError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"), "nccl_timeout"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.1]:3"), "nccl_timeout"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "gpu_lost"),
+        (RuntimeError("CUDA error: unspecified launch failure"), "gpu_lost"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "python_exception"),
+        (ValueError("the NCCL of it all"), "python_exception"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "python_exception"),
+    ],
+)
+def test_classes_of_failure(error: BaseException, failure: Failure) -> None:
+    assert classify(error).failure == failure
+
+
+def test_the_memory_hint_says_how_much_was_wanted() -> None:
+    hint = classify(torch.cuda.OutOfMemoryError(OOM)).hint
+    assert hint == (
+        "it wanted 2.00 GiB where 1.31 GiB was free: lower train.batch_size_per_gpu or data.sequence_length"
+    )
+
+
+def test_a_failure_is_recorded_once_with_message_hint_and_status(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "rank-1.exit.json"
+    report = ExitReport(path, Place(rank=1, world_size=2, attempt=3))
+    report.step = 7
+    try:
+        raise ModelNotFound("model 'x' is nowhere", hint="fetch it")
+    except ModelNotFound as error:
+        assert report.failed(error) == 3
+    report.ended("stopped")  # the agent's SIGTERM comes later and changes nothing
+    record = read_json(path, ExitRecord)
+    assert record is not None
+    assert (record.rank, record.attempt, record.status, record.step) == (1, 3, "failed", 7)
+    assert record.exception == "ModelNotFound: model 'x' is nowhere"
+    assert (record.hint, record.exit_code) == ("fetch it", 3)
+    assert "test_a_failure_is_recorded_once" in (record.traceback or "")
+    assert [p.name for p in path.parent.iterdir()] == ["rank-1.exit.json"]
+
+
+def test_bad_input_ends_with_status_2(tmp_path: Path) -> None:
+    assert ExitReport(tmp_path / "e.json", Place()).failed(DataError("x")) == 2
+
+
+def test_a_full_disk_still_takes_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ExitReport(tmp_path / "e.json", Place())
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    report.failed(OSError(errno.ENOSPC, "No space left on device"))
+    record = read_json(tmp_path / "e.json", ExitRecord)
+    assert record is not None
+    assert record.failure == "disk_full"

@@ -1,0 +1,96 @@
+"""The stop agreement: whatever the moments at which ranks see the request, all stop at the same step."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+
+from lorawatch.training.place import Place
+from lorawatch.training.stopping import StopAgreement
+
+
+def test_nobody_stops_unasked(tmp_path: Path) -> None:
+    agreement = StopAgreement(tmp_path, Place())
+    agreement.tick()
+    assert not agreement.step_completed(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_rank_stops_after_the_next_step(tmp_path: Path) -> None:
+    agreement = StopAgreement(tmp_path, Place())
+    assert not agreement.step_completed(4)
+    (tmp_path / "stop").touch()
+    agreement.tick()
+    assert agreement.stop_at == 5
+    assert (tmp_path / "ack-attempt_0-rank-0").read_text() == "5"
+    assert agreement.step_completed(5)
+
+
+def test_the_last_step_waits_for_nobody(tmp_path: Path) -> None:
+    agreement = StopAgreement(tmp_path, Place(rank=0, world_size=2))
+    assert not agreement.step_completed(9, 10)
+    (tmp_path / "stop").touch()
+    agreement.tick()
+    assert not agreement.step_completed(10, 10)  # the other rank has ended and will never pledge
+
+
+def test_pledges_of_an_earlier_attempt_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "stop").touch()
+    (tmp_path / "ack-attempt_0-rank-1").write_text("3")
+    agreement = StopAgreement(tmp_path, Place(rank=0, world_size=2, attempt=1))
+    agreement.tick()
+    assert agreement.stop_at is None
+
+
+def test_a_pledge_that_cannot_be_written_is_made_later(tmp_path: Path) -> None:
+    control = tmp_path / "control"
+    agreement = StopAgreement(control, Place())
+    control.mkdir()
+    (control / "stop").touch()
+    (control / "ack-attempt_0-rank-0").mkdir()  # refuses the file, as a full disk would
+    agreement.tick()
+    assert not agreement.step_completed(1)  # no wait: it has pledged nothing
+    (control / "ack-attempt_0-rank-0").rmdir()
+    agreement.tick()
+    assert agreement.stop_at == 2
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
+    """Ranks coupled as by a collective in each step; requests and looks at random moments."""
+    for trial in range(20):
+        control = tmp_path / str(trial)
+        control.mkdir()
+        ranks, dice = 4, random.Random(trial)
+        together = threading.Barrier(ranks)
+        ended: dict[int, int] = {}
+        done = threading.Event()
+
+        def run(rank: int, seed: int, control: Path = control, together: threading.Barrier = together,
+                ended: dict[int, int] = ended, done: threading.Event = done) -> None:  # fmt: skip
+            agreement = StopAgreement(control, Place(rank=rank, world_size=4))
+            chance = random.Random(seed)
+
+            def look() -> None:
+                while not done.wait(chance.uniform(0, 0.004)):
+                    agreement.tick()
+
+            threading.Thread(target=look, daemon=True).start()
+            for step in range(1, 10_000):
+                together.wait(timeout=10)
+                time.sleep(chance.uniform(0, 0.001))
+                if agreement.step_completed(step):
+                    ended[rank] = step
+                    return
+
+        threads = [threading.Thread(target=run, args=(r, dice.random())) for r in range(ranks)]
+        for thread in threads:
+            thread.start()
+        time.sleep(dice.uniform(0, 0.02))
+        (control / "stop").touch()
+        for thread in threads:
+            thread.join(timeout=10)
+        done.set()
+        assert len(ended) == ranks, f"trial {trial}: a rank never stopped"
+        assert len(set(ended.values())) == 1, f"trial {trial}: {ended}"

@@ -37,7 +37,8 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 layers: $(VENV)/.dev
-	$(BIN)/lint-imports
+	@# beside the links that show storage/ and assets/ under the name they install as
+	cd .typecheck && ../$(BIN)/lint-imports --config ../pyproject.toml
 
 bench: $(VENV)/.dev   ## figures with their bounds; minutes
 	$(BIN)/python tests/benchmarks/run_all.py

@@ -1,4 +1,4 @@
-"""A query's answer as a table, CSV, JSON lines or Parquet."""
+"""A query's answer as a table, CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_result(query: str, form: str, output: Path | None = None, *, timeout_s
     """Answer a query on stdout, or in a file that is replaced as a whole.
 
     Args:
-        form: `table`, `csv`, `json` (one object a line) or `parquet` (a file only).
+        form: `table`, `csv`, `json` (an array, one object a line) or `parquet` (a file only).
 
     Raises:
         UsageError: The query or the combination is wrong.
@@ -43,7 +43,7 @@ def write_result(query: str, form: str, output: Path | None = None, *, timeout_s
         finally:
             temporary.unlink(missing_ok=True)
         return
-    lines = {"table": table, "csv": csv_lines, "json": json_lines}[form](run_select(query, timeout_s=timeout_s))
+    lines = {"table": table, "csv": csv_lines, "json": json_array}[form](run_select(query, timeout_s=timeout_s))
     if output is not None:
         write_atomically(output, "".join(lines).encode())
         return
@@ -66,11 +66,12 @@ def csv_lines(result: Result) -> Iterator[str]:
         yield _drained(buffer)
 
 
-def json_lines(result: Result) -> Iterator[str]:
-    """One JSON object a line; what JSON cannot say (NaN) is null."""
-    for row in result.rows:
+def json_array(result: Result) -> Iterator[str]:
+    """One JSON array of objects, one object a line; what JSON cannot say (NaN) is null."""
+    for number, row in enumerate(result.rows):
         pairs = {name: _plain(value) for name, value in zip(result.columns, row, strict=True)}
-        yield msgspec.json.encode(pairs, enc_hook=str).decode() + "\n"
+        yield ("[" if number == 0 else ",\n ") + msgspec.json.encode(pairs, enc_hook=str).decode()
+    yield "]\n" if result.rows else "[]\n"
 
 
 def table(result: Result) -> Iterator[str]:

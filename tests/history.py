@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lorawatch.journal import JournalWriter
-from lorawatch.records import Event, GpuSample, HostSample, PhaseChange, RankStarted, Record, Step
+from lorawatch.records import Event, GpuSample, HostSample, PhaseChange, RankStarted, Record, Severity, Step
 from lorawatch.rundir import Gpu, RunDir, RunInfo, RunState
 from lorawatch.storage.connection import reading
 
@@ -68,7 +70,8 @@ def end(run: RunDir, state: str = "completed", **more: Any) -> None:
 def a_whole_run(name: str = "whole", *, gpus: int = 2, state: str = "completed", steps: int = 40) -> RunDir:
     """A run with every kind of line: two GPUs at 5 Hz and 300 W, one more GPU that it does not use at 50 W."""
     cards = [
-        Gpu(host="h", gpu_index=i, gpu_uuid=f"GPU-{i}", sku="NVIDIA H100 80GB HBM3", used=i < gpus) for i in range(gpus + 1)
+        Gpu(host="h", gpu_index=i, gpu_uuid=f"GPU-{i}", sku="NVIDIA H100 80GB HBM3", used=i < gpus)
+        for i in range(gpus + 1)
     ]
     recipe = {"model": {"name": "m"}, "train": {"batch_size_per_gpu": 2}}
     run = make_run(name, ranks=gpus, gpus=cards, recipe=recipe, tags=["a"], torch_version="2.13")
@@ -96,7 +99,12 @@ def a_whole_run(name: str = "whole", *, gpus: int = 2, state: str = "completed",
             )  # fmt: skip
         samples.append(HostSample(sampled_at=at, host="h", cpu_pct=10.0))
     write(run.host_journal("h"), *samples)
-    write(run.events_journal, Event(at=T0, kind="started", message="started"), Event(at=T0 + 60, kind="ended", message=state))
+    severity: Severity = "info" if state == "completed" else "error"
+    write(
+        run.events_journal,
+        Event(at=T0, kind="started", message="started"),
+        Event(at=T0 + 60, kind="ended", severity=severity, message=state),
+    )
     end(run, state)
     return run
 
@@ -128,7 +136,6 @@ def h100_names() -> list[str]:
 
 def many_lines(count: int, seed: int = 0) -> list[bytes]:
     """Step lines with distinct steps, as bytes."""
-    from lorawatch.journal import _encoder
-
     source = random.Random(seed)
-    return [_encoder.encode(step(n, loss=source.random())) + b"\n" for n in range(1, count + 1)]
+    encode = msgspec.json.Encoder().encode
+    return [encode(step(n, loss=source.random())) + b"\n" for n in range(1, count + 1)]

@@ -50,42 +50,77 @@ def energy_over(
     if window <= 0:
         return Energy(None, None)
     inside = _Window(spans)
-    counter_j = counter_s = integral_j = integral_s = 0.0
+    counter = _Counter(inside)
+    integral_j = integral_s = 0.0
     power_at: tuple[float, float] | None = None
-    counter_at: tuple[float, float] | None = None
-    # since the last counter reading: joules and seconds of power read, in all and inside the window
-    all_j = all_s = in_j = in_s = 0.0
-    outside_j = outside_s = 0.0  # inside the window, but in no stretch between two good counter readings
+    waiting: list[tuple[float, float]] = []  # counter readings since the last power reading: they cut what comes next
     for at, watts, joules in readings:
         if watts is not None:
-            if power_at is not None and 0 < at - power_at[0] <= max_gap_s:
+            whole = power_at is not None and 0 < at - power_at[0] <= max_gap_s
+            for moment, counted in waiting:
+                if whole and power_at is not None and power_at[0] < moment < at:
+                    between = power_at[1] + (watts - power_at[1]) * (moment - power_at[0]) / (at - power_at[0])
+                    counter.power(power_at, (moment, between))
+                    energy, seconds = inside.integral(power_at, (moment, between))
+                    integral_j, integral_s = integral_j + energy, integral_s + seconds
+                    power_at = (moment, between)
+                counter.reading(moment, counted)
+            waiting.clear()
+            if whole and power_at is not None and power_at[0] < at:
+                counter.power(power_at, (at, watts))
                 energy, seconds = inside.integral(power_at, (at, watts))
-                integral_j += energy
-                integral_s += seconds
-                all_j += (watts + power_at[1]) / 2 * (at - power_at[0])
-                all_s += at - power_at[0]
-                in_j += energy
-                in_s += seconds
+                integral_j, integral_s = integral_j + energy, integral_s + seconds
             power_at = (at, watts)
         if joules is not None:
-            if counter_at is not None and joules >= counter_at[1] and at > counter_at[0]:
-                seconds = inside.overlap(counter_at[0], at)
-                stretch = at - counter_at[0]
-                shaped = all_j > 0 and all_s >= 0.9 * stretch
-                share = in_j / all_j if shaped else seconds / stretch
-                counter_j += (joules - counter_at[1]) * share
-                counter_s += seconds
-            else:
-                outside_j += in_j
-                outside_s += in_s
-            counter_at = (at, joules)
-            all_j = all_s = in_j = in_s = 0.0
-    outside_j += in_j
-    outside_s += in_s
+            waiting.append((at, joules))
+    for moment, counted in waiting:
+        counter.reading(moment, counted)
+    joules, seconds = counter.total()
     return Energy(
-        _whole(counter_j + outside_j, counter_s + outside_s, window) if counter_s > 0 else None,
+        _whole(joules, seconds, window) if counter.covered_s > 0 else None,
         _whole(integral_j, integral_s, window),
     )
+
+
+class _Counter:
+    """Shares the counter's differences out between the window and the time around it."""
+
+    def __init__(self, inside: _Window) -> None:
+        self._inside = inside
+        self._last: tuple[float, float] | None = None
+        self._joules = 0.0
+        self.covered_s = 0.0
+        # since the last counter reading: joules and seconds of power read, in all and inside the window
+        self._all_j = self._all_s = self._in_j = self._in_s = 0.0
+        # inside the window, but in no stretch between two good counter readings
+        self._outside_j = self._outside_s = 0.0
+
+    def power(self, first: tuple[float, float], second: tuple[float, float]) -> None:
+        """A stretch of power, straight from one moment to the next, between two counter readings."""
+        energy, seconds = self._inside.integral(first, second)
+        self._all_j += (first[1] + second[1]) / 2 * (second[0] - first[0])
+        self._all_s += second[0] - first[0]
+        self._in_j += energy
+        self._in_s += seconds
+
+    def reading(self, at: float, joules: float) -> None:
+        """A reading of the counter closes the stretch since the one before."""
+        last = self._last
+        if last is not None and joules >= last[1] and at > last[0]:
+            seconds = self._inside.overlap(last[0], at)
+            stretch = at - last[0]
+            shaped = self._all_j > 0 and self._all_s >= 0.9 * stretch
+            self._joules += (joules - last[1]) * (self._in_j / self._all_j if shaped else seconds / stretch)
+            self.covered_s += seconds
+        else:
+            self._outside_j += self._in_j
+            self._outside_s += self._in_s
+        self._last = (at, joules)
+        self._all_j = self._all_s = self._in_j = self._in_s = 0.0
+
+    def total(self) -> tuple[float, float]:
+        """Joules inside the window and the seconds they cover; what no two readings enclose comes from the power."""
+        return self._joules + self._outside_j + self._in_j, self.covered_s + self._outside_s + self._in_s
 
 
 def _whole(joules: float, seconds: float, window_s: float) -> float | None:

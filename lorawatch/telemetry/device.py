@@ -30,6 +30,7 @@ _LASTING = frozenset(
     }
 )
 _POWER_FIELDS = [pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_POWER_AVERAGE]
+_TEMPERATURE_V = getattr(pynvml, "nvmlDeviceGetTemperatureV", None)  # not in the oldest pynvml that we take
 _COMPUTE_MODES = {
     pynvml.NVML_COMPUTEMODE_DEFAULT: "default",
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "prohibited",
@@ -150,8 +151,8 @@ class Device:
     def temperature(self) -> float | None:
         """Degrees Celsius of the GPU die."""
         degrees = self._ask("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
-        if degrees is None:  # NVML announces the older name's end
-            degrees = self._ask("temperature v", pynvml.nvmlDeviceGetTemperatureV, pynvml.NVML_TEMPERATURE_GPU)
+        if degrees is None and _TEMPERATURE_V is not None:  # NVML announces the older name's end
+            degrees = self._ask("temperature v", _TEMPERATURE_V, pynvml.NVML_TEMPERATURE_GPU)
         return None if degrees is None else float(degrees)
 
     def power_limit(self) -> float | None:

@@ -3,14 +3,13 @@
 Off: transformers' Trainer alone. On: the same with StepCallback, beside a whole `lorawatch --record` that samples the GPU
 at 5 Hz and ingests. The figure is the ratio of tok/s over the measured steps of each half.
 
-    python tests/benchmarks/gpu_recording.py [--pairs 10] [--steps 40] [--model NAME]
+    python tests/benchmarks/gpu_recording.py [--pairs 10] [--steps 40] [--batch 2] [--model NAME]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import psutil
 import torch
 from report import Report
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -51,8 +51,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--model", default=None)
+    parser.add_argument("--batch", type=int, default=2)
     options = parser.parse_args()
-    overrides = ["model.weights=random", f"train.steps={options.steps}"]
+    overrides = ["model.weights=random", f"train.steps={options.steps}", f"train.batch_size_per_gpu={options.batch}"]
     if options.model:
         overrides.append(f"model.name={options.model}")
     recipe = recipes.load("exxact-8b", overrides)
@@ -79,7 +80,9 @@ def main() -> None:
         ).train()
         return tokens / clock.seconds
 
-    report = Report(f"recording on against off, {options.pairs} interleaved pairs of {options.steps} steps")
+    report = Report(
+        f"recording on against off, {options.pairs} interleaved pairs of {options.steps} steps, batch {options.batch} × 512"
+    )
     with tempfile.TemporaryDirectory() as folder:
         half([], folder)  # the first run of a process is slower; it belongs to neither side
         ratios, rates = [], []
@@ -100,9 +103,9 @@ def main() -> None:
                     (run,) = (home / "runs").iterdir()
                     os.environ["LORAWATCH_RUN_DIR"] = str(run)
                     found[on] = half([StepCallback()], folder)
-                    for _ in range(2):  # at once: the ranks it watches are not its own
-                        recorder.send_signal(signal.SIGTERM)
-                        time.sleep(0.5)
+                    # Not stopped but killed: it would end the rank it watches, which is this process.
+                    for process in (*psutil.Process(recorder.pid).children(), recorder):
+                        process.kill()
                     recorder.wait(60)
                 else:
                     os.environ.pop("LORAWATCH_RUN_DIR", None)

@@ -43,11 +43,8 @@ def main() -> None:
         os.environ["LORAWATCH_HOME"] = f"{folder}/home"
         from lorawatch.storage.sql import run_select
 
-        columns, rows = run_select(
-            "SELECT count(*), count(DISTINCT gpu_uuid) FROM gpu_samples WHERE utilization_pct IS NOT NULL"
-        )
-        del columns
-        ((samples, gpus),) = rows
+        query = "SELECT count(*), count(DISTINCT gpu_uuid) FROM gpu_samples WHERE utilization_pct IS NOT NULL"
+        ((samples, gpus),) = run_select(query).rows
         report.figure(
             "GPU samples a second in the history", samples / (WARM_S + MEASURE_S + 5), "/s", least=0.95 * 10 * gpus
         )

@@ -12,9 +12,7 @@ Reading = tuple[float, float | None, float | None]
 
 def steady(watts: float = 100.0, seconds: int = 20, counter_every: int = 5) -> list[Reading]:
     """5 Hz power and a counter that goes with it."""
-    return [
-        (0.2 * i, watts, watts * 0.2 * i if i % counter_every == 0 else None) for i in range(5 * seconds + 1)
-    ]
+    return [(0.2 * i, watts, watts * 0.2 * i if i % counter_every == 0 else None) for i in range(5 * seconds + 1)]
 
 
 def test_steady_power_over_a_window_between_counter_readings() -> None:
@@ -26,7 +24,13 @@ def test_steady_power_over_a_window_between_counter_readings() -> None:
 
 def test_the_counter_between_two_readings_goes_where_the_power_was() -> None:
     # 0 W for half a second, then 200 W: the window's edge lies at the change
-    readings: list[Reading] = [(0.0, 0.0, 0.0), (0.5, 0.0, None), (0.5001, 200.0, None), (1.0, 200.0, 110.0), (2.0, 200.0, 330.0)]
+    readings: list[Reading] = [
+        (0.0, 0.0, 0.0),
+        (0.5, 0.0, None),
+        (0.5001, 200.0, None),
+        (1.0, 200.0, 110.0),
+        (2.0, 200.0, 330.0),
+    ]
     energy = energy_over(readings, [(0.5, 2.0)])
     assert energy.counter_j == pytest.approx(330, rel=1e-3), "the counter's joules, not the integral's 300"
     assert energy.integral_j == pytest.approx(300, rel=1e-3)

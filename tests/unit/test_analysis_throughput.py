@@ -17,7 +17,9 @@ from lorawatch.analysis.throughput import (
 from lorawatch.analysis.windows import length, union
 
 
-@pytest.mark.parametrize(("degrees", "value"), [(1, 12.706), (9, 2.262), (30, 2.042), (40, 2.021), (60, 2.000), (120, 1.980)])
+@pytest.mark.parametrize(
+    ("degrees", "value"), [(1, 12.706), (9, 2.262), (30, 2.042), (40, 2.021), (60, 2.000), (120, 1.980)]
+)
 def test_student_t_has_the_table_values(degrees: int, value: float) -> None:
     assert student_t95(degrees) == pytest.approx(value, abs=6e-4)
 

@@ -194,20 +194,32 @@ def render(info: RunInfo, state: RunState, view: LiveView, width: int) -> Render
             f"ETA {duration(view.eta_s)}",
         )
         rows.append(bar)
-    elif not view.steps:
+    elif view.steps:
+        rows.append(Text(f"step {view.step}"))
+    elif info.own_command and not view.ranks:
+        rows.append(Text("no steps: lorawatch.StepCallback in the script's Trainer brings them", "dim"))
+    else:
         rows.append(Text(_phase(view) or "starting", "dim"))
     power = view.power_w(_used(info))
-    tok_s = view.tok_s
-    figures = [f"{number(tok_s)} tok/s"]
-    if power and tok_s:
-        figures += [f"{tok_s / power:.1f} tok/J", f"{power:,.0f} W"]
-    figures.append(f"loss {number(view.loss, 4)}")
-    if view.steps and view.steps[-1].grad_norm is not None:
-        figures.append(f"grad norm {view.steps[-1].grad_norm:.3f}")
-    rows.append(Text("   ".join(figures), "bold"))
+    figures = []
+    if view.steps:
+        tok_s = view.tok_s
+        figures.append(f"{number(tok_s)} tok/s")
+        if power and tok_s:
+            figures.append(f"{tok_s / power:.1f} tok/J")
+        figures.append(f"loss {number(view.loss, 4)}")
+        if view.steps[-1].grad_norm is not None:
+            figures.append(f"grad norm {view.steps[-1].grad_norm:.3f}")
+    if power:
+        figures.append(f"{power:,.0f} W")
+    if figures:
+        rows.append(Text("   ".join(figures), "bold"))
     rows.append(_devices(info, view))
-    if view.steps and not view.steps_total:
-        rows.insert(1, Text(f"step {view.step}"))
+    host = view.host
+    if host:
+        memory = f"{gib(host.memory_used_bytes)} of {gib(host.memory_total_bytes)}"
+        workers = f"   workers {gib(host.workers_rss_bytes)}" if host.workers_rss_bytes else ""
+        rows.append(Text(f"host CPU {number(host.cpu_pct, 0, '%')}   memory {memory}{workers}", "dim"))
     return Group(*rows)
 
 
@@ -220,7 +232,7 @@ def _devices(info: RunInfo, view: LiveView) -> RenderableType:
 
     gpus = [g for g in info.gpus if g.used] or (info.gpus if info.own_command else [])
     by_gpu = {r.started.gpu_uuid: r for r in view.ranks.values() if r.started and r.started.gpu_uuid}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     if gpus:
         for name in ("GPU", "tok/s", "power", "VRAM", "util", "temp", "SM clock"):
             table.add_column(name, justify="left" if name == "GPU" else "right", no_wrap=True)
@@ -234,7 +246,7 @@ def _devices(info: RunInfo, view: LiveView) -> RenderableType:
                 + (f" stale {time.time() - now.sampled_at:.0f} s" if stale and now else ""),
                 number(rank.tok_s if rank else None),
                 f"{number(now.power_w if now else None)}/{number(limit)} W",
-                f"{gib(now.memory_used_bytes if now else None)}/{gib(gpu.memory_total_bytes)}",
+                f"{gib(now.memory_used_bytes if now else None).removesuffix(' GiB')}/{gib(gpu.memory_total_bytes)}",
                 number(now.utilization_pct if now else None, 0, "%"),
                 number(now.temperature_c if now else None, 0, "°C"),
                 number(now.sm_clock_mhz if now else None, 0, "MHz"),
@@ -251,14 +263,6 @@ def _devices(info: RunInfo, view: LiveView) -> RenderableType:
             number(last.loss if last else None, 4),
             number(last.data_wait_s * 1000 if last and last.data_wait_s is not None else None, 1, "ms"),
         )
-    host = view.host
-    if host:
-        table.caption = (
-            f"host: CPU {number(host.cpu_pct, 0, '%')}   "
-            f"memory {gib(host.memory_used_bytes)}/{gib(host.memory_total_bytes)}   "
-            f"workers {gib(host.workers_rss_bytes)}"
-        )
-        table.caption_justify = "left"
     return table
 
 

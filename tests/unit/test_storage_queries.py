@@ -63,13 +63,13 @@ def test_one_run_is_one_plain_row() -> None:
 
 
 def test_a_run_is_found_by_what_people_type() -> None:
-    one, two = make_run("n"), make_run("n")
+    one, two = make_run("nightly"), make_run("nightly")
     ingest_run(one)
     ingest_run(two)
     assert find_run("last") == two.run_id
     assert find_run(one.run_id) == one.run_id
-    assert find_run("n") == two.run_id
-    assert find_run("nothing") is None
+    assert find_run("nightly") == two.run_id
+    assert find_run("nothing!") is None
     with pytest.raises(RunNotFound, match="fits 2"):
         find_run(one.run_id[:3])
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin
 
@@ -194,19 +193,26 @@ class Loader:
 
     def _sort(self, piece: bytes, batch: Batch, at: Position, careful: bool) -> None:
         """Hand each line of a piece to its table's file."""
-        lines = piece.split(b"\n")
-        lines.pop()  # behind the last newline
-        at.lines += len(lines)
+        count = piece.count(b"\n")
+        at.lines += count
         # Without a backslash or a byte beyond ASCII, no text in it can hold a control character: as such it would not
         # be JSON, and escaped it needs the backslash.
         quick = not careful and len(piece) <= _PIECE and piece.isascii() and b"\\" not in piece and b"\x7f" not in piece
         if quick:
-            left = len(lines)
+            for kind, prefix in _PREFIXES:
+                if piece.startswith(prefix) and piece.count(b"\n" + prefix) == count - 1:  # all of one kind
+                    self._put(batch, kind, piece, count)
+                    return
+        lines = piece.split(b"\n")
+        lines.pop()  # behind the last newline
+        if quick:
+            left = count
             for kind, prefix in _PREFIXES:
                 mine = [line for line in lines if line.startswith(prefix)]
                 if mine:
-                    self._put(batch, kind, mine)
-                    left -= len(mine)
+                    mine.append(b"")
+                    self._put(batch, kind, b"\n".join(mine), len(mine) - 1)
+                    left -= len(mine) - 1
                 if not left:
                     return
             lines = [line for line in lines if not line.startswith(_ALL_PREFIXES)]
@@ -224,19 +230,18 @@ class Loader:
             else:
                 decoded.setdefault(type(record), []).append(text)
         for kind, texts in decoded.items():
-            self._put(batch, kind, texts)
+            self._put(batch, kind, b"\n".join([*texts, b""]), len(texts))
 
-    def _put(self, batch: Batch, kind: type[msgspec.Struct], lines: Iterable[bytes]) -> None:
+    def _put(self, batch: Batch, kind: type[msgspec.Struct], data: bytes, count: int) -> None:
+        """Append whole lines to a table's file in memory."""
         if kind not in self._files:
             self._files[kind] = os.memfd_create(f"lorawatch-{kind.__name__}", os.MFD_CLOEXEC)
-        lines = list(lines)
-        data = b"\n".join(lines) + b"\n"
         size = self._sizes.get(kind, 0)
         written = 0
         while written < len(data):  # overwrites the last batch: pages that are there need not be made again
             written += os.pwrite(self._files[kind], data[written:] if written else data, size + written)
         self._sizes[kind] = size + len(data)
-        batch.lines[kind] = batch.lines.get(kind, 0) + len(lines)
+        batch.lines[kind] = batch.lines.get(kind, 0) + count
 
 
 def _row(record: Record) -> msgspec.Struct:

@@ -264,6 +264,8 @@ class Recorder:
         if now - self._heartbeat_at >= HEARTBEAT_S:
             self._heartbeat_at = now
             self._write_state()
+            if self.info.own_command:
+                self._find_used_gpus()
         if self._on_tick:
             self._on_tick(self)
 
@@ -293,6 +295,16 @@ class Recorder:
             if gpu.gpu_uuid == line.gpu_uuid and not gpu.used:
                 gpu.used, changed = True, True
         if changed:
+            self._quietly(lambda: self.run_dir.write_info(self.info))
+
+    def _find_used_gpus(self) -> None:
+        """An own command's GPUs are those that a process of it computes on."""
+        pids = set(self._worker_pids())
+        busy = {n.gpu.gpu_uuid for n in self._sampler.latest().gpus if any(p.pid in pids for p in n.processes)}
+        found = [g for g in self.info.gpus if g.gpu_uuid in busy and not g.used]
+        for gpu in found:
+            gpu.used = True
+        if found:
             self._quietly(lambda: self.run_dir.write_info(self.info))
 
     def _watch_window(self, line: Step) -> None:

@@ -18,8 +18,8 @@ import msgspec
 from lorawatch.journal import JournalTail
 from lorawatch.records import AnyLine, Event, GpuSample, HostSample, LinesLost, PhaseChange, RankStarted, Record, Step
 from lorawatch.rundir import RunDir
+from lorawatch.sanitize import cleaned
 from lorawatch.storage.engine import Connection
-from lorawatch.storage.text import cleaned
 
 LONGEST_LINE = 1 << 20
 _PIECE = 1 << 20

@@ -93,7 +93,7 @@ def checkpoint(path: Path, deadline: float) -> None:
         HistoryBusy, HistoryError: It cannot be opened for writing.
     """
     with _errors_told(path):
-        connection = _open(path, deadline, read_only=False, config=files.CONFIG)
+        connection = _open(path, deadline, read_only=False, config=files.WRITING)
         try:
             connection.execute("CHECKPOINT")
         finally:
@@ -134,11 +134,11 @@ def _open_or_make(path: Path, deadline: float) -> Connection:
     if not path.exists():
         files.create(path)
     try:
-        return _open(path, deadline, read_only=False, config=files.CONFIG)
+        return _open(path, deadline, read_only=False, config=files.WRITING)
     except HistoryDamaged as error:
         files.set_aside(path, error.message)
         files.create(path)
-        return _open(path, deadline, read_only=False, config=files.CONFIG)
+        return _open(path, deadline, read_only=False, config=files.WRITING)
 
 
 def _open(path: Path, deadline: float, *, read_only: bool, config: Mapping[str, str]) -> Connection:

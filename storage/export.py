@@ -16,8 +16,8 @@ import msgspec
 
 from lorawatch.errors import UsageError
 from lorawatch.rundir import write_atomically
+from lorawatch.sanitize import clean
 from lorawatch.storage.sql import Result, copy_select, run_select
-from lorawatch.storage.text import clean
 
 _WIDEST = 60
 

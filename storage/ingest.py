@@ -17,10 +17,10 @@ import msgspec
 from lorawatch import paths
 from lorawatch.errors import HistoryError
 from lorawatch.rundir import ENDED, RunDir, RunInfo, RunState
+from lorawatch.sanitize import clean, cleaned
 from lorawatch.storage.bulk import Loader, Position
 from lorawatch.storage.connection import writing
 from lorawatch.storage.engine import Connection, Error
-from lorawatch.storage.text import clean, cleaned
 
 # Bytes of journal in one transaction. At this size most rows go straight to the file's row groups, past the log, which is
 # the fastest and takes no more memory than a third of it; the recorder's own cycles are a thousandth of it.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from lorawatch.cli.check import Check, CheckStatus
-from lorawatch.cli.text import clean
+from lorawatch.sanitize import clean
 
 __all__ = ["Check", "render", "run_checks", "to_json"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from lorawatch.cli.text import clean, duration, gib, number
+from lorawatch.cli.text import duration, gib, number
+from lorawatch.sanitize import clean
 
 
 def catch_up() -> None:

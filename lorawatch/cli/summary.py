@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorawatch.cli.text import MISSING, clean, duration, gib, number
+from lorawatch.cli.text import MISSING, duration, gib, number
 from lorawatch.errors import LorawatchError
 from lorawatch.rundir import RunDir
+from lorawatch.sanitize import clean
 
 if TYPE_CHECKING:
     from lorawatch.recorder.recorder import Recorder

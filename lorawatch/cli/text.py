@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
 MISSING = "—"
-# CSI and OSC sequences whole, then every other control character but tab and newline
-_CONTROL = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
 
 
 def number(value: float | None, digits: int = 0, unit: str = "") -> str:
@@ -32,8 +26,3 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 86400} d {whole % 86400 // 3600} h"
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
-
-
-def clean(text: str) -> str:
-    """Text from outside without control sequences, so that a log line cannot drive the terminal."""
-    return _CONTROL.sub("", text)

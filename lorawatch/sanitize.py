@@ -1,4 +1,4 @@
-"""Text from outside becomes harmless here, once: names, messages and details never carry terminal control sequences."""
+"""Text from outside becomes harmless here: names, messages and details never carry terminal control sequences."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,38 +86,41 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         half([], folder)  # the first run of a process is slower; it belongs to neither side
+        home = Path(folder) / "home"
+        recorder = subprocess.Popen(
+            [sys.executable, "-m", "lorawatch", "--record", "--", "sleep", "3600"],
+            env={**os.environ, "LORAWATCH_HOME": str(home)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not list(home.glob("runs/*/state.json")):
+            time.sleep(0.05)
+        time.sleep(2.0)
+        (run,) = (home / "runs").iterdir()
         ratios, rates = [], []
         for pair in range(options.pairs):
-            order = (False, True) if pair % 2 else (True, False)
             found: dict[bool, float] = {}
-            for on in order:
+            for on in (False, True) if pair % 2 else (True, False):
+                # the recorder is frozen while it is off: pairs lie seconds apart, so that a host that drifts hits both
+                recorder.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
                 if on:
-                    home = Path(folder) / f"home{pair}"
-                    env = {**os.environ, "LORAWATCH_HOME": str(home)}
-                    recorder = subprocess.Popen(
-                        [sys.executable, "-m", "lorawatch", "--record", "--", "sleep", "600"],
-                        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    )  # fmt: skip
-                    while not list(home.glob("runs/*/state.json")):
-                        time.sleep(0.05)
-                    time.sleep(1.0)
-                    (run,) = (home / "runs").iterdir()
                     os.environ["LORAWATCH_RUN_DIR"] = str(run)
-                    found[on] = half([StepCallback()], folder)
-                    # Not stopped but killed: it would end the rank it watches, which is this process.
-                    for process in (*psutil.Process(recorder.pid).children(), recorder):
-                        process.kill()
-                    recorder.wait(60)
                 else:
                     os.environ.pop("LORAWATCH_RUN_DIR", None)
-                    found[on] = half([], folder)
+                found[on] = half([StepCallback()] if on else [], folder)
             ratios.append(found[True] / found[False])
             rates.append(found[False])
             print(f"  pair {pair}: off {found[False]:,.0f} tok/s, on {found[True]:,.0f} tok/s", flush=True)
+        recorder.send_signal(signal.SIGCONT)
+        # Not stopped but killed: it would end the rank it watches, which is this process.
+        for process in (*psutil.Process(recorder.pid).children(), recorder):
+            process.kill()
+        recorder.wait(60)
     spread = stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     report.figure("off", median(rates), "tok/s")
     report.figure("on ÷ off, mean of the pairs", mean(ratios), "×", least=0.995)
-    report.figure("its standard error", spread, "×")
+    report.figure("median of the pairs", median(ratios), "×")
+    report.figure("standard error of the mean", spread, "×")
     report.close()
 
 

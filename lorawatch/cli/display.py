@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -169,7 +170,8 @@ class LiveTable:
 
     def stop(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):  # the terminal may have gone
+                self._live.stop()
             self._live = None
 
 

@@ -222,8 +222,7 @@ class Recorder:
         self._ingesting.stop()
         self._write_state()
         self.history_waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
-        if self._on_tick:
-            self._on_tick(self)
+        self._show_tick()
         return state
 
     def _ended_event(self, verdict: Verdict) -> None:
@@ -236,8 +235,7 @@ class Recorder:
         )
 
     def _waiting_for_history(self, reason: str) -> None:
-        if self._show_event:
-            self._show_event(Event(at=time.time(), kind="history_waits", severity="warning", message=reason))
+        self._show(Event(at=time.time(), kind="history_waits", severity="warning", message=reason))
 
     # --- each tick
 
@@ -266,8 +264,7 @@ class Recorder:
             self._write_state()
             if self.info.own_command:
                 self._find_used_gpus()
-        if self._on_tick:
-            self._on_tick(self)
+        self._show_tick()
 
     def _rank_started(self, line: RankStarted) -> None:
         assert self._workers is not None
@@ -412,8 +409,27 @@ class Recorder:
         self.view.feed(event)
         if event.kind == "gpu_lost":
             self._gpu_lost.append(str((event.detail or {}).get("gpu_uuid", "a GPU")))
-        if self._show_event:
-            self._show_event(event)
+        self._show(event)
+
+    def _show_tick(self) -> None:
+        if self._on_tick is not None:
+            try:
+                self._on_tick(self)
+            except Exception as error:  # noqa: BLE001  a terminal that has gone must not end a recorder
+                self._lose_display(error)
+
+    def _show(self, event: Event) -> None:
+        if self._show_event is not None:
+            try:
+                self._show_event(event)
+            except Exception as error:  # noqa: BLE001  a terminal that has gone must not end a recorder
+                self._lose_display(error)
+
+    def _lose_display(self, error: Exception) -> None:
+        self._on_tick = self._show_event = None
+        self._say(
+            "display_lost", f"the display is gone ({type(error).__name__}: {error}); the recording goes on", "warning"
+        )
 
     def _write_state(self) -> None:
         self.state.heartbeat_at = time.time()

@@ -108,6 +108,21 @@ def test_on_a_terminal_the_table_is_live_and_the_summary_stays(lorawatch_home: P
     assert "completed" in text
 
 
+def test_a_terminal_that_goes_away_leaves_the_run_alone(lorawatch_home: Path) -> None:
+    master, slave = pty.openpty()
+    args = command(*TINY, "--set", "train.steps=600")
+    process = subprocess.Popen(args, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    run = the_run(lorawatch_home)
+    wait_for_step(run, 5)
+    os.close(master)  # every write to the terminal fails from here on
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(90) == 0
+    assert sql(lorawatch_home, "SELECT state FROM runs") == [("completed",)]
+    assert sql(lorawatch_home, "SELECT count(*) FROM v_steps") == [(600,)]
+    no_process_left(run)
+
+
 def test_the_first_interrupt_stops_all_ranks_at_one_step_and_saves(lorawatch_home: Path) -> None:
     process = start(*TINY, *LONG)
     run = the_run(lorawatch_home)

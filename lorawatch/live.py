@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -257,11 +258,20 @@ class Follower:
 
     Args:
         skip_host: Leave the host's journals out: the recorder feeds its own samples without the way over the disk.
+        feed: Takes each line instead of the view.
     """
 
-    def __init__(self, run: RunDir, view: LiveView | None = None, *, skip_host: bool = False) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        view: LiveView | None = None,
+        *,
+        skip_host: bool = False,
+        feed: Callable[[AnyLine], None] | None = None,
+    ) -> None:
         self.run = run
         self.view = view or LiveView()
+        self._feed = feed or self.view.feed
         self._skip_host = skip_host
         self._tails: dict[Path, JournalTail] = {}
 
@@ -279,7 +289,7 @@ class Follower:
             while True:
                 new = list(tail.records())
                 for line in new:
-                    self.view.feed(line)
+                    self._feed(line)
                 lines += new
                 if not new:
                     break

@@ -19,16 +19,22 @@ _LIST = (
 
 
 def list_runs(
-    *, limit: int | None = 20, state: str | None = None, name: str | None = None, tag: str | None = None
+    *,
+    limit: int | None = 20,
+    state: str | None = None,
+    name: str | None = None,
+    tag: str | None = None,
+    deadline_s: float = 2.0,
 ) -> list[dict[str, Any]]:
     """Runs, latest first, with their main figures.
 
     Args:
         limit: How many at most; None for all.
         state, name, tag: Only runs with these.
+        deadline_s: How long to wait for a writer to leave the history.
 
     Raises:
-        HistoryBusy: A writer held the history for 2 s.
+        HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
     wanted = [
@@ -41,10 +47,11 @@ def list_runs(
     return _rows(
         f"SELECT {_LIST} FROM v_runs WHERE {where} ORDER BY run_id DESC{end}",  # noqa: S608  values are parameters
         [value for _, value in wanted],
+        deadline_s,
     )
 
 
-def run_figures(run_id: str) -> dict[str, Any] | None:
+def run_figures(run_id: str, *, deadline_s: float = 2.0) -> dict[str, Any] | None:
     """Everything the history has of a run in one row: facts, state, summary; None where it lacks the run.
 
     Keys are the columns of `v_runs` and `run_summary`; beside them `started_at_s`, `ended_at_s`, `created_at_s` and
@@ -61,6 +68,7 @@ def run_figures(run_id: str) -> dict[str, Any] | None:
         "epoch(v.created_at) AS created_at_s, epoch(v.started_at) AS started_at_s, epoch(v.ended_at) AS ended_at_s "
         "FROM v_runs AS v LEFT JOIN run_summary AS s ON s.run_id = v.run_id WHERE v.run_id = ?",
         [run_id],
+        deadline_s,
     )
     if not rows:
         return None
@@ -70,7 +78,7 @@ def run_figures(run_id: str) -> dict[str, Any] | None:
     return row
 
 
-def run_events(run_id: str, limit: int = 20) -> list[dict[str, Any]]:
+def run_events(run_id: str, limit: int = 20, *, deadline_s: float = 2.0) -> list[dict[str, Any]]:
     """A run's latest events, in order of time.
 
     Raises:
@@ -80,6 +88,7 @@ def run_events(run_id: str, limit: int = 20) -> list[dict[str, Any]]:
         'SELECT * FROM (SELECT epoch("at") AS at_s, kind, severity, attempt, rank, message FROM events WHERE run_id = ? '
         'ORDER BY "at" DESC LIMIT ?) ORDER BY at_s',
         [run_id, limit],
+        deadline_s,
     )
 
 
@@ -109,10 +118,10 @@ def find_run(name: str) -> str | None:
     return rows[0]["run_id"] if rows else None
 
 
-def _rows(query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+def _rows(query: str, values: Sequence[Any], deadline_s: float = 2.0) -> list[dict[str, Any]]:
     if not paths.history_file().exists():
         return []
-    with reading() as connection:
+    with reading(deadline_s=deadline_s) as connection:
         cursor = connection.execute(query, list(values))
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -1,12 +1,14 @@
-"""`lorawatch stop`, `attach`, `adopt`: commands for a run that lives."""
+"""`lorawatch`, `attach` and `replay` open the screens; `stop` and `adopt` act on a run that lives."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 import click
 
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import ENDED, RunDir
 
 
@@ -36,8 +38,14 @@ def stop(run: str, now: bool, wait: bool) -> int:
 @click.command()
 @click.argument("run", default="last")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
-def attach(run: str, as_json: bool) -> int:
-    """Follow RUN (an id, its beginning, a name, or `last`) until it ends. Ctrl-C leaves; the run goes on."""
+@click.option("--plain", is_flag=True, help="A table in place instead of the screens.")
+def attach(run: str, as_json: bool, plain: bool) -> int:
+    """Follow RUN (an id, its beginning, a name, or `last`), with its whole curve; leaving it does not stop it.
+
+    On a terminal this opens the Live screen; elsewhere, or with --plain or --json, it prints until the run ends.
+    """
+    if not as_json and not plain and sys.stdin.isatty() and sys.stdout.isatty():
+        return open_tui(RunDir.find(run).run_id)
     from lorawatch.cli.record import exit_code, make_display
     from lorawatch.cli.summary import print_summary
     from lorawatch.live import Follower
@@ -85,3 +93,34 @@ def adopt(run: str, as_json: bool) -> int:
 
     state, stopped_by = supervise_one(RunDir.find(run), as_json=as_json, nvml=_nvml(), adopt=True)
     return exit_code(state, stopped_by)
+
+
+@click.command()
+@click.argument("run", default="last")
+@click.option(
+    "--speed", type=click.FloatRange(0.1, 1000), default=1.0, help="Seconds of the run a second (default: 1)."
+)
+def replay(run: str, speed: float) -> int:
+    """Watch RUN (an id, its beginning, a name, or `last`) again on the Live screen; space pauses, arrows seek."""
+    found = RunDir.find(run)
+    if not any(found.journal.glob("*.jsonl")):
+        raise LorawatchError(
+            f"run {found.run_id} has no journal left to replay", hint=f"lorawatch show {found.run_id} has its figures"
+        )
+    return open_tui(found.run_id, replay_speed=speed)
+
+
+def open_tui(run_id: str | None = None, *, replay_speed: float | None = None) -> int:
+    """Open the screens until the user leaves them.
+
+    Raises:
+        UsageError: This is not a terminal.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "the screens need a terminal, and this is none",
+            hint="lorawatch --record runs a recipe without one; lorawatch --help lists all commands",
+        )
+    from lorawatch.screens.app import run_app
+
+    return run_app(run_id, replay_speed=replay_speed, debug=bool(os.environ.get("LORAWATCH_DEBUG")))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import msgspec
 
-from lorawatch.cli.text import duration, gib, number
 from lorawatch.live import LiveView, StepTotal
 from lorawatch.records import Event
 from lorawatch.rundir import RunInfo, RunState
 from lorawatch.sanitize import clean
+from lorawatch.text import duration, gib, number
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

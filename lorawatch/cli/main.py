@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("runs", "List the runs in the history."),
     "show": ("runs", "Show one run: what was asked, measured, and what happened."),
     "attach": ("control", "Follow a live run until it ends; leaving does not stop it."),
+    "replay": ("control", "Watch a recorded run again, at any speed."),
     "stop": ("control", "Stop a run at its next step and save; twice ends it at once."),
     "adopt": ("control", "Record on a run whose recorder died."),
     "sql": ("sql", "Ask the history with one read-only SELECT."),
@@ -70,13 +71,16 @@ def cli(ctx: click.Context, /, **_options: Any) -> None:
     """Launch, watch, record and compare multi-GPU LoRA fine-tuning runs.
 
     \b
+    lorawatch                       the screens: watch, look back, launch
     lorawatch --record              tune the demo model on this machine and record it
     lorawatch --record RECIPE       a recipe file, or a built-in: demo, exxact-8b, tiny
     lorawatch --record -- CMD …     supervise and record your own training command
     lorawatch --record --help       all of its options
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        from lorawatch.cli.control import open_tui
+
+        ctx.exit(open_tui())
 
 
 def normalize(args: Sequence[str]) -> tuple[list[str], list[str] | None, bool]:
@@ -99,7 +103,9 @@ def normalize(args: Sequence[str]) -> tuple[list[str], list[str] | None, bool]:
 def run(args: Sequence[str]) -> int:
     """Run one command line. Returns its exit status: 2 for bad usage, 3 for a missing GPU or dependency."""
     args, own_command, debug = normalize(args)
-    debug = debug or bool(os.environ.get("LORAWATCH_DEBUG"))
+    if debug:
+        os.environ["LORAWATCH_DEBUG"] = "1"  # for the screens, and for what they start
+    debug = bool(os.environ.get("LORAWATCH_DEBUG"))
     try:
         result = cli.main(args=args, prog_name="lorawatch", standalone_mode=False, obj=own_command)
         return result if isinstance(result, int) else 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from lorawatch.cli.text import duration, gib, number
 from lorawatch.sanitize import clean
+from lorawatch.text import duration, gib, number
 
 
 def catch_up() -> None:
@@ -84,7 +84,7 @@ def show(run: str, events: int, recipe: bool, as_json: bool) -> int:
 
         click.echo(msgspec.json.encode({**row, "events": happened, "run_dir": folder}).decode())
         return 0
-    from lorawatch.cli.summary import summary_lines
+    from lorawatch.figures import summary_lines
 
     for name, value in summary_lines(row):
         click.echo(f"{name:<14} {value}")

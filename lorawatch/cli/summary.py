@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorawatch.cli.text import MISSING, duration, gib, number
 from lorawatch.errors import LorawatchError
+from lorawatch.figures import summary_lines
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import clean
+from lorawatch.text import MISSING, number
 
 if TYPE_CHECKING:
     from lorawatch.recorder.recorder import Recorder
@@ -89,52 +90,6 @@ def print_summary(run_id: str) -> None:
         return
     for name, value in summary_lines(row):
         _out(f"{name:<14} {value}")
-
-
-def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and text of each figure that the run has; what it lacks is left out, except power on a GPU run."""
-    gpus = row.get("gpu_count") or 0
-    on_gpu = row.get("device") == "cuda"
-    where = (
-        f"{gpus} × {row['sku']}"
-        if row.get("sku")
-        else f"{row.get('world_size') or 1} × {row.get('device') or 'process'}"
-    )
-    ended = f"{row['state']}" + (f" ({row['failure']})" if row.get("failure") else "")
-    lines = [("run", f"{row['run_id']}  {clean(row['name'])}  {where} on {clean(row['host'])}"), ("state", ended)]
-    if row.get("message"):
-        lines.append(("", clean(row["message"]).replace("\n", "\n" + " " * 15)))
-    lines.append(("duration", duration(row.get("duration_s"))))
-    if row.get("tok_s") is not None:
-        ci = row.get("tok_s_ci95")
-        interval = f" ± {number(ci, 0 if ci >= 10 else 1)} (95%)" if ci is not None else ""
-        several = (row.get("world_size") or 1) > 1
-        per_gpu = f"   {number(row.get('tok_s_per_gpu'))} per {'GPU' if on_gpu else 'rank'}" if several else ""
-        lines.append(("throughput", f"{number(row['tok_s'])} tok/s{interval}{per_gpu}"))
-        p50, p95 = row.get("step_p50_s"), row.get("step_p95_s")
-        lines.append(
-            (
-                "step",
-                f"p50 {number(p50 and p50 * 1e3, 1)} ms   p95 {number(p95 and p95 * 1e3, 1)} ms   "
-                f"{row.get('measured_steps')} measured",
-            )
-        )
-    if row.get("tokens") is not None:
-        lines.append(("tokens", f"{row['tokens']:,} in the measured steps"))
-    if on_gpu or row.get("energy_j") is not None:
-        power = f"{number(row.get('avg_power_w'), 1)} W used"
-        everything = row.get("avg_power_all_gpus_w")
-        if everything is not None and gpus and everything != row.get("avg_power_w"):
-            power += f"   {number(everything, 1)} W all GPUs of the host"
-        lines.append(("power", power))
-        lines.append(("energy", f"{number(row.get('energy_j'))} J   {number(row.get('tok_per_j'), 2)} tok/J"))
-    if row.get("peak_vram_bytes") is not None:
-        lines.append(("peak VRAM", f"{gib(row['peak_vram_bytes'])} per GPU"))
-    if row.get("mfu") is not None:
-        lines.append(("MFU", f"{100 * row['mfu']:.1f}%" + ("  implausible" if row["mfu"] > 0.75 else "")))
-    if row.get("final_loss") is not None:
-        lines.append(("final loss", number(row["final_loss"], 4)))
-    return lines
 
 
 def print_sweep(run_ids: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 from helpers import lorawatch
 
 from lorawatch.cli.main import COMMANDS, HIDDEN, normalize
-from lorawatch.cli.text import MISSING, duration, gib, number
 from lorawatch.sanitize import clean
+from lorawatch.text import MISSING, duration, gib, number
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "numpy")
 

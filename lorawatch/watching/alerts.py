@@ -1,0 +1,98 @@
+"""When a run needs a person's eye: rules over plain figures, each with its threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lorawatch.watching.frame import Alert
+
+STRAGGLER = 1.25
+"""A rank is a straggler past this multiple of the fastest rank's step time."""
+VRAM_FULL = 0.97
+THROTTLED_SHARE = 0.05
+STALE_S = 3.0
+SLOW_FACTOR = 3.0
+SLOW_AT_LEAST_S = 10.0
+
+POWER_CAP = 0x04
+# NVML's clock event reasons that slow a GPU against its will; the power cap is how a GPU works at its limit.
+REASONS = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal limit",
+    0x40: "hardware thermal limit",
+    0x80: "power brake",
+}
+
+
+def throttled(shares: Mapping[int, float], where: str, name: str) -> Alert | None:
+    """The reason that held the clocks back for the largest share of the recent samples."""
+    reason, share = max(((r, shares.get(r, 0.0)) for r in REASONS), key=lambda pair: pair[1])
+    if share < THROTTLED_SHARE:
+        return None
+    text = f"{name} is slowed by its {REASONS[reason]} {100 * share:.0f}% of the time"
+    return Alert("throttled", "warning", "▼", "throttled", text, where)
+
+
+def vram_full(used: float | None, total: float | None, where: str, name: str) -> Alert | None:
+    if used is None or not total or used < VRAM_FULL * total:
+        return None
+    text = f"{name} has {(total - used) / 2**30:.1f} GiB of memory left ({100 * used / total:.0f}% used)"
+    return Alert("vram", "warning", "■", "VRAM full", text, where)
+
+
+def stale(age_s: float | None, where: str, name: str) -> Alert | None:
+    if age_s is None or age_s < STALE_S:
+        return None
+    return Alert("stale", "warning", "?", f"stale {age_s:.0f} s", f"no reading of {name} for {age_s:.0f} s", where)
+
+
+def gpu_lost(where: str, name: str) -> Alert:
+    return Alert("gpu_lost", "error", "✗", "lost", f"{name} is lost: the driver no longer reaches it", where)
+
+
+def stragglers(step_s: Mapping[int, float], where: Mapping[int, str]) -> list[Alert]:
+    """Ranks slower than 1.25 × the fastest.
+
+    Args:
+        step_s: Median recent step time a rank.
+        where: The pane's key a rank.
+    """
+    if len(step_s) < 2:
+        return []
+    fastest = min(step_s.values())
+    return [
+        Alert(
+            "straggler", "warning", "◄", "straggler",
+            f"rank {rank} takes {seconds / fastest:.2f} × the fastest rank's step", where.get(rank),
+        )
+        for rank, seconds in sorted(step_s.items())
+        if fastest > 0 and seconds > STRAGGLER * fastest
+    ]  # fmt: skip
+
+
+def bad_loss(losses: Sequence[float | None]) -> Alert | None:
+    """A loss that is no number: the last one, or one of the recent ones."""
+    bad = [v for v in losses if v is not None and not math.isfinite(v)]
+    if not bad:
+        return None
+    return Alert("nan_loss", "error", "✗", "NaN loss", f"the loss is {bad[-1]}: lower the learning rate?")
+
+
+def slow(silent_s: float | None, usual_s: float | None) -> Alert | None:
+    """No step for much longer than the 99th percentile of step time."""
+    if silent_s is None or usual_s is None or silent_s < max(SLOW_AT_LEAST_S, SLOW_FACTOR * usual_s):
+        return None
+    text = f"no step for {silent_s:.0f} s; a step usually takes at most {usual_s:.1f} s"
+    return Alert("slow", "warning", "…", "no step", text)
+
+
+def restarted(attempt: int) -> Alert | None:
+    if attempt == 0:
+        return None
+    return Alert("restarted", "warning", "↻", f"attempt {attempt}", f"the ranks were restarted: attempt {attempt}")
+
+
+def no_recorder(run_id: str) -> Alert:
+    text = "its recorder is gone: a adopts the run, so that it is recorded on"
+    return Alert("no_recorder", "error", "✗", "LOST", text)

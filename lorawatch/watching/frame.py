@@ -1,0 +1,128 @@
+"""One moment of a run or of a machine as a screen shows it: frozen plain data that may cross threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lorawatch.records import Event, Severity
+from lorawatch.watching.curves import CurveData
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a person should see, told by a glyph and a word and not by colour alone.
+
+    Attributes:
+        kind: straggler, throttled, vram, nan_loss, stale, slow, restarted, gpu_lost or no_recorder.
+        where: The pane's key it belongs to; None for the whole run.
+    """
+
+    kind: str
+    severity: Severity
+    glyph: str
+    word: str
+    text: str
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pane:
+    """A GPU, or a rank on the CPU.
+
+    Attributes:
+        key: GPU UUID, or `rank-0`.
+        title: `0 · RTX PRO 4500`.
+        rank: The rank that computes there; None where none is known.
+        used: Whether the run uses it; True without a run.
+        values: By metric: tok_s, power_w, memory_bytes, utilization_pct, temperature_c, sm_clock_mhz, step_ms,
+            data_wait_ms, loss. A missing reading is None; a metric that the device does not have at all is absent.
+        limits: Power limit and memory size under the same names.
+        curves: Their history.
+        capped: Share of recent samples whose clocks the power limit held back, 0 to 1; None where unknown.
+        note: What the rank is busy with outside its steps.
+        stale_s: Age of the last reading where it is too old to be believed.
+    """
+
+    key: str
+    title: str
+    rank: int | None
+    used: bool
+    values: Mapping[str, float | None]
+    limits: Mapping[str, float | None]
+    curves: Mapping[str, CurveData]
+    capped: float | None = None
+    note: str = ""
+    stale_s: float | None = None
+    lost: bool = False
+    alerts: tuple[Alert, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The run as a whole; missing figures are None.
+
+    Attributes:
+        energy_j: Of the GPUs the run uses, since recording began; `energy_all_j` of every GPU in the host.
+        usual: False where the figures are no live run's but a replay's.
+    """
+
+    run_id: str
+    name: str
+    state: str
+    failure: str | None
+    message: str | None
+    step: int
+    steps_total: int | None
+    attempt: int
+    phase: str
+    elapsed_s: float | None
+    eta_s: float | None
+    tok_s: float | None
+    tok_per_j: float | None
+    power_w: float | None
+    power_all_w: float | None
+    energy_j: float | None
+    energy_all_j: float | None
+    loss: float | None
+    grad_norm: float | None
+    mfu: float | None
+    own_command: bool
+    recorder_alive: bool
+    loss_curve: CurveData | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replaying:
+    """Where a replay stands: seconds since the run began, its length, and the speed; 0 is paused."""
+
+    position_s: float
+    length_s: float
+    speed: float
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything the Live screen shows.
+
+    Attributes:
+        at: Unix time it is true for.
+        head: The run; None for the machine alone.
+        begin: Where the time axis of the curves begins.
+        others: Ids of other runs that live at once, in order, this one included.
+        host: One line about CPU, memory, disk.
+        notice: Why less is shown than a person would expect, or "".
+    """
+
+    at: float
+    begin: float
+    head: Head | None
+    panes: tuple[Pane, ...]
+    alerts: tuple[Alert, ...] = ()
+    events: tuple[Event, ...] = ()
+    host: str = ""
+    notice: str = ""
+    others: tuple[str, ...] = ()
+    replay: Replaying | None = None
+    log: tuple[str, tuple[str, ...]] = field(default=("", ()))

@@ -1,0 +1,315 @@
+"""Turns journal lines into frames: the same for a live run, a replay and the machine alone."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from statistics import median
+
+from lorawatch.analysis.mfu import mfu
+from lorawatch.live import GpuView, LiveView, RankView
+from lorawatch.records import AnyLine, Event, GpuSample, HostSample, RankStarted, Step
+from lorawatch.rundir import ENDED, Gpu, RunInfo, RunState
+from lorawatch.sanitize import clean
+from lorawatch.watching import alerts
+from lorawatch.watching.curves import Curve, CurveData
+from lorawatch.watching.frame import Alert, Frame, Head, Pane
+
+MONITOR_S = 120.0
+_RECENT_REASONS = 150
+_GPU_CURVES = {
+    "power_w": "power_w",
+    "memory_used_bytes": "memory_bytes",
+    "utilization_pct": "utilization_pct",
+    "temperature_c": "temperature_c",
+    "sm_clock_mhz": "sm_clock_mhz",
+}
+
+
+class Watch:
+    """Everything known of one run (or of this machine), and its frame at a moment.
+
+    A frame depends on the lines fed and on the time asked for, never on the clock: what a replay shows at a moment is
+    what was shown then.
+
+    Args:
+        info: The run; None for the machine alone.
+        gpus: The machine's GPUs where there is no run.
+    """
+
+    def __init__(self, info: RunInfo | None, gpus: list[Gpu] | None = None) -> None:
+        self.info = info
+        self.gpus = list(info.gpus if info else gpus or [])
+        self.view = LiveView(info.world_size if info else 0)
+        self.lost: set[str] = set()
+        self._curves: dict[str, dict[str, Curve]] = {}
+        self._loss = Curve(width_s=0.05)
+        self._reasons: dict[str, deque[int]] = {}
+        self._first_at: float | None = None
+        self._last_at = 0.0
+
+    def feed(self, line: AnyLine) -> None:
+        """Take one journal line."""
+        view = self.view
+        before = len(view.steps), view.step
+        view.feed(line)
+        match line:
+            case GpuSample():
+                self._saw(line.sampled_at)
+                curves = self._curves_of(line.gpu_uuid)
+                for name, metric in _GPU_CURVES.items():
+                    value = getattr(line, name)
+                    if value is not None:
+                        self._curve(curves, metric).add(line.sampled_at, value)
+                if line.event_reasons is not None:
+                    self._reasons.setdefault(line.gpu_uuid, deque(maxlen=_RECENT_REASONS)).append(line.event_reasons)
+            case Step():
+                self._saw(line.ended_at)
+                curves = self._curves_of(self._key(line.rank))
+                if line.duration_s > 0 and line.phase == "train":
+                    self._curve(curves, "tok_s").add(line.ended_at, (line.tokens or 0) / line.duration_s)
+                    self._curve(curves, "step_ms").add(line.ended_at, 1000 * line.duration_s)
+                if line.data_wait_s is not None:
+                    self._curve(curves, "data_wait_ms").add(line.ended_at, 1000 * line.data_wait_s)
+                self._curve(curves, "loss").add(line.ended_at, line.loss)
+                if (len(view.steps), view.step) != before and view.steps:
+                    self._loss.add(view.steps[-1].ended_at, view.steps[-1].loss)
+            case HostSample():
+                self._saw(line.sampled_at)
+            case RankStarted():
+                self._saw(line.at)
+            case Event():
+                self._saw(line.at)
+                if line.kind == "gpu_lost" and line.detail:
+                    self.lost.add(str(line.detail.get("gpu_uuid")))
+
+    def _saw(self, at: float) -> None:
+        if self._first_at is None or at < self._first_at:
+            self._first_at = at
+        self._last_at = max(self._last_at, at)
+
+    def _curves_of(self, key: str) -> dict[str, Curve]:
+        return self._curves.setdefault(key, {})
+
+    def _curve(self, curves: dict[str, Curve], metric: str) -> Curve:
+        found = curves.get(metric)
+        if found is None:
+            found = curves[metric] = Curve(sliding=True) if self.info is None else Curve()
+        return found
+
+    def _key(self, rank: int) -> str:
+        started = self.view.ranks[rank].started if rank in self.view.ranks else None
+        return (started.gpu_uuid if started else None) or f"rank-{rank}"
+
+    # --- the frame
+
+    def frame(self, at: float, state: RunState | None = None, *, recorder_alive: bool = True) -> Frame:
+        """What is shown at unix time `at`."""
+        ended = state is not None and state.state in ENDED
+        until = min(at, state.ended_at or at) if state is not None and ended else at
+        begin = until - MONITOR_S if self.info is None else min(self._first_at or until, until - 1.0)
+        panes = self._panes(until, ended)
+        everywhere = [a for p in panes for a in p.alerts]
+        head = None
+        if self.info is not None:
+            state = state or RunState()
+            head = self._head(self.info, state, until, recorder_alive)
+            everywhere = [*self._run_alerts(head, until), *everywhere]
+        return Frame(
+            at=until,
+            begin=begin,
+            head=head,
+            panes=panes,
+            alerts=tuple(everywhere),
+            events=tuple(self.view.events),
+            host=_host_words(self.view.host),
+        )
+
+    def _run_alerts(self, head: Head, at: float) -> list[Alert]:
+        view = self.view
+        found = [alerts.bad_loss([s.loss for s in list(view.steps)[-20:]]), alerts.restarted(head.attempt)]
+        if head.state not in ENDED:
+            if not head.recorder_alive:
+                found.append(alerts.no_recorder(head.run_id))
+            stepping = any(r.phase in ("training", "starting") or r.last for r in view.ranks.values())
+            busy = any(r.phase in ("evaluating", "saving", "finished") for r in view.ranks.values())
+            if view.steps and stepping and not busy:
+                found.append(alerts.slow(at - view.steps[-1].ended_at, view.usual_step_s()))
+        return [a for a in found if a is not None]
+
+    def _head(self, info: RunInfo, state: RunState, at: float, recorder_alive: bool) -> Head:
+        view = self.view
+        used = {g.gpu_uuid for g in info.gpus if g.used}
+        ended = state.state in ENDED
+        power = None if ended or not used else view.power_w(used)
+        power_all = None if ended or not info.gpus else view.power_w({g.gpu_uuid for g in info.gpus})
+        tok_s = view.tok_s
+        energy = self._energy(used)
+        per_joule = tok_s / power if tok_s is not None and power else None
+        if ended and energy and view.steps:  # over the whole recording, load time included: the summary has the window
+            per_joule = None
+        first = min((r.started for r in view.ranks.values() if r.started), key=lambda s: s.rank, default=None)
+        peak = _peak(first.gpu_name) if first is not None and first.gpu_name and first.dtype == "bfloat16" else None
+        ranks = max(view.world_size, 1)
+        began = state.started_at or info.created_at
+        phases = [r for r in view.ranks.values() if r.phase]
+        return Head(
+            run_id=info.run_id,
+            name=clean(info.name),
+            state="lost" if not recorder_alive and not ended else state.state,
+            failure=state.failure,
+            message=clean(state.message) if state.message else None,
+            step=view.step,
+            steps_total=view.steps_total or state.steps_total,
+            attempt=view.attempt,
+            phase=_phase_words(phases[0]) if phases else "starting the workers",
+            elapsed_s=max(at - began, 0.0),
+            eta_s=None if ended else view.eta_s,
+            tok_s=tok_s,
+            tok_per_j=per_joule,
+            power_w=power,
+            power_all_w=power_all,
+            energy_j=energy,
+            energy_all_j=self._energy({g.gpu_uuid for g in info.gpus}),
+            loss=view.loss,
+            grad_norm=view.steps[-1].grad_norm if view.steps else None,
+            mfu=mfu(first.flops_per_token, tok_s / ranks, peak) if first is not None and tok_s is not None else None,
+            own_command=info.own_command,
+            recorder_alive=recorder_alive,
+            loss_curve=self._loss.data(),
+        )
+
+    def _energy(self, uuids: set[str]) -> float | None:
+        """Joules by the counters since recording began; None where a GPU has none."""
+        views = [self.view.gpus.get(u) for u in uuids]
+        total = 0.0
+        for view in views:
+            if view is None or view.energy_j is None or view.first_energy_j is None:
+                return None
+            total += view.energy_j - view.first_energy_j
+        return total if views else None
+
+    def _panes(self, at: float, ended: bool) -> tuple[Pane, ...]:
+        view = self.view
+        by_gpu = {self._key(r): view.ranks[r] for r in sorted(view.ranks)}
+        step_s = {r.rank: median(s.duration_s for s in r.recent) for r in view.ranks.values() if len(r.recent) >= 5}
+        slow_ranks = {a.where: a for a in alerts.stragglers(step_s, {r: self._key(r) for r in view.ranks})}
+        used = [g for g in self.gpus if g.used] if self.info is not None else self.gpus
+        shown = sorted(self.gpus, key=lambda g: (not g.used, g.gpu_index)) if used else self.gpus
+        if self.info is not None and self.info.device == "cpu":
+            shown = []
+        panes = [
+            self._gpu_pane(gpu, by_gpu.get(gpu.gpu_uuid), at, ended, slow_ranks.get(gpu.gpu_uuid)) for gpu in shown
+        ]
+        known = {p.key for p in panes}
+        if self.info is not None:
+            panes += [
+                self._rank_pane(view.ranks[rank], slow_ranks.get(self._key(rank)))
+                for rank in sorted(view.ranks)
+                if self._key(rank) not in known
+            ]
+            if not panes and not self.info.own_command:
+                panes = [
+                    Pane(f"rank-{r}", f"rank {r}", r, True, {"tok_s": None}, {}, {}, note="starting")
+                    for r in range(self.info.world_size)
+                ]
+        return tuple(panes)
+
+    def _gpu_pane(self, gpu: Gpu, rank: RankView | None, at: float, ended: bool, straggler: Alert | None) -> Pane:
+        now = self.view.gpus.get(gpu.gpu_uuid) or GpuView(gpu.gpu_uuid)
+        sku = clean(gpu.sku).removeprefix("NVIDIA ")
+        name = f"GPU {gpu.gpu_index}"
+        lost = gpu.gpu_uuid in self.lost
+        age = None if ended or lost or not now.sampled_at else at - now.sampled_at
+        shares = self._shares(gpu.gpu_uuid)
+        found = [
+            alerts.gpu_lost(gpu.gpu_uuid, name) if lost else alerts.stale(age, gpu.gpu_uuid, name),
+            alerts.throttled(shares, gpu.gpu_uuid, name),
+            alerts.vram_full(now.memory_used_bytes, gpu.memory_total_bytes, gpu.gpu_uuid, name),
+            straggler,
+        ]
+        values: dict[str, float | None] = {
+            "power_w": now.power_w,
+            "memory_bytes": now.memory_used_bytes,
+            "utilization_pct": now.utilization_pct,
+            "temperature_c": now.temperature_c,
+            "sm_clock_mhz": now.sm_clock_mhz,
+        }
+        if self.info is not None:
+            values = {"tok_s": rank.tok_s if rank else None, **values}
+        return Pane(
+            key=gpu.gpu_uuid,
+            title=f"{gpu.gpu_index} · {sku}",
+            rank=rank.rank if rank else None,
+            used=gpu.used or self.info is None,
+            values=values,
+            limits={"power_w": now.power_limit_w or gpu.power_limit_w, "memory_bytes": gpu.memory_total_bytes},
+            curves=self._data(gpu.gpu_uuid),
+            capped=shares.get(alerts.POWER_CAP) if shares else None,
+            note=_note(rank) if rank else ("" if gpu.used or self.info is None else "not used by the run"),
+            stale_s=age if age is not None and age >= alerts.STALE_S else None,
+            lost=lost,
+            alerts=tuple(a for a in found if a is not None),
+        )
+
+    def _rank_pane(self, rank: RankView, straggler: Alert | None) -> Pane:
+        last = rank.last
+        started = rank.started
+        where = clean(started.gpu_name or started.device) if started else ""
+        return Pane(
+            key=self._key(rank.rank),
+            title=f"rank {rank.rank}" + (f" · {where.upper() if where == 'cpu' else where}" if where else ""),
+            rank=rank.rank,
+            used=True,
+            values={
+                "tok_s": rank.tok_s,
+                "step_ms": 1000 * last.duration_s if last else None,
+                "loss": last.loss if last else None,
+                "data_wait_ms": 1000 * last.data_wait_s if last and last.data_wait_s is not None else None,
+            },
+            limits={},
+            curves=self._data(self._key(rank.rank)),
+            note=_note(rank),
+            alerts=(straggler,) if straggler else (),
+        )
+
+    def _data(self, key: str) -> dict[str, CurveData]:
+        found = {name: curve.data() for name, curve in self._curves.get(key, {}).items()}
+        return {name: data for name, data in found.items() if data is not None}
+
+    def _shares(self, uuid: str) -> dict[int, float]:
+        recent = self._reasons.get(uuid)
+        if not recent:
+            return {}
+        bits = (alerts.POWER_CAP, *alerts.REASONS)
+        return {bit: sum(1 for r in recent if r & bit) / len(recent) for bit in bits}
+
+
+def _note(rank: RankView) -> str:
+    return "" if rank.phase in ("training", "finished") else _phase_words(rank)
+
+
+def _phase_words(rank: RankView) -> str:
+    return f"{rank.phase}: {clean(rank.phase_detail)}" if rank.phase_detail else rank.phase
+
+
+def _host_words(host: HostSample | None) -> str:
+    if host is None:
+        return ""
+    words = []
+    if host.cpu_pct is not None:
+        words.append(f"CPU {host.cpu_pct:.0f}%")
+    if host.memory_used_bytes is not None and host.memory_total_bytes:
+        words.append(f"memory {host.memory_used_bytes / 2**30:.1f}/{host.memory_total_bytes / 2**30:.0f} GiB")
+    if host.workers_rss_bytes:
+        words.append(f"workers {host.workers_rss_bytes / 2**30:.1f} GiB")
+    if host.disk_free_bytes is not None:
+        words.append(f"disk free {host.disk_free_bytes / 2**30:.0f} GiB")
+    return "   ".join(words)
+
+
+@functools.cache
+def _peak(sku: str) -> float | None:
+    from lorawatch.storage.skus import bf16_dense_peak
+
+    return bf16_dense_peak(sku)

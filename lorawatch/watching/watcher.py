@@ -1,0 +1,283 @@
+"""The thread behind the Live screen: follows a run, replays one, or samples this machine, and hands out frames."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from lorawatch import paths
+from lorawatch.errors import LorawatchError
+from lorawatch.live import Follower
+from lorawatch.records import Event, GpuSample, HostSample, Record
+from lorawatch.rundir import ENDED, Gpu, RunDir, RunState
+from lorawatch.sanitize import clean
+from lorawatch.telemetry.nvml import Nvml, NvmlUnavailable, open_nvml
+from lorawatch.telemetry.sampler import Sampler
+from lorawatch.watching.frame import Frame
+from lorawatch.watching.replay import Replay
+from lorawatch.watching.watch import Watch
+
+PERIOD_S = 0.1
+QUIET_S = 1.0
+LOOK_AROUND_S = 1.0
+MONITOR_HZ = 4.0
+LOG_LINES = 200
+_LOG_BYTES = 32 << 10
+
+
+class Watcher:
+    """Hands out a frame whenever there is something new, at most ten a second and at least one a second.
+
+    Args:
+        on_frame: Takes each frame, on the watcher's thread; must not block.
+        on_machine: Told once what machine this is: its GPUs, and one line for people.
+        host: This machine's name.
+
+    The methods that change what is watched return at once; errors come as a frame's notice.
+    """
+
+    def __init__(
+        self, on_frame: Callable[[Frame], None], on_machine: Callable[[list[Gpu], str], None], host: str
+    ) -> None:
+        self._on_frame = on_frame
+        self._on_machine = on_machine
+        self._host = host
+        self._stop = threading.Event()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+        self._opening = threading.Thread(target=self._open, name="machine", daemon=True)
+        self._opened: tuple[Nvml | None, str] | None = None
+        self._inbox: deque[Record] = deque()
+        self._sampler: Sampler | None = None
+        self._nvml: Nvml | None = None
+        self._machine: Watch | None = None
+        self._follower: Follower | None = None
+        self._watch: Watch | None = None
+        self._replay: Replay | None = None
+        self._live: tuple[str, ...] = ()
+        self._notice = ""
+        self._picked = False
+        self._without_gpu = ""
+        self._log_rank = 0
+        self._log: tuple[str, tuple[str, ...]] = ("", ())
+        self._log_key: tuple[Path, int] | None = None
+
+    # --- from the screens
+
+    def start(self) -> None:
+        """Begin; the machine is looked at on a thread of its own, since a driver may take seconds to answer."""
+        self._thread.start()
+        self._opening.start()
+
+    def stop(self, timeout_s: float = 0.8) -> bool:
+        """End the thread and the sampling. Returns whether all has ended; a hung driver's call is left behind."""
+        self._stop.set()
+        deadline = time.monotonic() + timeout_s
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        sampler = self._sampler
+        ended = sampler is None or sampler.stop(max(deadline - time.monotonic(), 0.05))
+        self._opening.join(max(deadline - time.monotonic(), 0.01))
+        return ended and not self._thread.is_alive() and not self._opening.is_alive()
+
+    def watch(self, run_id: str | None) -> None:
+        """Follow this run from its first line on; None shows the machine."""
+        self._orders.append(lambda: self._follow(run_id))
+
+    def replay(self, run_id: str, speed: float) -> None:
+        """Replay this run from its beginning."""
+        self._orders.append(lambda: self._begin_replay(run_id, speed))
+
+    def control(self, action: Callable[[Replay], None]) -> None:
+        """Pause, seek or step the replay."""
+        self._orders.append(lambda: action(self._replay) if self._replay else None)
+
+    def neighbour(self, forth: bool) -> None:
+        """Follow the next or the previous of the runs that live at once."""
+        self._orders.append(lambda: self._neighbour(forth))
+
+    def next_log(self) -> None:
+        """Show the log of the next rank."""
+        self._orders.append(self._next_log)
+
+    # --- on the thread
+
+    def _run(self) -> None:
+        looked_at = shown_at = -10.0
+        before = time.monotonic()
+        while not self._stop.is_set():
+            now = time.monotonic()
+            new = bool(self._orders)
+            while self._orders:
+                try:
+                    self._orders.popleft()()
+                except (LorawatchError, OSError, msgspec.MsgspecError) as error:
+                    self._notice = str(error).replace("\n", ";")
+            if self._opened is not None:
+                self._meet_machine(*self._opened)
+                self._opened, new = None, True
+            if now - looked_at >= LOOK_AROUND_S:
+                looked_at = now
+                self._look_around()
+            if self._replay is not None:
+                playing = not self._replay.paused
+                self._replay.advance(now - before)
+                new = new or playing
+            elif self._follower is not None:
+                new = bool(self._follower.poll()) or new
+            new = (self._take_samples() and self._follower is None and self._replay is None) or new
+            before = now
+            if new or now - shown_at >= QUIET_S:
+                shown_at = now
+                self._show()
+            self._stop.wait(max(PERIOD_S - (time.monotonic() - now), 0.01))
+
+    def _show(self) -> None:
+        try:
+            self._on_frame(self._frame())
+        except (OSError, msgspec.MsgspecError) as error:
+            self._notice = f"{error}"
+
+    def _frame(self) -> Frame:
+        notice = self._notice
+        if self._replay is not None:
+            return replace(self._replay.frame(), notice=notice, others=self._live)
+        if self._follower is not None and self._watch is not None:
+            run = self._follower.run
+            state, alive = RunState(), True
+            try:
+                info = run.info()
+                self._watch.info = info
+                state = run.state()
+                alive = state.recorder is None or state.state in ENDED or state.recorder.alive()
+            except FileNotFoundError:
+                notice = f"the run directory {run.root} was deleted; this is the last that was seen"
+            except (OSError, msgspec.MsgspecError) as error:
+                notice = f"{run.root}: {error}"
+            if self._follower.broken:
+                notice = notice or f"{self._follower.broken} broken journal lines were stepped over"
+            frame = self._watch.frame(time.time(), state, recorder_alive=alive)
+            attempt = frame.head.attempt if frame.head else 0
+            return replace(frame, notice=notice, others=self._live, log=self._read_log(run, attempt))
+        if self._machine is not None:
+            return replace(self._machine.frame(time.time()), notice=notice or self._without_gpu, others=self._live)
+        now = time.time()
+        return Frame(at=now, begin=now - 1, head=None, panes=(), notice=notice or "asking the NVIDIA driver …")
+
+    def _take_samples(self) -> bool:
+        taken = False
+        while self._inbox:
+            line = self._inbox.popleft()
+            if self._machine is not None and isinstance(line, (GpuSample, HostSample, Event)):
+                self._machine.feed(line)
+                taken = True
+        return taken
+
+    def _look_around(self) -> None:
+        """Which runs live; without a choice of the user's, the latest of them is shown."""
+        self._live = live_runs()
+        if self._picked or self._replay is not None:
+            return
+        current = self._follower.run.run_id if self._follower else None
+        if self._live and current not in self._live and (current is None or self._live[-1] > current):
+            self._follow(self._live[-1], picked=False)
+
+    def _follow(self, run_id: str | None, *, picked: bool = True) -> None:
+        self._notice = ""
+        self._replay = None
+        self._log, self._log_key, self._log_rank = ("", ()), None, 0
+        if run_id is None:
+            self._follower = self._watch = None
+            self._picked = True
+            return
+        run = RunDir.find(run_id)
+        self._picked = picked
+        self._watch = Watch(run.info())
+        self._follower = Follower(run, feed=self._watch.feed)
+
+    def _begin_replay(self, run_id: str, speed: float) -> None:
+        self._notice = ""
+        self._replay = Replay(RunDir.find(run_id), speed)
+        self._follower = self._watch = None
+
+    def _neighbour(self, forth: bool) -> None:
+        choices: list[str | None] = [None, *self._live]
+        current = self._follower.run.run_id if self._follower else None
+        at = choices.index(current) if current in choices else 0
+        self._follow(choices[(at + (1 if forth else -1)) % len(choices)])
+
+    def _next_log(self) -> None:
+        ranks = max(self._watch.view.world_size if self._watch else 1, 1)
+        self._log_rank = (self._log_rank + 1) % ranks
+        self._log_key = None
+
+    def _read_log(self, run: RunDir, attempt: int) -> tuple[str, tuple[str, ...]]:
+        path = run.rank_log(attempt, self._log_rank)
+        name = f"log · rank {self._log_rank}"
+        if not path.exists():
+            path = next((p for p in (run.logs / "command.log", run.logs / "torchrun.log") if p.exists()), path)
+            name = f"log · {path.stem}"
+        try:
+            size = path.stat().st_size
+            if self._log_key != (path, size):
+                with open(path, "rb") as file:
+                    file.seek(max(size - _LOG_BYTES, 0))
+                    text = file.read(_LOG_BYTES).decode(errors="replace")
+                lines = tuple(clean(line.rsplit("\r", 1)[-1])[:400] for line in text.splitlines()[-LOG_LINES:])
+                self._log, self._log_key = (name, lines), (path, size)
+        except OSError:
+            return name, ()
+        return self._log
+
+    # --- the machine
+
+    def _open(self) -> None:
+        try:
+            self._opened = (open_nvml(), "")
+        except NvmlUnavailable as why:
+            self._opened = (None, why.reason)
+
+    def _meet_machine(self, nvml: Nvml | None, why: str) -> None:
+        gpus = nvml.gpus(self._host) if nvml else []
+        self._nvml = nvml
+        self._machine = Watch(None, gpus)
+        skus = sorted({g.sku.removeprefix("NVIDIA ") for g in gpus})
+        self._on_machine(gpus, f"{len(gpus)}×{' + '.join(skus)}" if gpus else "no GPU")
+        self._without_gpu = why
+        self._sampler = Sampler(
+            gpus, nvml, sample_hz=MONITOR_HZ, host=self._host, write=self._inbox.append,
+            on_event=self._inbox.append, worker_pids=tuple, disk=_existing(paths.home()),
+        )  # fmt: skip
+        if not self._stop.is_set():
+            self._sampler.start()
+
+
+def live_runs() -> tuple[str, ...]:
+    """Ids of the runs that have not ended, oldest first; only those whose journals are not wholly in the history."""
+    folder = paths.open_runs_folder()
+    try:
+        markers = sorted(p.name for p in folder.iterdir())
+    except OSError:
+        return ()
+    found = []
+    for name in markers:
+        run = RunDir(paths.runs_folder() / name)
+        try:
+            state = run.state()
+        except (OSError, msgspec.MsgspecError):
+            continue
+        if run.root.is_dir() and state.state not in ENDED and (state.recorder is not None or state.ranks):
+            found.append(name)
+    return tuple(found)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,214 @@
+"""The app: its modes, what all screens share, and its ways out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.reactive import reactive
+from textual.screen import Screen
+
+from lorawatch.errors import LorawatchError
+from lorawatch.recorder.prepare import host_name
+from lorawatch.rundir import ENDED, Gpu, RunDir
+from lorawatch.screens.background import Answered, Background
+from lorawatch.watching.frame import Frame
+from lorawatch.watching.watcher import Watcher
+
+
+class FrameReady(Message, bubble=False):
+    """A new frame from the watcher; only the newest that waits is drawn."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, FrameReady)
+
+
+class MachineKnown(Message, bubble=False):
+    """What machine this is."""
+
+    def __init__(self, gpus: list[Gpu], words: str) -> None:
+        super().__init__()
+        self.gpus = gpus
+        self.words = words
+
+
+def _live() -> Screen[None]:
+    from lorawatch.screens.live import LiveScreen
+
+    return LiveScreen()
+
+
+def _runs() -> Screen[None]:
+    from lorawatch.screens.runs import RunsScreen
+
+    return RunsScreen()
+
+
+def _launch() -> Screen[None]:
+    from lorawatch.screens.launch import LaunchScreen
+
+    return LaunchScreen()
+
+
+class LorawatchApp(App[None]):
+    """lorawatch's screens around one watcher.
+
+    Args:
+        run_id: Show this run; None shows the latest that lives, or this machine.
+        replay_speed: Replay that run at this speed instead of following it.
+        debug: Show tracebacks.
+    """
+
+    TITLE = "lorawatch"
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {"live": _live, "runs": _runs, "launch": _launch}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("1", "switch_mode('live')", "Live", show=False),
+        Binding("2", "switch_mode('runs')", "Runs", show=False),
+        Binding("3", "switch_mode('launch')", "Launch", show=False),
+        Binding("question_mark", "help", "Help", key_display="?"),
+        Binding("q", "quit", "Quit"),
+        Binding("ctrl+t", "light", "Light/dark", show=False),
+    ]
+    CSS = """
+    #too-small { display: none; layer: above; dock: top; width: 100%; height: 100%; background: $background;
+        content-align: center middle; text-align: center; }
+    Screen { layers: default above; }
+    .-too-small #too-small { display: block; }
+    Footer { background: $panel; }
+    """
+
+    machine: reactive[tuple[Gpu, ...]] = reactive(())
+
+    def __init__(self, run_id: str | None = None, *, replay_speed: float | None = None, debug: bool = False) -> None:
+        super().__init__()
+        self.host = host_name()
+        self.machine_words = self.host
+        self.last_frame: Frame | None = None
+        self.background = Background()
+        self.watcher = Watcher(
+            lambda frame: self._from_thread(FrameReady(frame)),
+            lambda gpus, words: self._from_thread(MachineKnown(gpus, words)),
+            self.host,
+        )
+        self._debug = debug
+        if run_id is not None and replay_speed is not None:
+            self.watcher.replay(run_id, replay_speed)
+        elif run_id is not None:
+            self.watcher.watch(run_id)
+
+    def _from_thread(self, message: Message) -> None:
+        if self.is_running:
+            self.post_message(message)
+
+    def on_mount(self) -> None:
+        self.switch_mode("live")
+        with contextlib.suppress(ValueError):  # not the main thread: a test
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, lambda *_: self.call_later(self.exit))
+        self.call_after_refresh(self.watcher.start)
+
+    def on_unmount(self) -> None:
+        self.watcher.stop()
+        self.background.close()
+
+    def on_frame_ready(self, message: FrameReady) -> None:
+        self.last_frame = message.frame
+        from lorawatch.screens.live import LiveScreen
+
+        if isinstance(self.screen, LiveScreen):
+            self.screen.show(message.frame)
+
+    def on_machine_known(self, message: MachineKnown) -> None:
+        self.machine_words = f"{self.host} · {message.words}"
+        self.machine = tuple(message.gpus)
+        for bar in self.screen.query("TopBar"):
+            bar.refresh()
+
+    # --- what screens ask for
+
+    def open_live(self, run_id: str) -> None:
+        """Show this run in Live."""
+        self.watcher.watch(run_id)
+        self.switch_mode("live")
+
+    def open_replay(self, run_id: str, speed: float = 1.0) -> None:
+        """Replay this run in Live."""
+        self.watcher.replay(run_id, speed)
+        self.switch_mode("live")
+
+    def request_stop(self, run_id: str, *, now: bool) -> None:
+        """Leave the request that `lorawatch stop` leaves."""
+        try:
+            run = RunDir.find(run_id)
+            if run.state().state in ENDED:
+                self.notify(f"{run_id} has ended already")
+                return
+            run.request("kill" if now else "stop")
+        except (LorawatchError, OSError) as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.notify(f"{run_id}: " + ("ending at once" if now else "stopping at the next step"), markup=False)
+
+    def adopt(self, run_id: str) -> None:
+        """Start a recorder that takes the run over, as `lorawatch adopt` in another terminal would."""
+        try:
+            with open(RunDir.find(run_id).logs / "recorder.log", "ab") as log:
+                subprocess.Popen(
+                    [sys.executable, "-m", "lorawatch", "adopt", run_id], stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+        except (LorawatchError, OSError) as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.notify(f"a new recorder takes {run_id} over", markup=False)
+
+    def action_help(self) -> None:
+        from lorawatch.screens.confirm import Help
+
+        if not isinstance(self.screen, Help):
+            everywhere = "\n\nEverywhere: 1 Live, 2 Runs, 3 Launch, ctrl+p palette, ctrl+t light or dark, q quits."
+            self.push_screen(Help(getattr(self.screen, "HELP", "").strip() + everywhere))
+
+    def action_light(self) -> None:
+        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        yield from super().get_system_commands(screen)
+        for mode, words in (("live", "What runs now"), ("runs", "The history"), ("launch", "Start a run")):
+            yield SystemCommand(f"Go to {mode.title()}", words, lambda mode=mode: self.switch_mode(mode))
+
+    # --- ways out
+
+    def _fatal_error(self) -> None:
+        """One clean line, unless tracebacks were asked for: a frame's locals help nobody who uses this."""
+        error = sys.exc_info()[1] or self._exception
+        if self._debug or error is None:
+            super()._fatal_error()
+            return
+        told = f"lorawatch: {type(error).__name__}: {error}\n  this is a defect in lorawatch; --debug shows where"
+        self.panic(Text(told))
+
+
+def run_app(run_id: str | None = None, *, replay_speed: float | None = None, debug: bool = False) -> int:
+    """Open the TUI until the user leaves it. Returns the process's exit status."""
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "auto")
+    app = LorawatchApp(run_id, replay_speed=replay_speed, debug=debug)
+    app.run()
+    return app.return_code or 0
+
+
+__all__ = ["Answered", "FrameReady", "LorawatchApp", "run_app"]

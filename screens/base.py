@@ -1,0 +1,58 @@
+"""What all screens have in common: the bar on top, the footer, help, and a word where the terminal is too small."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.events import Resize
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from lorawatch.screens.widgets.topbar import TopBar
+
+if TYPE_CHECKING:
+    from lorawatch.screens.app import LorawatchApp
+
+SMALLEST = (40, 12)
+
+
+class HouseScreen(Screen[None]):
+    """Base of the full screens.
+
+    Subclasses give `TITLE` (one word), `HELP` (what the screen is for and what its keys do, a few paragraphs) and
+    `compose_body`; classes `-narrow` (under 80 columns), `-medium` and `-wide` (from 140) are set by width, `-low`
+    (under 30 rows) and `-high` by height, for style sheets.
+    """
+
+    HELP: ClassVar[str] = ""
+    MODE: ClassVar[str] = ""
+    """The top bar's entry that is lit."""
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-medium"), (140, "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-high")]  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = []
+
+    @property
+    def house(self) -> LorawatchApp:
+        """The app with what all screens share."""
+        return cast("LorawatchApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        yield TopBar(self.MODE)
+        yield from self.compose_body()
+        yield Footer(show_command_palette=False)
+        yield Static(id="too-small")
+
+    def compose_body(self) -> ComposeResult:
+        """The widgets between the top bar and the footer."""
+        raise NotImplementedError
+
+    def on_resize(self, event: Resize) -> None:
+        width, height = event.size
+        small = width < SMALLEST[0] or height < SMALLEST[1]
+        self.set_class(small, "-too-small")
+        if small:
+            self.query_one("#too-small", Static).update(
+                f"{width}×{height} is too small\nlorawatch needs {SMALLEST[0]}×{SMALLEST[1]}"
+            )

@@ -1,0 +1,197 @@
+"""Live: what runs now, GPU by GPU; a replay of what ran; or, with no run, this machine."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.widgets import Log, RichLog
+
+from lorawatch.rundir import ENDED
+from lorawatch.sanitize import clean
+from lorawatch.screens.base import HouseScreen
+from lorawatch.screens.widgets.panes import PaneGrid
+from lorawatch.screens.widgets.run_head import RunHead
+from lorawatch.watching.frame import Frame
+from lorawatch.watching.replay import Replay
+
+_MARKS = {"info": ("·", "dim"), "warning": ("!", "bold"), "error": ("✗", "bold")}
+
+
+class LiveScreen(HouseScreen):
+    """The run that lives (or is replayed), with a pane a GPU, its events and its log."""
+
+    MODE = "live"
+    HELP = """\
+A pane for each GPU (or CPU rank) of the run that lives now. Without a run the panes show this machine.
+
+The curves span the whole run; each column shows the lowest to the highest value in its time. The power curve's top
+edge is the power limit, the VRAM curve's the card's memory. ▲cap says how often the power limit held the clocks back.
+
+[ and ] go through the runs that live at once, and this machine. s stops the run at its next step and saves; twice
+ends it at once. Leaving stops nothing. In a replay: space pauses, , and . step, left and right seek, - and + change
+the speed, escape leaves it.
+
+Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ throttled, ■ VRAM full (3% left), ✗ NaN loss,
+? stale readings, … no step for longer than usual, ↻ restarted, ✗ LOST (the recorder is gone: a adopts the run)."""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("s", "stop", "Stop"),
+        Binding("a", "adopt", "Adopt", show=False),
+        Binding("l", "log", "Log"),
+        Binding("left_square_bracket", "neighbour(False)", "Run", key_display="[", show=False),
+        Binding("right_square_bracket", "neighbour(True)", "Next run", key_display="]"),
+        Binding("space", "pause", "Pause", show=False),
+        Binding("full_stop", "replay_step(True)", "Step", show=False),
+        Binding("comma", "replay_step(False)", "Back", show=False),
+        Binding("right", "seek(True)", "Forth", show=False),
+        Binding("left", "seek(False)", "Back", show=False),
+        Binding("plus,equals_sign", "faster(True)", "Faster", show=False),
+        Binding("minus", "faster(False)", "Slower", show=False),
+        Binding("escape", "leave_replay", "Leave replay", show=False),
+    ]
+    CSS = """
+    LiveScreen #below { height: 8; }
+    LiveScreen.-low #below { height: 5; }
+    LiveScreen #events, LiveScreen #log { border: round $foreground 40%; border-title-color: $primary; padding: 0 1;
+        scrollbar-size-vertical: 1; background: $background; }
+    LiveScreen #events { width: 1fr; }
+    LiveScreen #log { width: 1fr; display: none; }
+    LiveScreen.-wide #log { display: block; }
+    LiveScreen.show-log #log { display: block; }
+    LiveScreen.-narrow.show-log #events, LiveScreen.-medium.show-log #events { display: none; }
+    LiveScreen.-narrow #below { height: 4; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame: Frame | None = None
+        self._events_shown: tuple[str, int, float] = ("", 0, 0.0)
+        self._log_shown: tuple[str, tuple[str, ...]] = ("", ())
+        self._asked_stop: tuple[str, float] = ("", 0.0)
+
+    def compose_body(self) -> ComposeResult:
+        yield RunHead(id="head")
+        yield PaneGrid(id="panes")
+        with Horizontal(id="below"):
+            events = RichLog(id="events", max_lines=300, wrap=True, markup=False)
+            events.border_title = "events"
+            events.can_focus = False
+            yield events
+            log = Log(id="log", max_lines=500)
+            log.border_title = "log"
+            log.can_focus = False
+            yield log
+
+    def on_screen_resume(self) -> None:
+        if self.house.last_frame is not None:
+            self.show(self.house.last_frame)
+
+    def show(self, frame: Frame) -> None:
+        """Draw this frame."""
+        self.frame = frame
+        with self.app.batch_update():
+            self.query_one(RunHead).show(frame)
+            self.query_one(PaneGrid).show(frame)
+            self._show_events(frame)
+            self._show_log(frame)
+
+    def _show_events(self, frame: Frame) -> None:
+        events = frame.events
+        run = frame.head.run_id if frame.head else ""
+        last = events[-1].at if events else 0.0
+        shown = self._events_shown
+        if (run, len(events), last) == shown:
+            return
+        widget = self.query_one("#events", RichLog)
+        new = [e for e in events if e.at > shown[2]] if run == shown[0] and len(events) > shown[1] else None
+        if new is None:
+            widget.clear()
+            new = list(events)
+        self._events_shown = (run, len(events), last)
+        for event in new:
+            mark, style = _MARKS[event.severity]
+            when = time.strftime("%H:%M:%S", time.localtime(event.at))
+            words = " ".join(clean(event.message).split())[:500]
+            widget.write(Text(f"{when} {mark} {words}", style))
+
+    def _show_log(self, frame: Frame) -> None:
+        if frame.log == self._log_shown:
+            return
+        before, self._log_shown = self._log_shown, frame.log
+        widget = self.query_one("#log", Log)
+        title, lines = frame.log
+        widget.border_title = title or "log"
+        if title == before[0] and before[1] and lines[: len(before[1])] == before[1]:
+            widget.write_lines(lines[len(before[1]) :])
+        else:
+            widget.clear()
+            widget.write_lines(lines)
+
+    # --- keys
+
+    def action_neighbour(self, forth: bool) -> None:
+        self.house.watcher.neighbour(forth)
+
+    def action_log(self) -> None:
+        if self.has_class("-wide") or self.has_class("show-log"):
+            ranks = sum(p.rank is not None for p in self.frame.panes) if self.frame else 0
+            if ranks > 1:
+                self.house.watcher.next_log()
+                return
+        self.toggle_class("show-log")
+
+    def action_stop(self) -> None:
+        head = self.frame.head if self.frame else None
+        if head is None or head.state in ENDED or (self.frame and self.frame.replay):
+            self.notify("there is no live run here to stop", severity="warning")
+            return
+        asked_run, asked_at = self._asked_stop
+        again = head.state == "stopping" or (asked_run == head.run_id and asked_at)
+        question = (
+            f"End {head.run_id} at once, without a save?" if again else f"Stop {head.run_id} at its next step and save?"
+        )
+        from lorawatch.screens.confirm import Confirm
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._asked_stop = (head.run_id, time.time())
+                self.house.request_stop(head.run_id, now=bool(again))
+
+        self.app.push_screen(Confirm(question), answered)
+
+    def action_adopt(self) -> None:
+        head = self.frame.head if self.frame else None
+        if head is None or head.state != "lost" or head.recorder_alive:
+            self.notify("this run has its recorder, or has ended: there is nothing to adopt", severity="warning")
+            return
+        self.house.adopt(head.run_id)
+
+    def _in_replay(self) -> bool:
+        return self.frame is not None and self.frame.replay is not None
+
+    def action_pause(self) -> None:
+        def toggle(replay: Replay) -> None:
+            if replay.paused and replay.position >= replay.end:
+                replay.seek(replay.begin)
+            replay.paused = not replay.paused
+
+        self.house.watcher.control(toggle)
+
+    def action_replay_step(self, forth: bool) -> None:
+        self.house.watcher.control(lambda replay: replay.step(forth))
+
+    def action_seek(self, forth: bool) -> None:
+        self.house.watcher.control(
+            lambda replay: replay.seek(replay.position + (1 if forth else -1) * (replay.end - replay.begin) / 20)
+        )
+
+    def action_faster(self, more: bool) -> None:
+        self.house.watcher.control(lambda replay: replay.faster(more))
+
+    def action_leave_replay(self) -> None:
+        if self._in_replay():
+            self.house.watcher.watch(None)

@@ -10,9 +10,9 @@ BINS = 512
 HOLD_S = 2.5  # slow readings come once a second
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CurveData:
-    """A curve as it was at one moment.
+    """A curve as it was at one moment; two are equal where every bin is, empty ones too.
 
     Attributes:
         start: Unix time of the first bin's left edge.
@@ -24,6 +24,15 @@ class CurveData:
     width_s: float
     low: array[float]
     high: array[float]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CurveData):
+            return NotImplemented
+        return (self.start, self.width_s, self.low.tobytes(), self.high.tobytes()) == (
+            other.start, other.width_s, other.low.tobytes(), other.high.tobytes()
+        )  # fmt: skip
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def end(self) -> float:

@@ -128,9 +128,9 @@ class Watch:
     def _run_alerts(self, head: Head, at: float) -> list[Alert]:
         view = self.view
         found = [alerts.bad_loss([s.loss for s in list(view.steps)[-20:]]), alerts.restarted(head.attempt)]
+        if not head.recorder_alive:
+            found.insert(0, alerts.no_recorder(head.run_id))
         if head.state not in ENDED:
-            if not head.recorder_alive:
-                found.append(alerts.no_recorder(head.run_id))
             stepping = any(r.phase in ("training", "starting") or r.last for r in view.ranks.values())
             busy = any(r.phase in ("evaluating", "saving", "finished") for r in view.ranks.values())
             if view.steps and stepping and not busy:

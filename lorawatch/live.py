@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 from lorawatch.journal import JournalTail
@@ -22,6 +23,7 @@ from lorawatch.records import (
 )
 from lorawatch.rundir import RunDir
 
+_PIECE = 512 << 10  # bytes between two looks at the clock
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
 _RETAINED_STEPS = 4096
 _GPU_READINGS = (
@@ -259,6 +261,7 @@ class Follower:
     Args:
         skip_host: Leave the host's journals out: the recorder feeds its own samples without the way over the disk.
         feed: Takes each line instead of the view.
+        offsets: Where to begin, by journal file's name; what lies before is known from elsewhere.
     """
 
     def __init__(
@@ -268,16 +271,22 @@ class Follower:
         *,
         skip_host: bool = False,
         feed: Callable[[AnyLine], None] | None = None,
+        offsets: Mapping[str, int] | None = None,
     ) -> None:
         self.run = run
         self.view = view or LiveView()
         self._feed = feed or self.view.feed
         self._skip_host = skip_host
-        self._tails: dict[Path, JournalTail] = {}
+        self._tails = {run.journal / name: JournalTail(run.journal / name, at) for name, at in (offsets or {}).items()}
 
-    def poll(self) -> list[AnyLine]:
-        """Feed all new lines to the view and return them. Ranks' lines come before the host's and events."""
+    def poll(self, budget_s: float | None = None) -> list[AnyLine]:
+        """Feed all new lines to the view and return them. Ranks' lines come before the host's and events.
+
+        Args:
+            budget_s: Come back after about this time though there is more: `unread_bytes` says how much.
+        """
         lines: list[AnyLine] = []
+        until = math.inf if budget_s is None else time.monotonic() + budget_s
         try:
             files = sorted(self.run.journal.glob("*.jsonl"), key=lambda p: (not p.name.startswith("rank-"), p.name))
         except OSError:
@@ -287,13 +296,24 @@ class Follower:
                 continue
             tail = self._tails.setdefault(path, JournalTail(path))
             while True:
-                new = list(tail.records())
+                new = list(tail.records(_PIECE))
                 for line in new:
                     self._feed(line)
                 lines += new
                 if not new:
                     break
+                if time.monotonic() >= until:
+                    return lines
         return lines
+
+    def unread_bytes(self) -> int:
+        """Bytes of the journals not read yet, a line being written included."""
+        unread = 0
+        with contextlib.suppress(OSError):
+            for path in self.run.journal.glob("*.jsonl"):
+                tail = self._tails.get(path)
+                unread += max(path.stat().st_size - (tail.offset if tail else 0), 0)
+        return unread
 
     @property
     def broken(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from statistics import median
+from typing import TYPE_CHECKING
 
 from lorawatch.analysis.mfu import mfu
 from lorawatch.live import GpuView, LiveView, RankView
@@ -14,6 +15,9 @@ from lorawatch.sanitize import clean
 from lorawatch.watching import alerts
 from lorawatch.watching.curves import Curve, CurveData
 from lorawatch.watching.frame import Alert, Frame, Head, Pane
+
+if TYPE_CHECKING:
+    from lorawatch.storage.past import Past
 
 MONITOR_S = 120.0
 _RECENT_REASONS = 150
@@ -82,6 +86,25 @@ class Watch:
                 self._saw(line.at)
                 if line.kind == "gpu_lost" and line.detail:
                     self.lost.add(str(line.detail.get("gpu_uuid")))
+
+    def seed(self, past: Past) -> None:
+        """Take what the history has of the run, before any line behind it."""
+        for start in past.starts:
+            self.feed(start)
+        for key, bins in (
+            *past.gpu_bins.items(),
+            *((self._key(rank), found) for rank, found in past.rank_bins.items()),
+        ):
+            curves = self._curves_of(key)
+            for metric, at, low, high in bins:
+                curve = self._curve(curves, metric)
+                curve.add(at, low)
+                curve.add(at, high)
+        for _, at, low, high in past.loss_bins:
+            self._loss.add(at, low)
+            self._loss.add(at, high)
+        for line in past.lines:  # behind the bins: a curve begins at its first value
+            self.feed(line)
 
     def _saw(self, at: float) -> None:
         if self._first_at is None or at < self._first_at:

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from lorawatch import paths
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import HistoryError, LorawatchError
 from lorawatch.live import Follower
 from lorawatch.records import Event, GpuSample, HostSample, Record
 from lorawatch.rundir import ENDED, Gpu, RunDir, RunState
@@ -23,11 +24,16 @@ from lorawatch.watching.frame import Frame
 from lorawatch.watching.replay import Replay
 from lorawatch.watching.watch import Watch
 
+if TYPE_CHECKING:
+    from lorawatch.storage.past import Past
+
 PERIOD_S = 0.1
 QUIET_S = 1.0
 LOOK_AROUND_S = 1.0
 MONITOR_HZ = 4.0
 LOG_LINES = 200
+SEED_BYTES = 4 << 20  # a longer backlog comes from the history, a shorter one is read quicker than that is opened
+POLL_S = 0.3  # of reading between two frames
 _LOG_BYTES = 32 << 10
 
 
@@ -130,7 +136,7 @@ class Watcher:
                 self._replay.advance(now - before)
                 new = new or playing
             elif self._follower is not None:
-                new = bool(self._follower.poll()) or new
+                new = bool(self._follower.poll(POLL_S)) or new
             new = (self._take_samples() and self._follower is None and self._replay is None) or new
             before = now
             if new or now - shown_at >= QUIET_S:
@@ -160,6 +166,9 @@ class Watcher:
                 notice = f"the run directory {run.root} was deleted; this is the last that was seen"
             except (OSError, msgspec.MsgspecError) as error:
                 notice = f"{run.root}: {error}"
+            unread = self._follower.unread_bytes()
+            if unread > SEED_BYTES:
+                notice = notice or f"reading the journals: {unread / 2**20:,.0f} MiB to go"
             if self._follower.broken:
                 notice = notice or f"{self._follower.broken} broken journal lines were stepped over"
             frame = self._watch.frame(time.time(), state, recorder_alive=alive)
@@ -200,6 +209,20 @@ class Watcher:
         self._picked = picked
         self._watch = Watch(run.info())
         self._follower = Follower(run, feed=self._watch.feed)
+        if self._follower.unread_bytes() > SEED_BYTES:
+            past = self._read_past(run_id)
+            if past is not None:
+                self._watch.seed(past)
+                self._follower = Follower(run, feed=self._watch.feed, offsets=past.offsets)
+
+    def _read_past(self, run_id: str) -> Past | None:
+        """What the history has already; where it cannot be asked, the journals say the same, slower."""
+        from lorawatch.storage.past import read_past
+
+        try:
+            return read_past(run_id)
+        except HistoryError:
+            return None
 
     def _begin_replay(self, run_id: str, speed: float) -> None:
         self._notice = ""

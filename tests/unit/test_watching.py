@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,40 @@ def test_all_panes_fit_without_scrolling(count: int, width: int, height: int) ->
     assert -(-count // columns) * tall <= height
     assert width // columns >= 30
     assert tall >= 6
+
+
+def test_a_long_run_seeded_from_the_history_shows_what_its_journals_say(lorawatch_home: Path) -> None:
+    from lorawatch.storage.ingest import ingest_run
+    from lorawatch.storage.past import read_past
+
+    folder = lorawatch_home / "runs" / "0gq2zx6h"
+    shutil.copytree(DATA / "h100_run" / "0gq2zx6h", folder)
+    run = RunDir(folder)
+    assert read_past(run.run_id) is None
+    rank = run.rank_journal(0)
+    lines = rank.read_bytes().splitlines(True)
+    rank.write_bytes(b"".join(lines[:-12]))  # the history knows the run up to here
+    ingest_run(run)
+    rank.write_bytes(b"".join(lines))
+    past = read_past(run.run_id)
+    assert past is not None
+    seeded, whole = Watch(run.info()), Watch(run.info())
+    seeded.seed(past)
+    read = Follower(run, feed=seeded.feed, offsets=past.offsets).poll()
+    assert len(read) == 12
+    Follower(run, feed=whole.feed).poll()
+    at = run.state().ended_at or 0.0
+    one, other = seeded.frame(at - 1, RunState(state="running")), whole.frame(at - 1, RunState(state="running"))
+    assert one.head is not None
+    assert other.head is not None
+    assert replace(one.head, loss_curve=None) == replace(other.head, loss_curve=None)
+    assert one.alerts == other.alerts
+    assert [e.message for e in one.events] == [e.message for e in other.events]
+    assert [e.at for e in one.events] == pytest.approx([e.at for e in other.events])  # microseconds in the history
+    for mine, theirs in zip(one.panes, other.panes, strict=True):
+        assert mine.values == theirs.values
+        assert mine.note == theirs.note
+        assert mine.curves.keys() == theirs.curves.keys()
+        for name, curve in theirs.curves.items():
+            assert min(v for v in mine.curves[name].low if v == v) == min(v for v in curve.low if v == v), name
+            assert max(v for v in mine.curves[name].high if v == v) == max(v for v in curve.high if v == v), name

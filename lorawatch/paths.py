@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -32,3 +33,8 @@ def open_runs_folder() -> Path:
     So that a command can catch up on those few runs without visiting every run directory.
     """
     return home() / "open"
+
+
+def host_name() -> str:
+    """This machine's short name, fit for a file name."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname().split(".")[0]) or "host"

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual.app import App, SystemCommand
@@ -18,11 +18,13 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from lorawatch.errors import LorawatchError
-from lorawatch.recorder.prepare import host_name
+from lorawatch.paths import host_name
 from lorawatch.rundir import ENDED, Gpu, RunDir
 from lorawatch.screens.background import Answered, Background
-from lorawatch.watching.frame import Frame
 from lorawatch.watching.watcher import Watcher
+
+if TYPE_CHECKING:
+    from lorawatch.watching.frame import Frame
 
 
 class FrameReady(Message, bubble=False):

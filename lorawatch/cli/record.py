@@ -267,6 +267,6 @@ def _nvml() -> Nvml | None:
 
 
 def _gpus(nvml: Nvml | None) -> list[Gpu]:
-    from lorawatch.recorder.prepare import host_name
+    from lorawatch.paths import host_name
 
     return nvml.gpus(host_name()) if nvml else []

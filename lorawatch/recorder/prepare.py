@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,13 +14,9 @@ from lorawatch.devices import parse_gpus
 from lorawatch.errors import LorawatchError
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement, place
+from lorawatch.paths import host_name
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import Gpu, RunDir, RunInfo, write_atomically
-
-
-def host_name() -> str:
-    """This machine's short name, fit for a file name."""
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname().split(".")[0]) or "host"
 
 
 def prepare_recipe(

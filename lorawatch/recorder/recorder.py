@@ -13,11 +13,11 @@ from lorawatch.journal import JournalWriter
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
 from lorawatch.live import Follower, LiveView
+from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, oom_kills
 from lorawatch.recipe import Recipe
 from lorawatch.recorder.hang import STEPPING, check_hang, suspects
 from lorawatch.recorder.ingesting import Ingesting
-from lorawatch.recorder.prepare import host_name
 from lorawatch.recorder.workers import Workers
 from lorawatch.records import Event, ExitRecord, GpuSample, HostSample, RankStarted, Record, Severity, Step
 from lorawatch.rundir import ENDED, RunDir, RunState, read_json

@@ -18,14 +18,14 @@ from lorawatch.live import Follower
 from lorawatch.records import Event, GpuSample, HostSample, Record
 from lorawatch.rundir import ENDED, Gpu, RunDir, RunState
 from lorawatch.sanitize import clean
-from lorawatch.telemetry.nvml import Nvml, NvmlUnavailable, open_nvml
-from lorawatch.telemetry.sampler import Sampler
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.replay import Replay
 from lorawatch.watching.watch import Watch
 
 if TYPE_CHECKING:
     from lorawatch.storage.past import Past
+    from lorawatch.telemetry.nvml import Nvml
+    from lorawatch.telemetry.sampler import Sampler
 
 PERIOD_S = 0.1
 QUIET_S = 1.0
@@ -89,7 +89,8 @@ class Watcher:
             self._thread.join(timeout_s)
         sampler = self._sampler
         ended = sampler is None or sampler.stop(max(deadline - time.monotonic(), 0.05))
-        self._opening.join(max(deadline - time.monotonic(), 0.01))
+        if self._opening.is_alive():
+            self._opening.join(max(deadline - time.monotonic(), 0.01))
         return ended and not self._thread.is_alive() and not self._opening.is_alive()
 
     def watch(self, run_id: str | None) -> None:
@@ -261,12 +262,18 @@ class Watcher:
     # --- the machine
 
     def _open(self) -> None:
+        # The driver's and the host's bindings load behind the first frame, not before it.
+        from lorawatch.telemetry import sampler  # noqa: F401
+        from lorawatch.telemetry.nvml import NvmlUnavailable, open_nvml
+
         try:
             self._opened = (open_nvml(), "")
         except NvmlUnavailable as why:
             self._opened = (None, why.reason)
 
     def _meet_machine(self, nvml: Nvml | None, why: str) -> None:
+        from lorawatch.telemetry.sampler import Sampler
+
         gpus = nvml.gpus(self._host) if nvml else []
         self._nvml = nvml
         self._machine = Watch(None, gpus)

@@ -76,6 +76,7 @@ class LorawatchApp(App[None]):
 
     TITLE = "lorawatch"
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {"live": _live, "runs": _runs, "launch": _launch}
+    DEFAULT_MODE = "live"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "switch_mode('live')", "Live", show=False),
         Binding("2", "switch_mode('runs')", "Runs", show=False),
@@ -116,7 +117,6 @@ class LorawatchApp(App[None]):
             self.post_message(message)
 
     def on_mount(self) -> None:
-        self.switch_mode("live")
         with contextlib.suppress(ValueError):  # not the main thread: a test
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, lambda *_: self.call_later(self.exit))

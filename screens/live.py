@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
-from textual.widgets import Log, RichLog
 
 from lorawatch.rundir import ENDED
 from lorawatch.sanitize import clean
@@ -18,6 +17,9 @@ from lorawatch.screens.widgets.panes import PaneGrid
 from lorawatch.screens.widgets.run_head import RunHead
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.replay import Replay
+
+if TYPE_CHECKING:
+    from textual.widgets import Log, RichLog
 
 _MARKS = {"info": ("·", "dim"), "warning": ("!", "bold"), "error": ("✗", "bold")}
 
@@ -69,6 +71,7 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
     def __init__(self) -> None:
         super().__init__()
         self.frame: Frame | None = None
+        self._logs: tuple[RichLog, Log] | None = None
         self._events_shown: tuple[str, int, float] = ("", 0, 0.0)
         self._log_shown: tuple[str, tuple[str, ...]] = ("", ())
         self._asked_stop: tuple[str, float] = ("", 0.0)
@@ -76,15 +79,24 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
     def compose_body(self) -> ComposeResult:
         yield RunHead(id="head")
         yield PaneGrid(id="panes")
-        with Horizontal(id="below"):
-            events = RichLog(id="events", max_lines=300, wrap=True, markup=False)
-            events.border_title = "events"
-            events.can_focus = False
-            yield events
-            log = Log(id="log", max_lines=500)
-            log.border_title = "log"
-            log.can_focus = False
-            yield log
+        yield Horizontal(id="below")
+
+    async def _fill_below(self) -> None:
+        """Events and log come behind the first frame: they cost more to make than all the rest."""
+        from textual.widgets import Log, RichLog
+
+        events = RichLog(id="events", max_lines=300, wrap=True, markup=False)
+        log = Log(id="log", max_lines=500)
+        for widget, title in ((events, "events"), (log, "log")):
+            widget.border_title = title
+            widget.can_focus = False
+        await self.query_one("#below").mount(events, log)
+        self._logs = events, log
+        if self.frame is not None:
+            self.show(self.frame)
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self._fill_below)
 
     def on_screen_resume(self) -> None:
         if self.house.last_frame is not None:
@@ -96,17 +108,17 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
         with self.app.batch_update():
             self.query_one(RunHead).show(frame)
             self.query_one(PaneGrid).show(frame)
-            self._show_events(frame)
-            self._show_log(frame)
+            if self._logs is not None:
+                self._show_events(frame, self._logs[0])
+                self._show_log(frame, self._logs[1])
 
-    def _show_events(self, frame: Frame) -> None:
+    def _show_events(self, frame: Frame, widget: RichLog) -> None:
         events = frame.events
         run = frame.head.run_id if frame.head else ""
         last = events[-1].at if events else 0.0
         shown = self._events_shown
         if (run, len(events), last) == shown:
             return
-        widget = self.query_one("#events", RichLog)
         new = [e for e in events if e.at > shown[2]] if run == shown[0] and len(events) > shown[1] else None
         if new is None:
             widget.clear()
@@ -118,11 +130,10 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
             words = " ".join(clean(event.message).split())[:500]
             widget.write(Text(f"{when} {mark} {words}", style))
 
-    def _show_log(self, frame: Frame) -> None:
+    def _show_log(self, frame: Frame, widget: Log) -> None:
         if frame.log == self._log_shown:
             return
         before, self._log_shown = self._log_shown, frame.log
-        widget = self.query_one("#log", Log)
         title, lines = frame.log
         widget.border_title = title or "log"
         if title == before[0] and before[1] and lines[: len(before[1])] == before[1]:

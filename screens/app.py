@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -21,10 +22,10 @@ from lorawatch.errors import LorawatchError
 from lorawatch.paths import host_name
 from lorawatch.rundir import ENDED, Gpu, RunDir
 from lorawatch.screens.background import Answered, Background
-from lorawatch.watching.watcher import Watcher
 
 if TYPE_CHECKING:
     from lorawatch.watching.frame import Frame
+    from lorawatch.watching.watcher import Watcher
 
 
 class FrameReady(Message, bubble=False):
@@ -101,16 +102,25 @@ class LorawatchApp(App[None]):
         self.machine_words = self.host
         self.last_frame: Frame | None = None
         self.background = Background()
-        self.watcher = Watcher(
+        self._debug = debug
+        self._wanted = run_id, replay_speed
+
+    @cached_property
+    def watcher(self) -> Watcher:
+        """The thread behind Live; made when first asked for, behind the first frame."""
+        from lorawatch.watching.watcher import Watcher
+
+        watcher = Watcher(
             lambda frame: self._from_thread(FrameReady(frame)),
             lambda gpus, words: self._from_thread(MachineKnown(gpus, words)),
             self.host,
         )
-        self._debug = debug
-        if run_id is not None and replay_speed is not None:
-            self.watcher.replay(run_id, replay_speed)
+        run_id, speed = self._wanted
+        if run_id is not None and speed is not None:
+            watcher.replay(run_id, speed)
         elif run_id is not None:
-            self.watcher.watch(run_id)
+            watcher.watch(run_id)
+        return watcher
 
     def _from_thread(self, message: Message) -> None:
         if self.is_running:
@@ -120,10 +130,11 @@ class LorawatchApp(App[None]):
         with contextlib.suppress(ValueError):  # not the main thread: a test
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, lambda *_: self.call_later(self.exit))
-        self.call_after_refresh(self.watcher.start)
+        self.call_after_refresh(lambda: self.watcher.start())
 
     def on_unmount(self) -> None:
-        self.watcher.stop()
+        if "watcher" in self.__dict__:
+            self.watcher.stop()
         self.background.close()
 
     def on_frame_ready(self, message: FrameReady) -> None:

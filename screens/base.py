@@ -41,8 +41,11 @@ class HouseScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield TopBar(self.MODE)
         yield from self.compose_body()
-        yield Footer(show_command_palette=False)
         yield Static(id="too-small")
+
+    def on_mount(self) -> None:
+        """Keys are named behind the first frame: a footer is a widget a key."""
+        self.call_after_refresh(lambda: self.mount(Footer(show_command_palette=False)))
 
     def compose_body(self) -> ComposeResult:
         """The widgets between the top bar and the footer."""

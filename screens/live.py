@@ -16,10 +16,11 @@ from lorawatch.screens.base import HouseScreen
 from lorawatch.screens.widgets.panes import PaneGrid
 from lorawatch.screens.widgets.run_head import RunHead
 from lorawatch.watching.frame import Frame
-from lorawatch.watching.replay import Replay
 
 if TYPE_CHECKING:
     from textual.widgets import Log, RichLog
+
+    from lorawatch.watching.replay import Replay
 
 _MARKS = {"info": ("·", "dim"), "warning": ("!", "bold"), "error": ("✗", "bold")}
 

@@ -41,7 +41,7 @@ class TopBar(Widget):
         segments = [Segment(" lorawatch ", style("topbar--name"))]
         x = 11
         if width >= 60:
-            segments.append(Segment("  "))
+            segments.append(Segment("  ", self.rich_style))
             x += 2
         self._places = []
         for key, mode, word in MODES:

@@ -45,7 +45,11 @@ class HouseScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Keys are named behind the first frame: a footer is a widget a key."""
-        self.call_after_refresh(lambda: self.mount(Footer(show_command_palette=False)))
+        self.call_after_refresh(self._mount_footer)
+
+    def _mount_footer(self) -> None:
+        if self.is_attached:  # the user may have left already
+            self.mount(Footer(show_command_palette=False))
 
     def compose_body(self) -> ComposeResult:
         """The widgets between the top bar and the footer."""

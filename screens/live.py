@@ -84,6 +84,8 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
 
     async def _fill_below(self) -> None:
         """Events and log come behind the first frame: they cost more to make than all the rest."""
+        if not self.is_attached:  # the user may have left already
+            return
         from textual.widgets import Log, RichLog
 
         events = RichLog(id="events", max_lines=300, wrap=True, markup=False)

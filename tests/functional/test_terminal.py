@@ -65,7 +65,7 @@ def test_launch_watch_leave_come_back_stop_and_look_back(tmp_path: Path) -> None
         terminal.wait("1 run", since=terminal.press("2"))
         terminal.wait("Figures", since=terminal.press("\r"))
         terminal.press("q")
-        assert terminal.process.wait(5) == 0
+        assert terminal.process.wait(5) == 0, terminal.text()[-600:]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

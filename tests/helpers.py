@@ -117,15 +117,25 @@ def processes_of(run: RunDir) -> list[psutil.Process]:
     return found
 
 
-def ranks_of(run: RunDir) -> dict[int, psutil.Process]:
-    """The rank processes by rank, as their first journal lines say."""
-    ranks: dict[int, psutil.Process] = {}
-    for path in run.journal.glob("rank-*.jsonl"):
-        for line in path.read_text().splitlines():
-            if '"rank_started"' in line:
-                data = json.loads(line)
-                ranks[data["rank"]] = psutil.Process(data["pid"])
-    return ranks
+def ranks_of(run: RunDir, world_size: int = 2) -> dict[int, psutil.Process]:
+    """The rank processes by rank, as their first journal lines say.
+
+    Ranks journal by themselves: that rank 0's lines are on the disk does not mean that the others' are, so this waits
+    for every rank's.
+    """
+
+    def started() -> dict[int, psutil.Process] | None:
+        ranks: dict[int, psutil.Process] = {}
+        for path in run.journal.glob("rank-*.jsonl"):
+            text = path.read_text()
+            for line in text[: text.rfind("\n") + 1].splitlines():
+                if '"rank_started"' in line:
+                    data = json.loads(line)
+                    ranks[data["rank"]] = psutil.Process(data["pid"])
+        return ranks if len(ranks) >= world_size else None
+
+    found: dict[int, psutil.Process] = wait_for(started)
+    return found
 
 
 def no_process_left(run: RunDir, timeout: float = 10) -> None:

@@ -211,6 +211,12 @@ class LiveView:
         return sum(s.tokens for s in recent) / seconds if seconds > 0 else None
 
     @property
+    def recent_span(self) -> tuple[float, float] | None:
+        """Begin and end, unix seconds, of the steps behind `tok_s`; None before there is one."""
+        recent = self._recent()
+        return (recent[-1].ended_at - recent[-1].duration_s, recent[0].ended_at) if recent else None
+
+    @property
     def loss(self) -> float | None:
         return self.steps[-1].loss if self.steps else None
 

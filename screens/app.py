@@ -99,7 +99,7 @@ class LorawatchApp(App[None]):
     def __init__(self, run_id: str | None = None, *, replay_speed: float | None = None, debug: bool = False) -> None:
         super().__init__()
         self.host = host_name()
-        self.machine_words = self.host
+        self._own_machine = self.machine_words = self.host
         self.last_frame: Frame | None = None
         self.background = Background()
         self._debug = debug
@@ -139,16 +139,24 @@ class LorawatchApp(App[None]):
 
     def on_frame_ready(self, message: FrameReady) -> None:
         self.last_frame = message.frame
+        head = message.frame.head
+        self._name_machine(head.machine if head is not None and message.frame.replay else self._own_machine)
         from lorawatch.screens.live import LiveScreen
 
         if isinstance(self.screen, LiveScreen):
             self.screen.show(message.frame)
 
     def on_machine_known(self, message: MachineKnown) -> None:
-        self.machine_words = f"{self.host} · {message.words}"
+        self._own_machine = f"{self.host} · {message.words}"
         self.machine = tuple(message.gpus)
-        for bar in self.screen.query("TopBar"):
-            bar.refresh()
+        self._name_machine(self._own_machine)
+
+    def _name_machine(self, words: str) -> None:
+        """A replay is of another time, and often of another machine."""
+        if words != self.machine_words:
+            self.machine_words = words
+            for bar in self.screen.query("TopBar"):
+                bar.refresh()
 
     # --- what screens ask for
 

@@ -47,9 +47,10 @@ class HouseScreen(Screen[None]):
         """Keys are named behind the first frame: a footer is a widget a key."""
         self.call_after_refresh(self._mount_footer)
 
-    def _mount_footer(self) -> None:
+    async def _mount_footer(self) -> None:
         if self.is_attached:  # the user may have left already
-            self.mount(Footer(show_command_palette=False))
+            await self.mount(Footer(show_command_palette=False))
+            self.refresh_bindings()  # a footer shows nothing before it is told of keys
 
     def compose_body(self) -> ComposeResult:
         """The widgets between the top bar and the footer."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lorawatch.watching.replay import Replay
 
+_REPLAY_ACTIONS = {"pause", "seek", "replay_step", "faster", "leave_replay"}
 _MARKS = {"info": ("·", "dim"), "warning": ("!", "bold"), "error": ("✗", "bold")}
 
 
@@ -47,24 +48,26 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
         Binding("l", "log", "Log"),
         Binding("left_square_bracket", "neighbour(False)", "Run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(True)", "Next run", key_display="]"),
-        Binding("space", "pause", "Pause", show=False),
+        Binding("space", "pause", "Pause"),
+        Binding("left", "seek(False)", "Back"),
+        Binding("right", "seek(True)", "Forth"),
+        Binding("comma", "replay_step(False)", "Step back", show=False),
         Binding("full_stop", "replay_step(True)", "Step", show=False),
-        Binding("comma", "replay_step(False)", "Back", show=False),
-        Binding("right", "seek(True)", "Forth", show=False),
-        Binding("left", "seek(False)", "Back", show=False),
-        Binding("plus,equals_sign", "faster(True)", "Faster", show=False),
-        Binding("minus", "faster(False)", "Slower", show=False),
-        Binding("escape", "leave_replay", "Leave replay", show=False),
+        Binding("minus", "faster(False)", "Slower"),
+        Binding("plus,equals_sign", "faster(True)", "Faster"),
+        Binding("escape", "leave_replay", "Leave"),
     ]
     CSS = """
     LiveScreen #below { height: 8; }
     LiveScreen.-low #below { height: 5; }
     LiveScreen #events, LiveScreen #log { border: round $foreground 40%; border-title-color: $primary; padding: 0 1;
-        scrollbar-size-vertical: 1; background: $background; }
+        scrollbar-size: 0 1; scrollbar-background: $background; scrollbar-color: $foreground 30%;
+        background: $background; }
     LiveScreen #events { width: 1fr; }
     LiveScreen #log { width: 1fr; display: none; }
     LiveScreen.-wide #log { display: block; }
     LiveScreen.show-log #log { display: block; }
+    LiveScreen.replaying #log { display: none; }
     LiveScreen.-narrow.show-log #events, LiveScreen.-medium.show-log #events { display: none; }
     LiveScreen.-narrow #below { height: 4; }
     """
@@ -107,7 +110,11 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
 
     def show(self, frame: Frame) -> None:
         """Draw this frame."""
+        keys_change = self._in_replay() != (frame.replay is not None)
         self.frame = frame
+        if keys_change:
+            self.set_class(frame.replay is not None, "replaying")
+            self.refresh_bindings()
         with self.app.batch_update():
             self.query_one(RunHead).show(frame)
             self.query_one(PaneGrid).show(frame)
@@ -146,6 +153,14 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
             widget.write_lines(lines)
 
     # --- keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A replay has its keys, a live run has others; the footer names those that do something."""
+        if action in _REPLAY_ACTIONS:
+            return self._in_replay()
+        if action in ("stop", "adopt", "log", "neighbour"):
+            return not self._in_replay()
+        return True
 
     def action_neighbour(self, forth: bool) -> None:
         self.house.watcher.neighbour(forth)

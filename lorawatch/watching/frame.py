@@ -63,8 +63,8 @@ class Head:
     """The run as a whole; missing figures are None.
 
     Attributes:
+        machine: Where it runs or ran: `node7 · 4×RTX PRO 4500`.
         energy_j: Of the GPUs the run uses, since recording began; `energy_all_j` of every GPU in the host.
-        usual: False where the figures are no live run's but a replay's.
     """
 
     run_id: str
@@ -89,6 +89,7 @@ class Head:
     mfu: float | None
     own_command: bool
     recorder_alive: bool
+    machine: str
     loss_curve: CurveData | None = None
 
 
@@ -107,7 +108,7 @@ class Frame:
     """Everything the Live screen shows.
 
     Attributes:
-        at: Unix time it is true for.
+        at: Unix time it is true for; where the time axis of the curves ends.
         head: The run; None for the machine alone.
         begin: Where the time axis of the curves begins.
         others: Ids of other runs that live at once, in order, this one included.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MONITOR_S = 120.0
 _RECENT_REASONS = 150
+_RECENT_POWER = 3000
 _GPU_CURVES = {
     "power_w": "power_w",
     "memory_used_bytes": "memory_bytes",
@@ -49,6 +50,7 @@ class Watch:
         self._curves: dict[str, dict[str, Curve]] = {}
         self._loss = Curve(width_s=0.05)
         self._reasons: dict[str, deque[int]] = {}
+        self._power: dict[str, deque[tuple[float, float]]] = {}
         self._first_at: float | None = None
         self._last_at = 0.0
 
@@ -65,6 +67,10 @@ class Watch:
                     value = getattr(line, name)
                     if value is not None:
                         self._curve(curves, metric).add(line.sampled_at, value)
+                if line.power_w is not None:
+                    self._power.setdefault(line.gpu_uuid, deque(maxlen=_RECENT_POWER)).append(
+                        (line.sampled_at, line.power_w)
+                    )
                 if line.event_reasons is not None:
                     self._reasons.setdefault(line.gpu_uuid, deque(maxlen=_RECENT_REASONS)).append(line.event_reasons)
             case Step():
@@ -168,9 +174,7 @@ class Watch:
         power_all = None if ended or not info.gpus else view.power_w({g.gpu_uuid for g in info.gpus})
         tok_s = view.tok_s
         energy = self._energy(used)
-        per_joule = tok_s / power if tok_s is not None and power else None
-        if ended and energy and view.steps:  # over the whole recording, load time included: the summary has the window
-            per_joule = None
+        per_joule = None if ended else self._tok_per_j(used)  # of a run's end the summary speaks
         first = min((r.started for r in view.ranks.values() if r.started), key=lambda s: s.rank, default=None)
         peak = _peak(first.gpu_name) if first is not None and first.gpu_name and first.dtype == "bfloat16" else None
         ranks = max(view.world_size, 1)
@@ -199,8 +203,22 @@ class Watch:
             mfu=mfu(first.flops_per_token, tok_s / ranks, peak) if first is not None and tok_s is not None else None,
             own_command=info.own_command,
             recorder_alive=recorder_alive,
+            machine=f"{clean(info.host)} · {gpus_words(info.gpus)}",
             loss_curve=self._loss.data(),
         )
+
+    def _tok_per_j(self, uuids: set[str]) -> float | None:
+        """tok/s over the mean power of the same recent steps; None where a GPU has no reading among them."""
+        span, tok_s = self.view.recent_span, self.view.tok_s
+        if span is None or tok_s is None or not uuids:
+            return None
+        total = 0.0
+        for uuid in uuids:
+            readings = [w for at, w in self._power.get(uuid, ()) if span[0] - 0.25 <= at <= span[1] + 0.25]
+            if not readings:
+                return None
+            total += sum(readings) / len(readings)
+        return tok_s / total if total > 0 else None
 
     def _energy(self, uuids: set[str]) -> float | None:
         """Joules by the counters since recording began; None where a GPU has none."""
@@ -329,6 +347,12 @@ def _host_words(host: HostSample | None) -> str:
     if host.disk_free_bytes is not None:
         words.append(f"disk free {host.disk_free_bytes / 2**30:.0f} GiB")
     return "   ".join(words)
+
+
+def gpus_words(gpus: list[Gpu]) -> str:
+    """`4×RTX PRO 4500`."""
+    skus = sorted({clean(g.sku).removeprefix("NVIDIA ") for g in gpus})
+    return f"{len(gpus)}×{' + '.join(skus)}" if gpus else "no GPU"
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from lorawatch.rundir import ENDED, Gpu, RunDir, RunState
 from lorawatch.sanitize import clean
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.replay import Replay
-from lorawatch.watching.watch import Watch
+from lorawatch.watching.watch import Watch, gpus_words
 
 if TYPE_CHECKING:
     from lorawatch.storage.past import Past
@@ -277,8 +277,7 @@ class Watcher:
         gpus = nvml.gpus(self._host) if nvml else []
         self._nvml = nvml
         self._machine = Watch(None, gpus)
-        skus = sorted({g.sku.removeprefix("NVIDIA ") for g in gpus})
-        self._on_machine(gpus, f"{len(gpus)}×{' + '.join(skus)}" if gpus else "no GPU")
+        self._on_machine(gpus, gpus_words(gpus))
         self._without_gpu = why
         self._sampler = Sampler(
             gpus, nvml, sample_hz=MONITOR_HZ, host=self._host, write=self._inbox.append,

@@ -17,7 +17,8 @@ def braille(
         columns: Extremes a dot column; None leaves it empty.
         rows: Lines of text.
         low, high: Values at the bottom and the top edge.
-        fill: Draw from the bottom up to the highest value; else only from the lowest to the highest.
+        fill: Draw from the bottom up to the lowest value, and every other dot from there to the highest, so that the
+            envelope shows without a second colour; else only from the lowest to the highest.
     """
     dots = rows * 4
     span = high - low
@@ -28,10 +29,11 @@ def braille(
             continue
         bottom, top = column
         last = _dot(top, low, span, dots)
-        first = 0 if fill else _dot(bottom, low, span, dots)
+        first = _dot(bottom, low, span, dots)
         marks = _RIGHT if index % 2 else _LEFT
-        for dot in range(first, last + 1):
-            grid[rows - 1 - dot // 4][index // 2] |= marks[dot % 4]
+        for dot in range(0 if fill else first, last + 1):
+            if not fill or dot <= first or dot == last or (dot + index) % 2:
+                grid[rows - 1 - dot // 4][index // 2] |= marks[dot % 4]
     return ["".join(chr(0x2800 + cell) if cell else " " for cell in line) for line in grid]
 
 

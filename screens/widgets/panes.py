@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from lorawatch.screens.widgets.braille import braille
-from lorawatch.text import MISSING
-from lorawatch.watching.frame import Frame, Pane
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is named and written."""
-
-    name: str
-    label: str
-    unit: str
-    write: Callable[[float], str]
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _gib(value: float) -> str:
-    return f"{value / 2**30:.1f}"
-
-
-METRICS = (
-    Metric("tok_s", "tok/s", "", _plain),
-    Metric("power_w", "power", "W", _plain),
-    Metric("memory_bytes", "VRAM", "GiB", _gib),
-    Metric("utilization_pct", "util", "%", _plain),
-    Metric("temperature_c", "temp", "°C", _plain),
-    Metric("sm_clock_mhz", "clock", "MHz", _plain),
-    Metric("step_ms", "step", "ms", lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}"),
-    Metric("loss", "loss", "", lambda v: f"{v:.4f}"),
-    Metric("data_wait_ms", "data", "ms", lambda v: f"{v:,.1f}"),
-)
-_SMALL = ("utilization_pct", "temperature_c", "sm_clock_mhz")
-MIN_WIDTH = 30
-MIN_HEIGHT = 6
+from lorawatch.screens.widgets.pane_lines import MIN_HEIGHT, MIN_WIDTH, Line, as_lines, box
+from lorawatch.watching.frame import Frame
 
 
 def arrange(count: int, width: int, height: int) -> tuple[int, int]:
@@ -106,7 +67,7 @@ class PaneGrid(Widget, can_focus=False):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  Textual's name for it
         super().__init__(id=id)
         self._frame: Frame | None = None
-        self._lines: list[list[tuple[str, str]]] = []
+        self._lines: list[Line] = []
 
     def show(self, frame: Frame) -> None:
         """Draw this frame."""
@@ -142,7 +103,7 @@ class PaneGrid(Widget, can_focus=False):
 
     # --- drawing: a line is a list of (text, part); parts are component classes without their `pane--`
 
-    def _all(self, width: int, height: int) -> list[list[tuple[str, str]]]:
+    def _all(self, width: int, height: int) -> list[Line]:
         frame = self._frame
         assert frame is not None
         panes = frame.panes
@@ -150,18 +111,17 @@ class PaneGrid(Widget, can_focus=False):
             return [[("", "")], [("  " + _empty_words(frame), "dim")]]
         columns, tall = arrange(len(panes), width, height)
         if tall < MIN_HEIGHT or width < MIN_WIDTH:
-            lines: list[list[tuple[str, str]]] = []
-            for pane in panes:
-                lines += _as_lines(pane, width, tall if tall < MIN_HEIGHT else 2)
-            return (
-                lines[:height] if len(lines) <= height else [*lines[: height - 1], [(f" … {len(panes)} in all", "dim")]]
-            )
+            lines = [line for pane in panes for line in as_lines(pane, width, tall if tall < MIN_HEIGHT else 2)]
+            if len(lines) <= height:
+                return lines
+            return [*lines[: height - 1], [(f" … {len(panes)} in all", "dim")]]
         lines = []
         wide = width // columns
+        spare = height - tall * -(-len(panes) // columns)
         for first in range(0, len(panes), columns):
-            row = panes[first : first + columns]
-            boxes = [_box(p, wide, tall, frame.begin, frame.at) for p in row]
-            lines += [[part for box in boxes for part in box[y]] for y in range(tall)]
+            rows = tall + (first // columns < spare)
+            boxes = [box(p, wide, rows, frame) for p in panes[first : first + columns]]
+            lines += [[part for drawn in boxes for part in drawn[y]] for y in range(rows)]
         return lines
 
 
@@ -169,133 +129,3 @@ def _empty_words(frame: Frame) -> str:
     if frame.head is None:
         return "no NVIDIA GPU here; runs on the CPU show their ranks" if frame.notice[:6] != "asking" else ""
     return "no steps: lorawatch.StepCallback in the script's Trainer brings them" if frame.head.own_command else ""
-
-
-def _marks(pane: Pane) -> list[tuple[str, str]]:
-    return [(f" {a.glyph} {a.word}", "error" if a.severity == "error" else "warning") for a in pane.alerts]
-
-
-def _figure(pane: Pane, metric: Metric) -> str:
-    """`193/200 W`, `24.9/32.0 GiB`, `99%`."""
-    value, limit = pane.values.get(metric.name), pane.limits.get(metric.name)
-    text = MISSING if value is None or not math.isfinite(value) else metric.write(value)
-    if value is not None and not math.isfinite(value):
-        text = str(value)
-    if limit:
-        text += "/" + metric.write(limit)
-    return text + ({"%": "%", "": ""}.get(metric.unit, " " + metric.unit))
-
-
-def _metrics(pane: Pane) -> list[Metric]:
-    return [m for m in METRICS if m.name in pane.values]
-
-
-def _as_lines(pane: Pane, width: int, rows: int) -> list[list[tuple[str, str]]]:
-    """A pane without room for a box."""
-    number = pane.title.partition(" · ")[0]
-    figures: list[tuple[str, str]] = [(f" {number:<2}", "title")]
-    for metric in _metrics(pane):
-        label = f"{metric.label} " if metric.name in ("tok_s", "step_ms", "loss") else ""
-        figures.append((f" {label}{_figure(pane, metric)} ", "dim" if pane.stale_s else "value"))
-    marks = _marks(pane)
-    line = _cut([*figures[:1], *marks, *figures[1:]], width)
-    if rows < 2:
-        return [line]
-    return [_cut([(f" {pane.title}", "title"), *marks, (f"  {pane.note}", "dim")], width), _cut(figures[1:], width)]
-
-
-def _box(pane: Pane, width: int, height: int, begin: float, end: float) -> list[list[tuple[str, str]]]:
-    inner = width - 4
-    border = "error" if any(a.severity == "error" for a in pane.alerts) else "warning" if pane.alerts else "border"
-    title = f" {pane.title} "[: max(width - 6, 0)]
-    top: list[tuple[str, str]] = [("╭─", border), (title, "title")]
-    used = 2 + len(title)
-    for text, part in _marks(pane):
-        if used + len(text) + 3 <= width:
-            top.append((text + " ", part))
-            used += len(text) + 1
-    top.append(("─" * max(width - used - 1, 0) + "╮", border))
-    body = _body(pane, inner, height - 2, begin, end)
-    lines = [[("│ ", border), *_fit(line, inner), (" │", border)] for line in body]
-    note = f" {pane.note} "[: max(width - 4, 0)] if pane.note else ""
-    bottom = [("╰─", border), (note, "dim"), ("─" * max(width - 3 - len(note), 0) + "╯", border)]
-    return [top, *lines, bottom]
-
-
-def _body(pane: Pane, width: int, rows: int, begin: float, end: float) -> list[list[tuple[str, str]]]:
-    """Each large metric gets lines of its own with its curve; the small ones share a line where there is little room."""
-    metrics = _metrics(pane)
-    small = [m for m in metrics if m.name in _SMALL]
-    large = [m for m in metrics if m.name not in _SMALL]
-    apart = rows >= 2 * len(large) + len(small)
-    room = rows - (len(small) if apart else bool(small))
-    share = max(room // max(len(large), 1), 1)
-    extra = max(room - share * len(large), 0)
-    lines: list[list[tuple[str, str]]] = []
-    for index, metric in enumerate(large):
-        lines += _block(pane, metric, width, min(share + (index < extra), 9), begin, end)
-    if apart:
-        for metric in small:
-            lines += _block(pane, metric, width, 1, begin, end)
-    elif small:
-        words = " · ".join(_figure(pane, m) for m in small)
-        lines.append([(words, "value" if not pane.stale_s else "dim")])
-    lines += [[("", "")] for _ in range(rows - len(lines))]
-    return lines[:rows]
-
-
-def _block(pane: Pane, metric: Metric, width: int, rows: int, begin: float, end: float) -> list[list[tuple[str, str]]]:
-    part = {"power_w": "power", "memory_bytes": "memory"}.get(metric.name, "curve")
-    value = _figure(pane, metric)
-    mark = ""
-    if metric.name == "power_w" and pane.capped is not None and pane.capped >= 0.05:
-        mark = f" ▲cap {100 * pane.capped:.0f}%"
-    strong = "dim" if pane.stale_s or pane.lost else "value"
-    left = 20 if width >= 34 else 17
-    head: list[tuple[str, str]] = [(f"{metric.label:<6}", "label"), (f"{value:<{left - 6}}", strong)]
-    room = width - max(left, 6 + len(value) + 1) - 0
-    curve = pane.curves.get(metric.name)
-    if room < 4:
-        return [head] + [[("", "")]] * (rows - 1)
-    if rows == 1 and mark and room >= len(mark) + 6:
-        room -= len(mark)
-    drawn = [" " * room] * rows
-    if curve is not None:
-        columns = curve.columns(begin, end, room * 2)
-        known = [c for c in columns if c is not None]
-        if known:
-            top = pane.limits.get(metric.name) or max(h for _, h in known) * (1.0 if metric.name == "loss" else 1.05)
-            low = 0.0
-            if metric.name == "utilization_pct":
-                top = 100.0
-            if metric.name == "loss":
-                low = min(lo for lo, _ in known)
-            drawn = braille(columns, rows, low, top or 1.0, fill=metric.name != "loss")
-    first = [*head, (drawn[0], part)]
-    gap = width - room - (len(mark) if rows == 1 else 0)
-    text = 6 + max(len(value), left - 6)
-    if gap > text:
-        first.insert(2, (" " * (gap - text), ""))
-    if rows == 1 and mark and width - gap - room >= len(mark):
-        first.append((mark, "warning"))
-    lines = [first]
-    for index in range(1, rows):
-        words = f"{'':<6}{mark.strip()}" if index == 1 and mark else ""
-        lines.append([(f"{words:<{width - room}}"[: width - room], "warning"), (drawn[index], part)])
-    return lines
-
-
-def _cut(line: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
-    result = []
-    for text, part in line:
-        if width <= 0:
-            break
-        result.append((text[:width], part))
-        width -= len(text)
-    return result
-
-
-def _fit(line: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
-    cut = _cut(line, width)
-    missing = width - sum(len(t) for t, _ in cut)
-    return [*cut, (" " * missing, "")] if missing > 0 else cut

@@ -61,7 +61,8 @@ def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, st
     if frame.replay is not None:
         replay = frame.replay
         how = "paused" if replay.paused else f"{replay.speed:g}×"
-        text.append(f"  REPLAY {duration(replay.position_s)}/{duration(replay.length_s)} {how}", "reverse")
+        text.append("  ")
+        text.append(f" REPLAY {duration(replay.position_s)}/{duration(replay.length_s)} {how} ", "reverse")
     if head.attempt:
         text.append(f"  attempt {head.attempt}", _style(colours["warning"]))
     if len(frame.others) > 1:
@@ -81,7 +82,7 @@ def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, st
     else:
         text.append(head.phase, "dim")
     if head.state not in ENDED:
-        text.append(f"  ETA {duration(head.eta_s)}" if head.eta_s is not None else "")
+        text.append(f"  ETA {duration(head.eta_s)}" if head.eta_s else "")
     text.append(f"  {duration(head.elapsed_s)}", "dim")
     if head.state == "starting" and head.steps_total:
         text.append(f"  {head.phase}", "dim")

@@ -47,6 +47,10 @@ def screen_text(app: LorawatchApp) -> str:
     return "\n".join("".join(segment.text for segment in strip) for strip in lines)
 
 
+def footer(app: LorawatchApp) -> str:
+    return screen_text(app).splitlines()[-1]
+
+
 def h100_run(home: Path) -> RunDir:
     folder = home / "runs" / "0gq2zx6h"
     shutil.copytree(DATA / "h100_run" / "0gq2zx6h", folder)
@@ -57,6 +61,7 @@ def test_with_no_run_the_panes_are_a_monitor_of_this_machine() -> None:
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
         await until(pilot, lambda: "this machine" in screen_text(app) and "CPU" in screen_text(app))
         assert "1 Live" in screen_text(app)
+        await until(pilot, lambda: "s Stop" in footer(app) and "q Quit" in footer(app))
 
     drive(act)
 
@@ -73,8 +78,11 @@ def test_a_replay_of_a_real_run_pauses_seeks_and_ends(lorawatch_home: Path) -> N
         await until(pilot, lambda: "step 30/60" in screen_text(app))
         text = screen_text(app)
         assert "H100 80GB HBM3" in text
-        assert "/700 W" in text
+        assert "of 700 W" in text
         assert "REPLAY" in text
+        assert "vm · 1×H100 80GB HBM3" in text.splitlines()[0], "the machine is the run's, not this one"
+        assert "space Pause" in footer(app)
+        assert "Stop" not in footer(app), "what has ended cannot be stopped"
         before = app.last_frame.head.step  # type: ignore[union-attr]
         await pilot.press("full_stop")
         await until(pilot, lambda: app.last_frame.head.step == before + 1)  # type: ignore[union-attr]

@@ -61,6 +61,20 @@ def test_a_sliding_curve_forgets_the_oldest_and_a_clock_that_steps_back_does_no_
     assert data.high[-1] == 4.0
 
 
+def test_tokens_per_joule_are_of_the_recent_steps_and_not_of_the_present_watts() -> None:
+    run = make_run(ranks=1, gpus=[CARD])
+    watch = Watch(run.info())
+    watch.feed(started(0, 1, "GPU-0"))
+    for n in range(1, 31):
+        watch.feed(GpuSample(sampled_at=T0 + n, gpu_uuid="GPU-0", power_w=400.0))
+        watch.feed(step(n, 0, ended_at=T0 + n, duration_s=1.0, tokens=8000))
+    watch.feed(GpuSample(sampled_at=T0 + 33, gpu_uuid="GPU-0", power_w=70.0))
+    head = watch.frame(T0 + 33, RunState(state="running")).head
+    assert head is not None
+    assert head.power_w == 70.0
+    assert head.tok_per_j == pytest.approx(20.0)
+
+
 def test_slow_readings_leave_no_holes_but_a_long_silence_does() -> None:
     curve = Curve()
     for second in (0, 1, 2, 3, 20, 21):

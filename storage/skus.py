@@ -1,8 +1,75 @@
-"""Peaks of GPU models, from `assets/skus.yaml`."""
+"""GPU models as sold: memory, power, BF16 peak, and the names they go by, from `assets/skus.yaml`."""
 
 from __future__ import annotations
 
+import functools
+import re
+from dataclasses import dataclass
 from importlib import resources
+
+_MAKERS = re.compile(r"^(?:(?:nvidia|geforce|tesla) )+")
+
+
+@dataclass(frozen=True)
+class Sku:
+    """A GPU model as sold.
+
+    Attributes:
+        sku: Its short name: `RTX PRO 4500`, `H100 SXM`.
+        names: NVML's device names; beginnings of them where they end in `*`.
+        memory_gb: As sold, the number on the box; what NVML reports is a little less.
+        power_limit_w: Default board power, watts.
+        bf16_dense_tflops: Dense BF16 tensor-core peak with FP32 accumulation, TFLOP/s; None where no document prints it, or
+            the card has no BF16.
+        source: The document the peak is from, or why there is none.
+        also: Other ways in which people and published tables write it.
+    """
+
+    sku: str
+    names: tuple[str, ...]
+    memory_gb: int
+    power_limit_w: float
+    bf16_dense_tflops: float | None
+    source: str
+    also: tuple[str, ...] = ()
+
+
+@functools.cache
+def all_skus() -> tuple[Sku, ...]:
+    """Every model that is known, in the file's order: newest family first."""
+    import yaml  # only where a GPU model is looked up
+
+    text = (resources.files("lorawatch.assets") / "skus.yaml").read_text(encoding="utf-8")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    return tuple(
+        Sku(
+            sku=entry["sku"],
+            names=tuple(entry["names"]),
+            memory_gb=entry["memory_gb"],
+            power_limit_w=float(entry["power_limit_w"]),
+            bf16_dense_tflops=_number(entry.get("bf16_dense_tflops")),
+            source=entry["source"],
+            also=tuple(entry.get("also", ())),
+        )
+        for entry in yaml.load(text, Loader=loader)  # noqa: S506  a safe loader, and a file of our own
+    )
+
+
+def find_sku(name: str) -> Sku | None:
+    """The model that a name means; None for one that is not in the table, or that fits several (`H100`).
+
+    Args:
+        name: As NVML names the device, or as people and published tables write it; read without regard to case, hyphens
+            and a leading NVIDIA, GeForce or Tesla.
+    """
+    exact, beginnings = _index()
+    key = spelling(name)
+    if key in exact:
+        return exact[key]
+    for beginning, sku in beginnings:
+        if key.startswith(beginning):
+            return sku
+    return None
 
 
 def bf16_dense_peak(sku: str) -> float | None:
@@ -11,11 +78,29 @@ def bf16_dense_peak(sku: str) -> float | None:
     Args:
         sku: As NVML names it: `NVIDIA H100 80GB HBM3`.
     """
-    import yaml  # only where a run ends
+    found = find_sku(sku)
+    return None if found is None or found.bf16_dense_tflops is None else found.bf16_dense_tflops * 1e12
 
-    table = yaml.safe_load((resources.files("lorawatch.assets") / "skus.yaml").read_text(encoding="utf-8"))
-    for entry in table:
-        for name in entry["names"]:
-            if sku == name or (name.endswith("*") and sku.startswith(name[:-1])):
-                return float(entry["bf16_dense_tflops"]) * 1e12
-    return None
+
+def spelling(name: str) -> str:
+    """A name as it is compared: `NVIDIA A100-SXM4-80GB` and `a100 sxm4 80 GB` are the same."""
+    words = " ".join(re.sub(r"[-_‐–]|[™®]", " ", name.casefold()).split())
+    return re.sub(r"(\d) gb\b", r"\1gb", _MAKERS.sub("", words))
+
+
+@functools.cache
+def _index() -> tuple[dict[str, Sku], list[tuple[str, Sku]]]:
+    """Whole names, and beginnings of names, the longest first."""
+    exact: dict[str, Sku] = {}
+    beginnings: list[tuple[str, Sku]] = []
+    for sku in all_skus():
+        for name in (sku.sku, *sku.names, *sku.also):
+            if name.endswith("*"):
+                beginnings.append((spelling(name[:-1]), sku))
+            else:
+                exact[spelling(name)] = sku
+    return exact, sorted(beginnings, key=lambda pair: len(pair[0]), reverse=True)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)

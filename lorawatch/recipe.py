@@ -76,6 +76,8 @@ class Train(_Section):
     warmup_steps: NotNegative = 0
     max_grad_norm: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """0 turns clipping off."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     engine: Literal["reference"] = "reference"
     seed: NotNegative = 0
 
@@ -85,7 +87,9 @@ class Launch(_Section):
 
     gpus: str | int | list[int] = "all"
     """`all`, indices (`0,2` or [0, 2]), or `cpu:N` for N ranks on the CPU."""
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "separate"] = "ddp"
+    """`ddp`: the ranks train one model together; `separate`: each trains its own at the same time, without a word between
+    them, which shows what the coupling costs. Rank 0's adapter is kept."""
     max_restarts: NotNegative = 0
     hang_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 300
     """A run whose ranks take no step for this long (and for 10 of its usual steps) is ended; 0 never ends it. A warning
@@ -310,4 +314,5 @@ def _allowed(kind: Any) -> str:
         return " or ".join(_allowed(a) for a in get_args(kind))
     if origin is list:
         return f"a list ({_allowed(get_args(kind)[0])} each)"
-    return {int: "a whole number", float: "a number", str: "text", type(None): "null"}.get(kind, str(kind))
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    return names.get(kind, str(kind))

@@ -148,6 +148,9 @@ def training_arguments(recipe: Recipe, output: Path, device: torch.device) -> Tr
         lr_scheduler_type="constant_with_warmup" if schedule == "constant" and train.warmup_steps else schedule,
         warmup_steps=train.warmup_steps,
         max_grad_norm=train.max_grad_norm,
+        # Not the reentrant kind: it finds no gradient to pass on below frozen layers, and DDP counts its buckets wrongly.
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         seed=train.seed,
         bf16=cuda and recipe.model.dtype == "bfloat16",
         fp16=cuda and recipe.model.dtype == "float16",

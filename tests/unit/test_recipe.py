@@ -36,6 +36,7 @@ def test_the_published_recipe_is_the_published_recipe() -> None:
         ("measure.sample_hz=50", ["measure.sample_hz", "≤ 10"]),
         ("lora.targets=[]", ["lora.targets", "at least one"]),
         ("name=../x", ["name", "letters"]),
+        ("train.gradient_checkpointing=often", ["train.gradient_checkpointing", "'often'", "true or false"]),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(override: str, words: list[str]) -> None:

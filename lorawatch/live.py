@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+import msgspec
+
 from lorawatch.journal import JournalTail
 from lorawatch.records import (
     AnyLine,
@@ -21,7 +23,7 @@ from lorawatch.records import (
     RankStarted,
     Step,
 )
-from lorawatch.rundir import RunDir
+from lorawatch.rundir import RunDir, RunInfo
 
 _PIECE = 512 << 10  # bytes between two looks at the clock
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
@@ -47,6 +49,8 @@ class RankView:
     phase: str = "starting"
     phase_detail: str | None = None
     last: Step | None = None
+    last_seen_at: float | None = None
+    """`time.monotonic()` of its last new step."""
     recent: deque[Step] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     @property
@@ -104,10 +108,13 @@ class LiveView:
 
     Args:
         world_size: Ranks to wait for before a step counts as complete; 0 until the first rank says it.
+        separate: The ranks train separately: they do a step of one number at different moments, so that the run's rate
+            is the sum of theirs. `steps` pairs their steps by number all the same, for progress and loss.
     """
 
-    def __init__(self, world_size: int = 0) -> None:
+    def __init__(self, world_size: int = 0, *, separate: bool = False) -> None:
         self.world_size = world_size
+        self.separate = separate
         self.attempt = 0
         self.ranks: dict[int, RankView] = {}
         self.gpus: dict[str, GpuView] = {}
@@ -162,7 +169,7 @@ class LiveView:
         rank.last = line
         if line.phase == "train":
             rank.recent.append(line)
-        self.last_step_seen_at = time.monotonic()
+        self.last_step_seen_at = rank.last_seen_at = time.monotonic()
         parts = self._partial.setdefault(line.step, {})
         parts[line.rank] = line
         if len(parts) < max(self.world_size, 1):
@@ -206,6 +213,11 @@ class LiveView:
     @property
     def tok_s(self) -> float | None:
         """Aggregate over all ranks, of the recent measured steps."""
+        if self.separate:
+            # Who has finished computes no more; after the last has, what they did at the end is what there is.
+            busy = [r for r in self.ranks.values() if r.phase == "training"] or list(self.ranks.values())
+            rates = [r.tok_s for r in busy]
+            return sum(r for r in rates if r is not None) if rates and None not in rates else None
         recent = self._recent()
         seconds = sum(s.duration_s for s in recent)
         return sum(s.tokens for s in recent) / seconds if seconds > 0 else None
@@ -241,6 +253,12 @@ class LiveView:
         readings = [g.power_w for g in views]
         known = [p for p in readings if p is not None]
         return sum(known) if known and len(known) == len(readings) else None
+
+
+def is_separate(info: RunInfo) -> bool:
+    """Whether the ranks of a run train separately, each its own model."""
+    launch = (info.recipe or {}).get("launch")
+    return isinstance(launch, dict) and launch.get("strategy") == "separate"
 
 
 def combine(parts: list[Step]) -> StepTotal:
@@ -280,7 +298,7 @@ class Follower:
         offsets: Mapping[str, int] | None = None,
     ) -> None:
         self.run = run
-        self.view = view or LiveView()
+        self.view = view or LiveView(separate=_read_separate(run))
         self._feed = feed or self.view.feed
         self._skip_host = skip_host
         self._tails = {run.journal / name: JournalTail(run.journal / name, at) for name, at in (offsets or {}).items()}
@@ -325,3 +343,10 @@ class Follower:
     def broken(self) -> int:
         """Lines stepped over so far because they were no valid record."""
         return sum(t.broken for t in self._tails.values())
+
+
+def _read_separate(run: RunDir) -> bool:
+    try:
+        return is_separate(run.info())
+    except (OSError, msgspec.MsgspecError):
+        return False

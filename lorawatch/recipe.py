@@ -20,6 +20,7 @@ from lorawatch.errors import RecipeError
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Strategy = Literal["ddp", "separate"]
 
 
 class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -87,7 +88,7 @@ class Launch(_Section):
 
     gpus: str | int | list[int] = "all"
     """`all`, indices (`0,2` or [0, 2]), or `cpu:N` for N ranks on the CPU."""
-    strategy: Literal["ddp", "separate"] = "ddp"
+    strategy: Strategy = "ddp"
     """`ddp`: the ranks train one model together; `separate`: each trains its own at the same time, without a word between
     them, which shows what the coupling costs. Rank 0's adapter is kept."""
     max_restarts: NotNegative = 0

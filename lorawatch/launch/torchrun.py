@@ -36,8 +36,12 @@ def torch_version() -> str:
         ) from None
 
 
-def arguments(run: RunDir, placement: Placement, *, max_restarts: int) -> list[str]:
-    """torchrun's command line for a run's ranks on this host."""
+def arguments(run: RunDir, placement: Placement, *, max_restarts: int, separate: bool = False) -> list[str]:
+    """torchrun's command line for a run's ranks on this host.
+
+    Args:
+        separate: Each rank trains its own model by itself.
+    """
     torch_version()
     optional = {
         "--signals-to-handle": "SIGTERM,SIGINT",
@@ -54,7 +58,7 @@ def arguments(run: RunDir, placement: Placement, *, max_restarts: int) -> list[s
         "--nnodes=1", f"--nproc-per-node={placement.world_size}", f"--max-restarts={max_restarts}",
         "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--rdzv-id={run.run_id}", "--local-addr=127.0.0.1",
         *flags,
-        "-m", "lorawatch.training.worker", str(run.root),
+        "-m", "lorawatch.training.worker", str(run.root), *(["separate"] if separate else []),
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,3 +45,17 @@ def suspects(last_step: dict[int, int], world_size: int) -> list[int]:
     steps = {rank: last_step.get(rank, 0) for rank in range(world_size)}
     furthest = max(steps.values(), default=0)
     return [rank for rank, step in steps.items() if step < furthest]
+
+
+def longest_silent(seen_at: Mapping[int, float | None]) -> tuple[int, float] | None:
+    """Of ranks that train separately, the one that has been silent longest, and since when; nobody waits for it, so that
+    the others' steps say nothing about it. None before any has taken a step.
+
+    Args:
+        seen_at: For each rank that should be stepping: when its last step was seen.
+    """
+    seen = [(at, rank) for rank, at in seen_at.items() if at is not None]
+    if not seen:
+        return None
+    at, rank = min(seen)
+    return rank, at

@@ -12,11 +12,11 @@ from lorawatch.errors import LorawatchError
 from lorawatch.journal import JournalWriter
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
-from lorawatch.live import Follower, LiveView
+from lorawatch.live import Follower, LiveView, is_separate
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, oom_kills
 from lorawatch.recipe import Recipe
-from lorawatch.recorder.hang import STEPPING, check_hang, suspects
+from lorawatch.recorder.hang import STEPPING, check_hang, longest_silent, suspects
 from lorawatch.recorder.ingesting import Ingesting
 from lorawatch.recorder.workers import Workers
 from lorawatch.records import Event, ExitRecord, GpuSample, HostSample, RankStarted, Record, Severity, Step
@@ -68,7 +68,8 @@ class Recorder:
         self._host = host_name()
         self._host_journal = JournalWriter(run.host_journal(self._host))
         self._events_journal = JournalWriter(run.events_journal)
-        self.view = LiveView(self.info.world_size)
+        self._separate = is_separate(self.info)
+        self.view = LiveView(self.info.world_size, separate=self._separate)
         self._follower = Follower(run, self.view, skip_host=True)
         self._inbox: deque[Record] = deque()  # what other threads bring; the view and the display belong to this one
         self._ingesting = Ingesting(run, self._inbox.append)
@@ -123,7 +124,10 @@ class Recorder:
                 assert self._placement is not None
                 assert self.recipe is not None
                 command = torchrun.arguments(
-                    self.run_dir, self._placement, max_restarts=self.recipe.launch.max_restarts
+                    self.run_dir,
+                    self._placement,
+                    max_restarts=self.recipe.launch.max_restarts,
+                    separate=self._separate,
                 )
                 self.info.command = command
                 self.run_dir.write_info(self.info)
@@ -323,7 +327,10 @@ class Recorder:
             self.state.state = "stopping"
             self._quietly(lambda: self.run_dir.request("stop"))
             if any(r.started for r in self.view.ranks.values()):
-                self._say("stopping", "the ranks stop together at the next step and save; once more ends them at once")
+                how = "the ranks stop together at the next step and save"
+                if self._separate:
+                    how = "each rank stops at its own next step, and rank 0 saves"
+                self._say("stopping", f"{how}; once more ends them at once")
             else:
                 # nobody there who could agree on a step: an own command without the callback, or ranks still loading
                 self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once")
@@ -338,8 +345,10 @@ class Recorder:
                     workers.kill()
 
     def _watch_for_hang(self, workers: Workers) -> None:
-        since = self.view.last_step_seen_at
-        stepping = any(r.phase in STEPPING for r in self.view.ranks.values())
+        stepping = [r for r in self.view.ranks.values() if r.phase in STEPPING]
+        since, what = self.view.last_step_seen_at, "no step"
+        if self._separate and (found := longest_silent({r.rank: r.last_seen_at for r in stepping})):
+            since, what = found[1], f"no step of rank {found[0]}"
         if since is None or not stepping or self._stop_kind:
             return
         silent = time.monotonic() - since
@@ -356,10 +365,12 @@ class Recorder:
             pids = workers.ask_stacks()
             behind = suspects({r.rank: r.last.step for r in self.view.ranks.values() if r.last}, self.view.world_size)
             blame = f"; rank {', '.join(map(str, behind))} behind the others" if behind else ""
+            if self._separate:  # nobody waits for anybody
+                blame = ""
             where = f"stacks of {len(pids)} ranks in {self.run_dir.stacks}"
-            self._say("hang", f"no step for {silent:.0f} s (limit {check.limit_s:.0f} s){blame}; {where}", "error")
+            self._say("hang", f"{what} for {silent:.0f} s (limit {check.limit_s:.0f} s){blame}; {where}", "error")
         elif check.level == "end":
-            self._hang = f"no rank took a step for {silent:.0f} s; the ranks' stacks are in {self.run_dir.stacks}"
+            self._hang = f"{what} for {silent:.0f} s; the ranks' stacks are in {self.run_dir.stacks}"
             workers.kill()
 
     # --- small things

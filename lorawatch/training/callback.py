@@ -23,6 +23,7 @@ from lorawatch.records import Step
 from lorawatch.rundir import RunDir
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
+from lorawatch.training.gate import Gate
 from lorawatch.training.meter import Reading, StepMeter
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
@@ -41,6 +42,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         observer: The rank's side thread, where the caller has one already; it stays open then.
         counts: Token counts from the collator; without them they are counted on the device, asynchronously.
         facts: The model's sizes, where the caller knows them already.
+        gate: What the ranks of a separate run wait at before their first step.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         observer: Observer | None = None,
         counts: BatchCounts | None = None,
         facts: ModelFacts | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._exclude = exclude_steps
         self._observer = observer
         self._own_observer = observer is None
         self._counts = counts
         self._facts = facts
+        self._gate = gate
         self._meter: StepMeter | None = None
         self._hook: Any = None
         self._gpu_uuid: str | None = None
@@ -63,7 +67,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._learning_rate: float | None = None
         self._scheduler: Any = None
         self.stopped_at: int | None = None
-        """The step at which all ranks stopped on request."""
+        """The step at which all ranks (of a separate run: this one) stopped on request."""
 
     def on_train_begin(
         self,
@@ -87,6 +91,9 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if self._facts is None and model is not None:
             self._facts = model_facts(model, getattr(args, "max_length", None))
         observer.append(rank_started(observer.place, device, state.max_steps or None, self._facts))
+        if self._gate is not None:
+            observer.phase("waiting", "until all ranks are ready")
+            self._gate.wait()
         observer.phase("training")
         observer.stopping.resume_from(state.global_step)
         self._gpu_uuid = gpu_identity(device)[0]
@@ -118,7 +125,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if self._observer.stopping.step_completed(state.global_step, state.max_steps):
             self.stopped_at = state.global_step
             control.should_training_stop = True
-            control.should_save = True
+            # Each rank of a separate run takes itself for the only one: they would save in the same place.
+            control.should_save = not (self._observer.place.separate and self._observer.place.rank)
         if control.should_evaluate:
             self._observer.phase("evaluating")
         elif control.should_save:

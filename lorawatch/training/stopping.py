@@ -4,6 +4,8 @@ Whoever wants the run to stop creates `control/stop`. Each rank's side thread se
 next step as the earliest at which it could stop: `control/ack-attempt_K-rank-R` holds that number. The run stops at the
 highest pledge. A rank waits after its own pledged step until all pledges are there, so it can never have passed the
 agreed step; since side threads write the pledges, a rank that waits for another inside a step cannot hold them up.
+
+The ranks of a separate run have nothing to agree on: each stops after the step that it pledged itself.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ class StopAgreement:
 
     def __init__(self, control: Path, place: Place) -> None:
         self._request = control / "stop"
-        self._acks = [control / f"ack-attempt_{place.attempt}-rank-{r}" for r in range(place.world_size)]
-        self._own = self._acks[place.rank] if place.rank < len(self._acks) else control / "ack"
+        acks = [control / f"ack-attempt_{place.attempt}-rank-{r}" for r in range(place.world_size)]
+        self._own = acks[place.rank] if place.rank < len(acks) else control / "ack"
+        self._acks = [self._own] if place.separate else acks
         self._lock = threading.Lock()
         self._completed = 0
         self._pledge: int | None = None
         self._agreed = threading.Event()
         self.stop_at: int | None = None
-        """The step after which every rank stops, once all have pledged."""
+        """The step after which every rank that takes part stops, once all have pledged."""
 
     @property
     def completed(self) -> int:

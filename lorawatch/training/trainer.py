@@ -1,4 +1,5 @@
-"""The reference engine: transformers' Trainer as everybody runs it, DDP under torchrun, with lorawatch's callback."""
+"""The reference engine: transformers' Trainer as everybody runs it, with lorawatch's callback: DDP under torchrun where
+several ranks train one model, plain where a rank trains alone."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from lorawatch.training import model as models
 from lorawatch.training.callback import StepCallback
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, SyntheticData, TokenizedData, build_data
+from lorawatch.training.gate import Gate
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
 
@@ -103,13 +105,14 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     models.check_memory(plan, device)
     tokenizer = None if recipe.data.source == "synthetic" else models.load_tokenizer(plan)
     observer.phase("tokenizing", recipe.data.source)
-    data = build_data(recipe, tokenizer, plan.vocabulary, place.world_size)
+    data = build_data(recipe, tokenizer, plan.vocabulary, place.together)
     observer.phase("loading", _described(data))
     model = models.load_model(plan, recipe, device)
     set_seed(recipe.train.seed)  # batches in the same order whatever loading drew
     counts = BatchCounts()
     exclude = recipe.measure.exclude_steps
-    callback = StepCallback(exclude_steps=exclude, observer=observer, counts=counts, facts=plan.facts)
+    gate = Gate(run.control, place) if place.separate else None
+    callback = StepCallback(exclude_steps=exclude, observer=observer, counts=counts, facts=plan.facts, gate=gate)
     pad_id = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = ReferenceTrainer(
         model=model, args=arguments, train_dataset=data, data_collator=Collator(pad_id, counts), callbacks=[callback]
@@ -197,13 +200,13 @@ def _device(kind: str, place: Place) -> torch.device:
     if kind != "cuda":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if place.local_rank >= count:
+    if place.device_index >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise NoSuitableGpu(
             f"rank {place.rank} needs GPU {place.local_rank} of this host, but torch {torch.__version__} sees {count}",
             hint=f"CUDA_VISIBLE_DEVICES is {visible!r}; `lorawatch doctor` says what torch lacks",
         )
-    device = torch.device("cuda", place.local_rank)
+    device = torch.device("cuda", place.device_index)
     torch.cuda.set_device(device)
     return device
 

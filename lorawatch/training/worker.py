@@ -1,4 +1,4 @@
-"""A rank's entry: `python -m lorawatch.training.worker RUN_DIR`, as torchrun starts it.
+"""A rank's entry: `python -m lorawatch.training.worker RUN_DIR [separate]`, as torchrun starts it.
 
 The guards come first, before torch is imported: the rank dies with its agent, printing never ends it, its stacks can be
 asked for, and however it ends it leaves an exit record.
@@ -17,7 +17,7 @@ from lorawatch.rundir import RunDir
 from lorawatch.training import guards
 from lorawatch.training.observer import Observer
 from lorawatch.training.outcome import ExitReport
-from lorawatch.training.place import Place
+from lorawatch.training.place import Place, stand_alone
 
 # Set only where the user has not: quiet libraries, short waits.
 _ENVIRONMENT = {
@@ -35,10 +35,14 @@ _ENVIRONMENT = {
 def main() -> NoReturn:
     """Run one rank; ends the process."""
     guards.die_with_parent()
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m lorawatch.training.worker RUN_DIR (torchrun starts it)")
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["separate"]):
+        sys.exit("usage: python -m lorawatch.training.worker RUN_DIR [separate] (torchrun starts it)")
     run = RunDir(Path(sys.argv[1]).absolute())
     place = Place.from_environment()
+    if sys.argv[2:]:
+        place = place.separated()
+    if place.alone:
+        stand_alone(place)
     guards.redirect_output(run.rank_log(place.attempt, place.rank))
     guards.quiet_streams()
     guards.dump_stacks_on_signal(run.stacks / f"rank-{place.rank}.txt")

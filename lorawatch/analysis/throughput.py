@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from operator import mul
 
 # Student's t, two-sided 95%, for 1 to 30 degrees of freedom (any table of the distribution's quantiles).
 _T95 = (
@@ -11,6 +14,11 @@ _T95 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+
+# Cosine waves for n steps: this times n^(2/3), a little under the 0.4 of the literature for the sake of short runs. More
+# than 16 hardly narrow an interval, and would take a drift of heat and clocks for noise.
+_WAVES = 0.35
+_MOST_WAVES = 16
 
 
 def student_t95(degrees: int) -> float:
@@ -40,32 +48,51 @@ def mean_interval95(values: Sequence[float]) -> float | None:
     return student_t95(count - 1) * math.sqrt(variance / count)
 
 
-def batch_means_interval95(amounts: Sequence[float], durations_s: Sequence[float], batches: int = 10) -> float | None:
-    """Half width of the 95% interval of a rate, from batch means (Law, Simulation Modeling and Analysis, 9.5.3).
+def batch_means_interval95(amounts: Sequence[float], durations_s: Sequence[float], batches: int = 128) -> float | None:
+    """Half width of the 95% interval of a window's rate, sum of amounts over sum of durations, from batch means.
 
-    Neighbouring steps are alike (clocks, heat, lengths of examples), so that single steps are no independent draws; the
-    rates of consecutive batches nearly are.
+    Neighbouring steps are alike (clocks, heat, lengths of examples), so that single steps are no independent draws, and
+    means of ten or so batches are not quite either. The batches' departures from the window's rate are therefore
+    weighted with a few slow cosine waves: the weighted sums are nearly independent, each has the variance of the whole,
+    and their number is the degrees of freedom (equal-weighted cosine estimator: Müller 2007, Journal of Econometrics
+    141; Lazarus, Lewis, Stock and Watson 2018, Journal of Business & Economic Statistics 36, who recommend 0.4·n^(2/3)
+    waves). A rate is a ratio, so a departure is amount − rate × duration (Law, Simulation Modeling and Analysis, 9.5).
+
+    Over 20,000 simulated runs whose step times have a lag-1 correlation of 0 to 0.6, the interval holds the true rate
+    in 94 to 95% at 59, 200 and 1,000 steps. Where a run is not much longer than its steps' memory no interval from the
+    run alone can: a correlation of 0.8 leaves 91% at 59 steps, 0.9 leaves 82% there, 0.6 leaves 90% at 8; repeats can.
 
     Args:
         amounts: What each step did, such as tokens; shape (steps,).
         durations_s: How long each took; shape (steps,).
-        batches: How many; fewer where a batch would have less than two steps.
+        batches: At most how many; a batch is a single step in runs that are shorter.
 
     Returns:
-        Half width in amount a second; None for fewer than four steps.
+        Half width in amount a second; None for fewer than four steps, or where they took no time.
     """
     count = len(amounts)
-    batches = min(batches, count // 2)
-    if batches < 2:
+    batches = min(batches, count)
+    seconds = math.fsum(durations_s)
+    if batches < 4 or seconds <= 0:
         return None
-    rates = []
-    for number in range(batches):
-        begin, end = number * count // batches, (number + 1) * count // batches
-        seconds = math.fsum(durations_s[begin:end])
-        if seconds <= 0:
-            return None
-        rates.append(math.fsum(amounts[begin:end]) / seconds)
-    return mean_interval95(rates)
+    rate = math.fsum(amounts) / seconds
+    edges = [number * count // batches for number in range(batches + 1)]
+    departures = [
+        math.fsum(amounts[begin:end]) - rate * math.fsum(durations_s[begin:end]) for begin, end in pairwise(edges)
+    ]
+    waves = min(_MOST_WAVES, max(2, round(_WAVES * count ** (2 / 3))), batches - 2)
+    weighted = (math.fsum(map(mul, wave, departures)) for wave in _cosines(waves, batches))
+    variance = 2 * math.fsum(w * w for w in weighted) / waves
+    return student_t95(waves) * math.sqrt(variance) / seconds
+
+
+@lru_cache(maxsize=8)
+def _cosines(waves: int, points: int) -> tuple[tuple[float, ...], ...]:
+    """The slowest cosine waves over equal pieces of [0, 1], none of which sees the mean; shape (waves, points)."""
+    return tuple(
+        tuple(math.cos(math.pi * wave * (point + 0.5) / points) for point in range(points))
+        for wave in range(1, waves + 1)
+    )
 
 
 def mean_step_rate(amounts: Sequence[float], durations_s: Sequence[float]) -> float | None:

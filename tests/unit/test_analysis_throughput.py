@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lorawatch.analysis.mfu import mfu, plausible
 from lorawatch.analysis.throughput import (
@@ -31,15 +34,71 @@ def test_an_interval_needs_two_values_and_a_degree_of_freedom() -> None:
         student_t95(0)
 
 
-def test_the_interval_covers_the_true_rate_19_times_in_20() -> None:
-    source = random.Random(1)
-    hits = 0
-    for _ in range(400):
-        durations = [source.gauss(1.0, 0.1) for _ in range(60)]
-        half = batch_means_interval95([1000.0] * 60, durations)
+def noisy_steps(runs: int, steps: int, correlation: float, seed: int) -> np.ndarray:
+    """Step times of 1 s ± 5% whose noise is autoregressive of order 1, in its steady state; shape (runs, steps)."""
+    source = np.random.default_rng(seed)
+    fresh = 0.05 * np.sqrt(1 - correlation**2) * source.standard_normal((steps, runs))
+    fresh[0] /= np.sqrt(1 - correlation**2)
+    for step in range(1, steps):
+        fresh[step] += correlation * fresh[step - 1]
+    return 1 + fresh.T
+
+
+@pytest.mark.parametrize("steps", [59, 200, 1000])
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6])
+def test_the_interval_covers_the_true_rate_in_93_to_97_of_100_runs(steps: int, correlation: float) -> None:
+    amounts, hits = [1024.0] * steps, 0
+    for durations in noisy_steps(2000, steps, correlation, seed=7).tolist():
+        half = batch_means_interval95(amounts, durations)
         assert half is not None
-        hits += abs(60_000 / sum(durations) - 1000.0) <= half
-    assert 0.91 <= hits / 400 <= 0.99
+        hits += abs(1024 * steps / sum(durations) - 1024) <= half
+    assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_the_interval_covers_where_steps_differ_in_tokens() -> None:
+    source, hits = random.Random(2), 0
+    for _ in range(2000):
+        amounts = [float(source.randrange(200, 1024)) for _ in range(59)]
+        durations = [0.1 + a / 1000 + source.gauss(0, 0.02) for a in amounts]
+        half = batch_means_interval95(amounts, durations)
+        assert half is not None
+        hits += abs(sum(amounts) / sum(durations) - 611.5 / 0.7115) <= half
+    assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_runs_that_are_short_for_their_memory_are_covered_as_the_docstring_says() -> None:
+    for steps, correlation, share in [(59, 0.8, 0.91), (59, 0.9, 0.82), (8, 0.6, 0.90), (1000, 0.9, 0.94)]:
+        hits = 0
+        for durations in noisy_steps(2000, steps, correlation, seed=8).tolist():
+            half = batch_means_interval95([1.0] * steps, durations)
+            assert half is not None
+            hits += abs(steps / sum(durations) - 1) <= half
+        assert hits / 2000 == pytest.approx(share, abs=0.02)
+
+
+def test_more_steps_narrow_the_interval() -> None:
+    widths = []
+    for steps in (20, 59, 200, 1000, 5000):
+        halves = [batch_means_interval95([1.0] * steps, d) for d in noisy_steps(50, steps, 0.3, seed=9).tolist()]
+        widths.append(sum(h for h in halves if h is not None) / 50)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == pytest.approx(widths[-2] / 5**0.5, rel=0.15)
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=4, max_size=300), st.floats(0.1, 1e6), st.floats(1e-3, 1e3))
+def test_the_interval_goes_with_its_units(durations: list[float], tokens: float, slower: float) -> None:
+    half = batch_means_interval95([1.0] * len(durations), durations)
+    other = batch_means_interval95([tokens] * len(durations), [slower * d for d in durations])
+    assert half is not None
+    assert other == pytest.approx(half * tokens / slower, rel=1e-6, abs=1e-9 * tokens / slower)
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=4, max_size=200))
+def test_the_interval_does_not_care_for_the_direction_of_time(durations: list[float]) -> None:
+    if len(durations) > 128 and len(durations) % 128:
+        durations = durations[:128]  # batches of unequal length lie elsewhere when counted from the other end
+    forth = batch_means_interval95([1.0] * len(durations), durations)
+    assert batch_means_interval95([1.0] * len(durations), durations[::-1]) == pytest.approx(forth, abs=1e-9)
 
 
 def test_steady_steps_have_no_interval_to_speak_of() -> None:

@@ -1,0 +1,82 @@
+"""Time and energy of an epoch, and the number of tokens as people write it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from lorawatch.analysis.interval import Figure
+
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_NUMBER = re.compile(
+    r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:e\+?([0-9]{1,3}))?\s*([kmbt]?)", re.IGNORECASE | re.ASCII
+)
+# No data set has come near this; it also keeps 1e999 from becoming a number of a thousand digits.
+_MOST_TOKENS = 10**18
+_HOW = "write it as 50000000, 5_000_000, 5e7, 750k, 50M, 1.2B or 2T"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Seconds, with the ends of the 95% interval; None where there is no interval, or no upper end."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def epoch_time_s(tokens: float, rate: Figure) -> Span:
+    """Time of an epoch: dataset tokens ÷ tok/s, at the rate and at both ends of its interval.
+
+    Args:
+        tokens: Tokens of the data set.
+        rate: Tokens a second.
+
+    Returns:
+        Seconds. A rate whose interval reaches 0 leaves no upper end.
+
+    Raises:
+        ValueError: Tokens or rate are not above 0.
+    """
+    if not tokens > 0 or not rate.value > 0:
+        raise ValueError("an epoch's time needs tokens and a rate above 0")
+    low, high = rate.low, rate.high
+    return Span(
+        tokens / rate.value,
+        None if high is None else tokens / high,
+        tokens / low if low is not None and low > 0 else None,
+    )
+
+
+def epoch_energy_kwh(tokens: float, tok_per_j: float) -> float:
+    """Energy of an epoch, kWh: dataset tokens ÷ tokens a joule ÷ 3.6e6 joules a kWh.
+
+    Raises:
+        ValueError: Tokens or tok/J are not above 0.
+    """
+    if not tokens > 0 or not tok_per_j > 0:
+        raise ValueError("an epoch's energy needs tokens and tok/J above 0")
+    return tokens / tok_per_j / 3.6e6
+
+
+def parse_tokens(text: str) -> int:
+    """The number of tokens in `50M`, `5e7`, `1.2B`, `5_000_000`, `750k` or `2T`; letters of either case.
+
+    Raises:
+        ValueError: Not a whole number above 0; the message says how to write one.
+    """
+    shown = repr(text if len(text) <= 40 else text[:40] + "…")
+    found = _NUMBER.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{shown} is no number of tokens: {_HOW}")
+    digits, exponent, letter = found.groups()
+    # decimal, since 1.1e15 is no whole number of floating-point tokens after a few products
+    number = Decimal(digits.replace("_", "")).scaleb(int(exponent or 0)) * _FACTORS[letter.lower()]
+    if number > _MOST_TOKENS:
+        raise ValueError(f"{shown} is more tokens than any data set has: {_HOW}")
+    if number <= 0:
+        raise ValueError(f"{shown} is no data set: the number of tokens must be above 0")
+    if number != number.to_integral_value():
+        raise ValueError(f"{shown} ends in a fraction of a token: {_HOW}")
+    return int(number)

@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from lorawatch.analysis.energy import Energy, energy_over
 from lorawatch.analysis.mfu import mfu, plausible
-from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate, percentile
-from lorawatch.analysis.windows import Span, length, union
+from lorawatch.analysis.throughput import percentile
+from lorawatch.analysis.windows import Span, length
 from lorawatch.storage.engine import Connection
+from lorawatch.storage.measured import separately, together
 from lorawatch.storage.skus import bf16_dense_peak
 
-# Ends of neighbouring steps are read by several processes' clocks; a gap shorter than this is no pause.
-_JOIN_S = 0.02
 # NVML clock event reasons that hold clocks down under load: software power cap, hardware slowdown, software and hardware
 # thermal slowdown, hardware power brake (nvml.h, nvmlClocksEventReason…).
 _THROTTLED = 0x04 | 0x08 | 0x20 | 0x40 | 0x80
 _FETCH = 10_000
-
-
-@dataclass
-class _Steps:
-    """A run's measured steps."""
-
-    tokens: array[float]
-    durations: array[float]
-    window: list[Span]
-    nonpad_tokens: int | None
-    label_tokens: int | None
-
-    @property
-    def complete(self) -> bool:
-        """Whether there are steps, and all of them tell their tokens."""
-        return len(self.tokens) > 0 and all(t == t for t in self.tokens)
 
 
 def summarize(connection: Connection, run_id: str) -> None:
@@ -81,14 +62,12 @@ def _figures(connection: Connection, run_id: str) -> dict[str, Any]:
     used = [uuid for uuid, _, u in gpus if u]
     skus = sorted({sku for _, sku, u in gpus if u and sku})
 
-    steps = _steps(connection, run_id)
+    # One rank alone is the base of both couplings.
+    separate = (recipe.get("launch") or {}).get("strategy") == "separate" and world > 1
+    steps = separately(connection, run_id, world) if separate else together(connection, run_id)
     window = steps.window
-    window_s = length(window)
-    measured = steps.complete and window_s > 0
-    tokens = sum(steps.tokens) if measured else None
-    tok_s = tokens / window_s if tokens is not None else None
     shares = len(used) or world
-    per_gpu = tok_s / shares if tok_s is not None else None
+    per_gpu = steps.tok_s / shares if steps.tok_s is not None else None
 
     # A command that reports no steps still has power over its whole time.
     over = window or ([(started, ended)] if started is not None and ended is not None and ended > started else [])
@@ -115,13 +94,13 @@ def _figures(connection: Connection, run_id: str) -> dict[str, Any]:
         "sku": " + ".join(skus) or None,
         "gpu_count": len(used),
         "world_size": world,
-        "coupling": "ddp",
-        "tok_s": tok_s,
-        "tok_s_ci95": batch_means_interval95(steps.tokens, steps.durations) if measured else None,
-        "mean_step_tok_s": mean_step_rate(steps.tokens, steps.durations) if measured else None,
+        "coupling": "separate" if separate else "ddp",
+        "tok_s": steps.tok_s,
+        "tok_s_ci95": steps.tok_s_ci95,
+        "mean_step_tok_s": steps.mean_step_tok_s,
         "tok_s_per_gpu": per_gpu,
-        "step_p50_s": percentile(steps.durations, 0.5),
-        "step_p95_s": percentile(steps.durations, 0.95),
+        "step_p50_s": percentile(steps.durations_s, 0.5),
+        "step_p95_s": percentile(steps.durations_s, 0.95),
         "avg_power_w": energy_j / over_s if energy_j is not None else None,
         "avg_power_all_gpus_w": all_j / over_s if all_j is not None else None,
         "energy_j": energy_j,
@@ -129,46 +108,19 @@ def _figures(connection: Connection, run_id: str) -> dict[str, Any]:
         "energy_source": source,
         "energy_power_integral_j": integral_j,
         "energy_disagreement_pct": disagreement,
-        "tok_per_j": tokens / energy_j if tokens is not None and energy_j else None,
+        "tok_per_j": steps.tokens / energy_j if steps.tokens is not None and energy_j else None,
         "peak_vram_bytes": vram,
         "throttled_share": throttled,
         "mfu": utilisation,
         "mfu_plausible": plausible(utilisation),
-        "tokens": int(tokens) if tokens is not None else None,
+        "tokens": round(steps.tokens) if steps.tokens is not None else None,
         "nonpad_tokens": steps.nonpad_tokens,
         "label_tokens": steps.label_tokens,
-        "measured_steps": len(steps.durations),
+        "measured_steps": len(steps.durations_s),
         "window_s": over_s if over else None,
         "window_of": ("steps" if window else "run") if over else None,
         "final_loss": _final_loss(connection, run_id),
     }
-
-
-def _steps(connection: Connection, run_id: str) -> _Steps:
-    found = _Steps(array("d"), array("d"), [], None, None)
-    nonpad = labels = 0
-    whole_nonpad = whole_labels = True
-    rows = connection.execute(
-        "SELECT epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM v_steps "
-        "WHERE run_id = ? AND phase = 'train' ORDER BY step",
-        [run_id],
-    )
-    spans: list[Span] = []
-    while batch := rows.fetchmany(_FETCH):
-        for ended, duration, tokens, nonpad_tokens, label_tokens in batch:
-            found.tokens.append(float("nan") if tokens is None else tokens)
-            found.durations.append(duration)
-            spans.append((ended - duration, ended))
-            whole_nonpad &= nonpad_tokens is not None
-            whole_labels &= label_tokens is not None
-            nonpad += nonpad_tokens or 0
-            labels += label_tokens or 0
-        spans = union(spans, join_s=_JOIN_S)
-    found.window = spans
-    if len(found.durations):
-        found.nonpad_tokens = nonpad if whole_nonpad else None
-        found.label_tokens = labels if whole_labels else None
-    return found
 
 
 def _gpu_energy(connection: Connection, run_id: str, gpu_uuid: str, window: list[Span]) -> Energy:
@@ -239,14 +191,13 @@ def _final_loss(connection: Connection, run_id: str) -> float | None:
 
 
 def _workload(recipe: dict[str, Any], command_name: str | None) -> str:
-    """A digest of what makes two runs comparable: everything that a step computes, and not on how many GPUs."""
+    """A digest of what makes two runs comparable: everything that a step computes, but neither on how many GPUs nor
+    whether they are coupled."""
     if not recipe:
         return f"command:{command_name}"
     train = recipe.get("train") or {}
-    facts = {
-        "model": recipe.get("model"),
-        "lora": recipe.get("lora"),
-        "data": recipe.get("data"),
-        "train": {k: train.get(k) for k in ("batch_size_per_gpu", "gradient_accumulation", "engine")},
-    }
+    work = {k: train.get(k) for k in ("batch_size_per_gpu", "gradient_accumulation", "engine")}
+    if train.get("gradient_checkpointing"):  # a recipe from before the key is one that has it turned off
+        work["gradient_checkpointing"] = True
+    facts = {"model": recipe.get("model"), "lora": recipe.get("lora"), "data": recipe.get("data"), "train": work}
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()[:12]

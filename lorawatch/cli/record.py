@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.processes import ProcessId
@@ -19,7 +20,7 @@ from lorawatch.rundir import RunDir, RunState
 if TYPE_CHECKING:
     from lorawatch.cli.display import Display
     from lorawatch.launch.placement import Placement
-    from lorawatch.recipe import Recipe
+    from lorawatch.recipe import Recipe, Strategy
     from lorawatch.rundir import Gpu
     from lorawatch.telemetry.nvml import Nvml
 
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's value: train.steps=100."
 )
 @click.option("--sweep", metavar="1,2,4", help="One run after the other with so many GPUs (or CPU ranks) each.")
+@click.option(
+    "--separate",
+    is_flag=True,
+    help="Beside each run of several GPUs, as many one-GPU runs at once: what coupling costs.",
+)
+@click.option("--repeat", type=int, metavar="N", help="Each run so many times, in turns (default: 1).")
 @click.option("--hz", type=click.FloatRange(0.5, 10), help="Rate of the power and memory samples (default: 5).")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A word to find the run by; may be repeated.")
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it to a recorder in the background.")
@@ -42,6 +49,8 @@ def record(
     gpus: str | None,
     overrides: tuple[str, ...],
     sweep: str | None,
+    separate: bool,
+    repeat: int | None,
     hz: float | None,
     tags: tuple[str, ...],
     detach: bool,
@@ -52,7 +61,7 @@ def record(
     \b
     lorawatch --record demo --set train.steps=20
     lorawatch --record exxact-8b --set model.weights=random --gpus 0,1
-    lorawatch --record exxact-8b --sweep 1,2,4 --tag lab
+    lorawatch --record exxact-8b --sweep 1,2,4 --separate --repeat 3 --tag lab
     lorawatch --record -- torchrun --nproc-per-node 2 train.py
 
     The first Ctrl-C stops all ranks at the same step and saves; the second ends them at once.
@@ -67,8 +76,12 @@ def record(
     if own_command is not None:
         if not own_command:
             raise UsageError("`--record --` names no command", hint="lorawatch --record -- python train.py")
-        if sweep or overrides or gpus or ctx.get_parameter_source("recipe") is not click.core.ParameterSource.DEFAULT:
-            raise UsageError("--sweep, --set, --gpus and a recipe do not go with an own command", hint="leave them out")
+        of_a_recipe = sweep or separate or repeat is not None or overrides or gpus
+        if of_a_recipe or ctx.get_parameter_source("recipe") is not click.core.ParameterSource.DEFAULT:
+            raise UsageError(
+                "--sweep, --separate, --repeat, --set, --gpus and a recipe do not go with an own command",
+                hint="leave them out",
+            )
         runs.append(prepare_command(own_command, host_gpus, driver_version=driver, tags=tags, sample_hz=hz or 5.0))
     else:
         from lorawatch import recipe as recipes
@@ -78,12 +91,14 @@ def record(
         if hz is not None:
             overrides = (*overrides, f"measure.sample_hz={hz}")
         loaded = recipes.load(recipe, overrides)
-        counts = _sweep_counts(sweep)
-        _check_places(loaded, host_gpus, counts)
+        places = _places(loaded, host_gpus, _sweep_counts(sweep))
+        points = plan_sweep(places, separate=separate, repeat=1 if repeat is None else repeat)
         sweep_id = None
-        for count in counts:
-            run, _ = prepare_recipe(loaded, host_gpus, driver_version=driver, count=count, tags=tags, sweep_id=sweep_id)
-            if len(counts) > 1 and sweep_id is None:
+        for count, apart in points:
+            strategy: Strategy = "separate" if apart else "ddp" if separate else loaded.launch.strategy
+            point = msgspec.structs.replace(loaded, launch=msgspec.structs.replace(loaded.launch, strategy=strategy))
+            run, _ = prepare_recipe(point, host_gpus, driver_version=driver, count=count, tags=tags, sweep_id=sweep_id)
+            if len(points) > 1 and sweep_id is None:
                 info = run.info()
                 sweep_id = info.sweep_id = run.run_id
                 run.write_info(info)
@@ -112,10 +127,10 @@ def supervise_all(runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None) -
         if stopped_by or state.state == "stopped" or state.exit_code in (2, 3):
             _drop(runs[index + 1 :], "the sweep was ended before this run")
             break
-    if len(runs) > 1 and not as_json:
-        from lorawatch.cli.summary import print_sweep
+    if len(runs) > 1:
+        from lorawatch.cli.sweep import print_sweep
 
-        print_sweep([r.run_id for r in runs])
+        print_sweep([r.run_id for r in runs], as_json=as_json)
     return worst
 
 
@@ -216,13 +231,50 @@ def _sweep_counts(sweep: str | None) -> list[int | None]:
     return list(counts)
 
 
-def _check_places(recipe: Recipe, gpus: Sequence[Gpu], counts: Sequence[int | None]) -> None:
-    """Refuse an impossible sweep before its first run, not at its last."""
+def _places(recipe: Recipe, gpus: Sequence[Gpu], counts: Sequence[int | None]) -> list[tuple[int | None, int]]:
+    """Each count with the number of ranks that it comes to; refuses an impossible sweep before its first run."""
     from lorawatch.devices import parse_gpus
     from lorawatch.launch.placement import place
 
-    for count in counts:
-        place(parse_gpus(recipe.launch.gpus), gpus, count=count)
+    request = parse_gpus(recipe.launch.gpus)
+    return [(count, place(request, gpus, count=count).world_size) for count in counts]
+
+
+def plan_sweep(
+    places: Sequence[tuple[int | None, int]], *, separate: bool, repeat: int
+) -> list[tuple[int | None, bool]]:
+    """The runs of a sweep in their order.
+
+    In turns, the whole ladder before its next repeat, and separate beside coupled: a machine that warms up or is used by
+    others meanwhile then burdens all configurations alike, where repeats in a row would make it a difference between
+    them.
+
+    Args:
+        places: Each count with its number of ranks.
+        separate: A separate run beside each run of several ranks.
+        repeat: How often each.
+
+    Returns:
+        For each run: the count, and whether its ranks train separately.
+
+    Raises:
+        UsageError: No repeat, or nothing to separate.
+    """
+    if repeat < 1:
+        raise UsageError(
+            f"--repeat {repeat} is no number of runs", hint="at least 1; 3 give an interval across repeats"
+        )
+    if separate and all(ranks == 1 for _, ranks in places):
+        raise UsageError(
+            "--separate compares several GPUs coupled with as many apart, but the run has a single one",
+            hint="for example --sweep 1,2 --separate, or --gpus cpu:2 --separate",
+        )
+    once: list[tuple[int | None, bool]] = []
+    for count, ranks in places:
+        once.append((count, False))
+        if separate and ranks > 1:
+            once.append((count, True))
+    return once * repeat
 
 
 def _detach(runs: Sequence[RunDir], as_json: bool) -> int:
@@ -236,8 +288,6 @@ def _detach(runs: Sequence[RunDir], as_json: bool) -> int:
             start_new_session=True,
         )
     if as_json:
-        import msgspec
-
         click.echo(msgspec.json.encode({"type": "detached", "run_ids": [r.run_id for r in runs]}).decode())
     else:
         click.echo("\n".join(r.run_id for r in runs))

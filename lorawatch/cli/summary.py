@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from lorawatch.errors import LorawatchError
 from lorawatch.figures import summary_lines
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import clean
-from lorawatch.text import MISSING, number
 
 if TYPE_CHECKING:
     from lorawatch.recorder.recorder import Recorder
@@ -90,29 +88,6 @@ def print_summary(run_id: str) -> None:
         return
     for name, value in summary_lines(row):
         _out(f"{name:<14} {value}")
-
-
-def print_sweep(run_ids: Sequence[str]) -> None:
-    """A sweep's runs beside one another."""
-    rows = [r for r in (run_figures(i) for i in run_ids) if r]
-    if not rows:
-        return
-    _out("")
-    _out(
-        f"{'run':<9} {'ranks':>5} {'state':<10} {'tok/s':>10} {'W':>8} {'tok/J':>7} {'speed-up':>9} {'efficiency':>10}"
-    )
-    base = next((r for r in rows if r.get("tok_s")), None)
-    for row in rows:
-        speedup = efficiency = None
-        n = row.get("world_size") or 1
-        if base is not None and row.get("tok_s") and (base.get("world_size") or 1) == 1:
-            speedup = row["tok_s"] / base["tok_s"]
-            efficiency = speedup / n
-        _out(
-            f"{row['run_id']:<9} {n:>5} {row['state']:<10} {number(row.get('tok_s')):>10} "
-            f"{number(row.get('avg_power_w'), 1):>8} {number(row.get('tok_per_j'), 2):>7} "
-            f"{f'{speedup:.2f}×' if speedup else MISSING:>9} {f'{100 * efficiency:.1f}%' if efficiency else MISSING:>10}"
-        )
 
 
 def _out(text: str, *, err: bool = False) -> None:

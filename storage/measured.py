@@ -1,0 +1,138 @@
+"""What the measured steps of a run say: window, tokens, rate, step times; of ranks that train together or separately."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorawatch.analysis.common import RankSteps, amount_within, common_window, summed_mean_step_rate, summed_rate
+from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate
+from lorawatch.analysis.windows import Span, length, union
+from lorawatch.storage.engine import Connection
+
+# Ends of neighbouring steps are read by several processes' clocks; a gap shorter than this is no pause.
+_JOIN_S = 0.02
+_FETCH = 10_000
+
+
+@dataclass
+class Measured:
+    """The measured steps of a run as figures; what could not be had is None.
+
+    Attributes:
+        window: The time they are taken over, in order, without overlap; empty where there is none.
+        durations_s: Their times: of ranks that train together the slowest's of each step, else every rank's of each.
+    """
+
+    window: list[Span] = field(default_factory=list)
+    durations_s: Sequence[float] = ()
+    tokens: float | None = None
+    nonpad_tokens: int | None = None
+    label_tokens: int | None = None
+    tok_s: float | None = None
+    tok_s_ci95: float | None = None
+    mean_step_tok_s: float | None = None
+
+
+def together(connection: Connection, run_id: str) -> Measured:
+    """Steps that the ranks take together: a step takes as long as its slowest rank, and none is cut."""
+    tokens, durations = array("d"), array("d")
+    counts = _Counts(), _Counts()
+    spans: list[Span] = []
+    rows = connection.execute(
+        "SELECT epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM v_steps "
+        "WHERE run_id = ? AND phase = 'train' ORDER BY step",
+        [run_id],
+    )
+    while batch := rows.fetchmany(_FETCH):
+        for ended, duration, step_tokens, nonpad, labels in batch:
+            tokens.append(_number(step_tokens))
+            durations.append(duration)
+            spans.append((ended - duration, ended))
+            counts[0].add(nonpad)
+            counts[1].add(labels)
+        spans = union(spans, join_s=_JOIN_S)
+    found = Measured(spans, durations)
+    found.nonpad_tokens, found.label_tokens = (c.total for c in counts)
+    seconds = length(spans)
+    if _complete(tokens) and seconds > 0:
+        found.tokens = sum(tokens)
+        found.tok_s = found.tokens / seconds
+        found.tok_s_ci95 = batch_means_interval95(tokens, durations)
+        found.mean_step_tok_s = mean_step_rate(tokens, durations)
+    return found
+
+
+def separately(connection: Connection, run_id: str, world_size: int) -> Measured:
+    """Steps that each rank takes by itself, of the last attempt, in the time in which all ranks were computing.
+
+    Steps of one number on two ranks need not happen at once, and whoever ends first leaves the machine to the others:
+    so the window is common to all, and a step that its edge cuts counts by its share of time.
+    """
+    rows = connection.execute(
+        "SELECT rank, epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM steps "
+        "WHERE run_id = $1 AND phase = 'train' AND attempt = (SELECT max(attempt) FROM steps WHERE run_id = $1) "
+        "ORDER BY rank, step",
+        [run_id],
+    )
+    columns: dict[int, tuple[array[float], ...]] = {}
+    for rank, *values in _fetched(rows):
+        mine = columns.setdefault(rank, tuple(array("d") for _ in values))
+        for column, value in zip(mine, values, strict=True):
+            column.append(_number(value))
+    ranks = [RankSteps(c[0], c[1]) for c in columns.values()]
+    window = common_window(ranks) if len(ranks) == world_size else None
+    if window is None:
+        return Measured()
+    tokens, nonpad, labels = ([c[i] for c in columns.values()] for i in (2, 3, 4))
+
+    def within(amounts: list[array[float]]) -> float | None:
+        if not all(_complete(a) for a in amounts):
+            return None
+        return sum(amount_within(r, a, window) for r, a in zip(ranks, amounts, strict=True))
+
+    found = Measured([window], array("d", (r.durations_s[i] for r in ranks for i in r.touching(window))))
+    found.tokens = within(tokens)
+    found.nonpad_tokens, found.label_tokens = _whole(within(nonpad)), _whole(within(labels))
+    if found.tokens is not None:
+        rate = summed_rate(ranks, tokens, window)
+        found.tok_s, found.tok_s_ci95 = rate.value, rate.ci95
+        found.mean_step_tok_s = summed_mean_step_rate(ranks, tokens, window)
+    return found
+
+
+class _Counts:
+    """A sum of which a part may be missing."""
+
+    def __init__(self) -> None:
+        self._sum: int | None = None
+        self._whole = True
+
+    def add(self, value: int | None) -> None:
+        self._whole &= value is not None
+        self._sum = (self._sum or 0) + (value or 0)
+
+    @property
+    def total(self) -> int | None:
+        return self._sum if self._whole else None
+
+
+def _fetched(rows: Connection) -> Iterator[Any]:
+    while batch := rows.fetchmany(_FETCH):
+        yield from batch
+
+
+def _number(value: float | None) -> float:
+    """A missing count is NaN in an array."""
+    return float("nan") if value is None else value
+
+
+def _complete(values: Sequence[float]) -> bool:
+    """Whether there are values, and none is missing."""
+    return len(values) > 0 and all(v == v for v in values)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

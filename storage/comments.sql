@@ -273,7 +273,7 @@ COMMENT ON COLUMN v_runs.torch_version IS 'Version of torch.';
 COMMENT ON COLUMN v_runs.driver_version IS 'Version of the NVIDIA driver.';
 COMMENT ON COLUMN v_runs.git_commit IS 'Commit of the folder it was started in.';
 
-COMMENT ON VIEW v_scaling IS 'One row a workload and configuration: completed runs averaged, compared with one rank of the same.';
+COMMENT ON VIEW v_scaling IS 'One row a workload and configuration: completed runs averaged, compared with one rank of the same and with separate ranks at the same time.';
 COMMENT ON COLUMN v_scaling.workload IS 'Digest of what makes runs comparable: model, adapter, data and batch, not the GPUs.';
 COMMENT ON COLUMN v_scaling.name IS 'The recipe''s name, or the own command''s.';
 COMMENT ON COLUMN v_scaling.model IS 'The model''s name in the recipe.';
@@ -283,11 +283,14 @@ COMMENT ON COLUMN v_scaling.coupling IS 'ddp: ranks train one model together; se
 COMMENT ON COLUMN v_scaling.runs IS 'Completed runs it averages.';
 COMMENT ON COLUMN v_scaling.tok_s IS 'Mean tok/s of the runs, all ranks.';
 COMMENT ON COLUMN v_scaling.tok_s_stddev IS 'Standard deviation over the runs.';
-COMMENT ON COLUMN v_scaling.tok_s_ci95 IS 'Half width of a single run''s 95% interval; NULL for several runs.';
+COMMENT ON COLUMN v_scaling.tok_s_ci95 IS 'Half width of the 95% interval of tok_s: Student''s t across several runs, a single run''s own.';
 COMMENT ON COLUMN v_scaling.tok_s_per_rank IS 'tok_s over the number of ranks.';
-COMMENT ON COLUMN v_scaling.scaling IS 'tok/s over tok/s of one rank.';
+COMMENT ON COLUMN v_scaling.scaling IS 'tok/s over tok/s of one rank alone.';
 COMMENT ON COLUMN v_scaling.efficiency_pct IS 'Scaling efficiency, percent.';
-COMMENT ON COLUMN v_scaling.karp_flatt IS 'Experimentally determined serial fraction, (1/S - 1/n) / (1 - 1/n).';
+COMMENT ON COLUMN v_scaling.karp_flatt IS 'Experimentally determined serial fraction, (1/S - 1/n) / (1 - 1/n); NULL for separate ranks.';
+COMMENT ON COLUMN v_scaling.coupling_efficiency_pct IS 'Of a ddp row: its tok/s over that of as many separate ranks at the same time, percent; NULL where those were not run.';
+COMMENT ON COLUMN v_scaling.shared_machine_loss_pct IS 'Of a ddp row: what as many separate ranks lack to as many times one alone (power, heat, PCIe, host), percent of the latter.';
+COMMENT ON COLUMN v_scaling.communication_loss_pct IS 'Of a ddp row: what it lacks to as many separate ranks, percent of as many times one alone; the two losses add up to 100 - efficiency_pct.';
 COMMENT ON COLUMN v_scaling.avg_power_w IS 'Mean power of the used GPUs together over the window, watts; of the CPU packages on a CPU.';
 COMMENT ON COLUMN v_scaling.avg_power_all_gpus_w IS 'Mean power of all the host''s GPUs over the window, watts.';
 COMMENT ON COLUMN v_scaling.tok_per_j IS 'Tokens a joule of the used GPUs, the same number as tok/s a watt.';

@@ -89,7 +89,15 @@ LEFT JOIN (
 ) AS g ON g.run_id = r.run_id;
 
 CREATE VIEW v_scaling AS
-WITH configurations AS (
+WITH student (degrees, t95) AS (
+    -- Student's t, two-sided 95%, as in lorawatch/analysis/throughput.py
+    VALUES
+        (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262),
+        (10, 2.228), (11, 2.201), (12, 2.179), (13, 2.160), (14, 2.145), (15, 2.131), (16, 2.120), (17, 2.110),
+        (18, 2.101), (19, 2.093), (20, 2.086), (21, 2.080), (22, 2.074), (23, 2.069), (24, 2.064), (25, 2.060),
+        (26, 2.056), (27, 2.052), (28, 2.048), (29, 2.045), (30, 2.042)
+),
+grouped AS (
     SELECT
         s.workload,
         any_value(r.name) AS name,
@@ -100,7 +108,7 @@ WITH configurations AS (
         count(*) AS runs,
         avg(s.tok_s) AS tok_s,
         stddev_samp(s.tok_s) AS tok_s_stddev,
-        CASE WHEN count(*) = 1 THEN any_value(s.tok_s_ci95) END AS tok_s_ci95,
+        any_value(s.tok_s_ci95) AS own_ci95,
         avg(s.avg_power_w) AS avg_power_w,
         avg(s.avg_power_all_gpus_w) AS avg_power_all_gpus_w,
         avg(s.tok_per_j) AS tok_per_j,
@@ -110,6 +118,18 @@ WITH configurations AS (
     JOIN runs AS r ON r.run_id = s.run_id
     WHERE r.state = 'completed' AND s.tok_s IS NOT NULL
     GROUP BY s.workload, coalesce(s.sku, 'CPU'), s.world_size, s.coupling
+),
+configurations AS (
+    SELECT
+        g.*,
+        CASE
+            WHEN g.runs = 1 THEN g.own_ci95
+            -- past the table the first terms of Cornish and Fisher's expansion, likewise
+            ELSE coalesce(t.t95, 1.959964 + 2.372272 / (g.runs - 1) + 2.822501 / (g.runs - 1) ** 2)
+                * g.tok_s_stddev / sqrt(g.runs)
+        END AS tok_s_ci95
+    FROM grouped AS g
+    LEFT JOIN student AS t ON t.degrees = g.runs - 1
 )
 SELECT
     c.workload,
@@ -125,15 +145,27 @@ SELECT
     c.tok_s / c.ranks AS tok_s_per_rank,
     c.tok_s / one.tok_s AS scaling,
     100 * c.tok_s / (c.ranks * one.tok_s) AS efficiency_pct,
-    CASE WHEN c.ranks > 1 THEN (one.tok_s / c.tok_s - 1 / c.ranks) / (1 - 1 / c.ranks) END AS karp_flatt,
+    CASE
+        WHEN c.ranks > 1 AND c.coupling = 'ddp' THEN (one.tok_s / c.tok_s - 1 / c.ranks) / (1 - 1 / c.ranks)
+    END AS karp_flatt,
+    100 * c.tok_s / apart.tok_s AS coupling_efficiency_pct,
+    100 * (1 - apart.tok_s / (c.ranks * one.tok_s)) AS shared_machine_loss_pct,
+    100 * (apart.tok_s - c.tok_s) / (c.ranks * one.tok_s) AS communication_loss_pct,
     c.avg_power_w,
     c.avg_power_all_gpus_w,
     c.tok_per_j,
     c.peak_vram_bytes,
     c.mfu
 FROM configurations AS c
-LEFT JOIN configurations AS one
-    ON one.workload = c.workload AND one.sku = c.sku AND one.ranks = 1 AND one.coupling = c.coupling;
+LEFT JOIN configurations AS one -- one rank has nobody to be coupled with: it is the base of both
+    ON one.workload = c.workload AND one.sku = c.sku AND one.ranks = 1 AND one.coupling = 'ddp'
+LEFT JOIN configurations AS apart
+    ON
+        apart.workload = c.workload
+        AND apart.sku = c.sku
+        AND apart.ranks = c.ranks
+        AND apart.coupling = 'separate'
+        AND c.coupling = 'ddp';
 
 CREATE VIEW v_epoch_estimates AS
 SELECT

@@ -26,3 +26,17 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 86400} d {whole % 86400 // 3600} h"
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def long_duration(seconds: float | None) -> str:
+    """Three figures and a unit, for estimates: `45 s`, `30.0 min`, `1.30 h`, `5.40 d`."""
+    if seconds is None:
+        return MISSING
+    for unit, size, until in (("s", 1.0, 90.0), ("min", 60.0, 5400.0), ("h", 3600.0, 172_800.0)):
+        if seconds < until:
+            return f"{_three(seconds / size)} {unit}"
+    return f"{_three(seconds / 86_400)} d"
+
+
+def _three(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

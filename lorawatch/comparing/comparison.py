@@ -1,0 +1,324 @@
+"""A comparison: configurations side by side, each with what it is worth against one GPU, a baseline, and a piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lorawatch.analysis import cost, epoch, scaling, steptime
+from lorawatch.analysis.interval import Figure, ratio
+from lorawatch.comparing import work as works
+from lorawatch.comparing.configuration import Configuration, Excluded
+from lorawatch.comparing.work import Work
+from lorawatch.errors import UsageError
+
+LADDER = (5_000_000, 50_000_000, 500_000_000, 5_000_000_000)
+"""Tokens of the published benchmark's epoch estimates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What money is asked for, in one currency, whichever.
+
+    Attributes:
+        price_per_kwh: None leaves costs out.
+        gpu_prices: Price of one GPU by SKU, as `find` matches it.
+        host_price: Of the machine around the GPUs.
+    """
+
+    price_per_kwh: float | None = None
+    gpu_prices: Mapping[str, float] = field(default_factory=dict)
+    host_price: float = 0.0
+    life_years: float = 4.0
+    utilisation: float = 0.7
+
+    def hardware(self, configuration: Configuration) -> float | None:
+        """Price of the configuration's GPUs and their host; None where its SKU has no price."""
+        for sku, price in self.gpu_prices.items():
+            if sku.lower().removeprefix("nvidia ") == configuration.short_sku.lower():
+                return configuration.count * price + self.host_price
+        return None
+
+    def check(self) -> None:
+        """See that all of it can be reckoned with.
+
+        Raises:
+            ValueError: As `of`.
+        """
+        for price in (*self.gpu_prices.values(), self.host_price):
+            cost.Prices(self.price_per_kwh, price, self.life_years, self.utilisation)
+
+    def of(self, configuration: Configuration) -> cost.Prices:
+        """As the arithmetic takes them.
+
+        Raises:
+            ValueError: A price below 0, a life or utilisation out of range.
+        """
+        return cost.Prices(self.price_per_kwh, self.hardware(configuration), self.life_years, self.utilisation)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass over so many tokens."""
+
+    tokens: int
+    time: epoch.Span
+    kwh: float | None
+    energy_cost: float | None
+    hardware_cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A configuration compared. What cannot be said of it is None.
+
+    Attributes:
+        per_gpu: tok/s a GPU (or rank).
+        speedup: Against one GPU of the same family.
+        efficiency_pct: Weak-scaling efficiency.
+        coupling_pct: Coupling efficiency, where the separate runs of the same count are there.
+        split: What is lost to the shared machine and to communication.
+        against: tok/s ÷ the baseline's.
+        epochs: In the order of the comparison's ladder.
+        other_work: What keeps it from being the same work; shown only when forced.
+        differs: Printed cells that the table's own figures do not give: column → the computed value.
+        marks: The configuration's, and the settings that differ among the rows.
+    """
+
+    configuration: Configuration
+    per_gpu: Figure
+    speedup: Figure | None
+    efficiency_pct: Figure | None
+    coupling_pct: Figure | None
+    split: scaling.LossSplit | None
+    karp_flatt: float | None
+    against: Figure
+    epochs: tuple[Epoch, ...]
+    other_work: tuple[str, ...] = ()
+    differs: Mapping[str, str] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A whole table.
+
+    Attributes:
+        work: What all rows compute, unless forced.
+        tokens: The work that the answer and the ladder's own rung speak of.
+        apart: Configurations of other work, each with what differs.
+        refused: Why no row was extrapolated where one was asked for.
+        answer: Sentences that answer "which GPUs, how many, how long".
+    """
+
+    rows: tuple[Row, ...]
+    baseline: Configuration
+    work: Work
+    tokens: int
+    ladder: tuple[int, ...]
+    prices: Prices
+    apart: tuple[tuple[Configuration, tuple[str, ...]], ...] = ()
+    excluded: tuple[Excluded, ...] = ()
+    refused: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ()
+
+
+def compare(
+    configurations: Sequence[Configuration],
+    *,
+    baseline: str | None = None,
+    tokens: int = 50_000_000,
+    prices: Prices | None = None,
+    force: bool = False,
+    extrapolate: Iterable[int] = (),
+    excluded: Sequence[Excluded] = (),
+    differences: Mapping[str, Mapping[str, str]] | None = None,
+) -> Comparison:
+    """Put configurations side by side.
+
+    Args:
+        baseline: Key or label of the row that others are measured against; default: one GPU of the latest measured one.
+        tokens: The work of the answer.
+        force: Show configurations of other work too, marked.
+        extrapolate: GPU counts that were not measured, to be fitted from those that were.
+        differences: Of published rows: configuration's key → printed column → computed value.
+
+    Raises:
+        UsageError: There is nothing to compare, or no such baseline.
+        ValueError: Prices out of range.
+    """
+    prices = prices or Prices()
+    base = choose_baseline(configurations, baseline)
+    shown, apart = [], []
+    for found in configurations:
+        other = tuple(works.differences(found.work, base.work)) if found.work and base.work else ()
+        if other and not force:
+            apart.append((found, other))
+        else:
+            shown.append((found, other))
+    refused: list[str] = []
+    same = [c for c, other in shown if not other]
+    shown += [(c, ()) for c in _extrapolated(same, sorted(set(extrapolate)), refused)]
+    ladder = tuple(sorted({*LADDER, tokens}))
+    members = [c for c, _ in shown]
+    unlike = _unlike_settings(members)
+    rows = [
+        _row(c, other, members, base, ladder, prices, (differences or {}).get(c.key, {}), unlike) for c, other in shown
+    ]
+    rows.sort(key=lambda r: _order(r.configuration))
+    comparison = Comparison(
+        rows=tuple(rows), baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices,
+        apart=tuple(apart), excluded=tuple(excluded), refused=tuple(refused),
+    )  # fmt: skip
+    from lorawatch.comparing.answer import sentences
+
+    return replace(comparison, answer=tuple(sentences(comparison)))
+
+
+def find(configurations: Sequence[Configuration], name: str) -> Configuration | None:
+    """The configuration of a key, a label (`4 × RTX PRO 4500`, `4xRTX PRO 4500`), or of a SKU with one GPU."""
+    wanted = _plain(name)
+    for found in configurations:
+        if name == found.key or wanted == _plain(found.label) or wanted == _plain(f"{found.count}×{found.sku}"):
+            return found
+    return next((c for c in configurations if c.count == 1 and wanted in (_plain(c.sku), _plain(c.short_sku))), None)
+
+
+def _plain(text: str) -> str:
+    return "".join(text.lower().replace("×", "x").replace("*", "x").removeprefix("nvidia ").split())
+
+
+def choose_baseline(configurations: Sequence[Configuration], name: str | None = None) -> Configuration:
+    """The row of that key or label; by default one GPU of the latest measured configuration.
+
+    Raises:
+        UsageError: There is nothing to compare, or no such row.
+    """
+    if not configurations:
+        raise UsageError(
+            "there is nothing to compare yet", hint="record a run (lorawatch --record), or take the published tables in"
+        )
+    if name is not None:
+        chosen = find(configurations, name)
+        if chosen is None:
+            known = ", ".join(dict.fromkeys(c.label for c in configurations))
+            raise UsageError(f"no configuration {name!r} to measure against", hint=f"there are: {known[:600]}")
+        return chosen
+    own = [c for c in configurations if c.provenance in ("measured", "simulated")]
+    latest = max(own or configurations, key=lambda c: c.created_at_s)
+    family = [c for c in configurations if c.family == latest.family and c.coupling == "ddp"]
+    return min(family or [latest], key=lambda c: c.count)
+
+
+def _order(configuration: Configuration) -> tuple[bool, str, bool, int, bool]:
+    """Own runs first, then published ones; a family stands together, its extrapolated rows last."""
+    of_published = configuration.family.startswith("published:")
+    extrapolated = configuration.provenance == "extrapolated"
+    return (of_published, configuration.family, extrapolated, configuration.count, configuration.coupling == "separate")
+
+
+def _same_family(
+    members: Sequence[Configuration], of: Configuration, count: int, coupling: str
+) -> Configuration | None:
+    return next(
+        (
+            c for c in members
+            if c.family == of.family and c.count == count and c.coupling == coupling and c.provenance != "extrapolated"
+        ),
+        None,
+    )  # fmt: skip
+
+
+def _row(
+    found: Configuration, other: tuple[str, ...], members: Sequence[Configuration], base: Configuration,
+    ladder: Sequence[int], prices: Prices, differs: Mapping[str, str], unlike: frozenset[str],
+) -> Row:  # fmt: skip
+    one = _same_family(members, found, 1, "ddp")
+    speedup = efficiency = coupling = split = karp = None
+    if one is not None:
+        speedup = scaling.speedup(found.tok_s, one.tok_s)
+        efficiency = scaling.efficiency_pct(found.tok_s, one.tok_s, found.count)
+        karp = scaling.karp_flatt(speedup.value, found.count)
+    separate = _same_family(members, found, found.count, "separate")
+    if separate is not None and found.coupling == "ddp" and found.count > 1 and found.provenance != "extrapolated":
+        coupling = scaling.coupling_efficiency_pct(found.tok_s, separate.tok_s)
+        if one is not None:
+            split = scaling.split_loss(found.tok_s, separate.tok_s, one.tok_s, found.count)
+    marks = [*found.marks, *(f"{name} {found.settings[name]}" for name in sorted(unlike & found.settings.keys()))]
+    return Row(
+        configuration=found,
+        per_gpu=Figure(
+            found.tok_s.value / found.count, None if found.tok_s.ci95 is None else found.tok_s.ci95 / found.count
+        ),
+        speedup=speedup,
+        efficiency_pct=efficiency,
+        coupling_pct=coupling,
+        split=split,
+        karp_flatt=karp,
+        against=ratio(found.tok_s, base.tok_s),
+        epochs=tuple(_epoch(found, tokens, prices) for tokens in ladder),
+        other_work=other,
+        differs=dict(differs),
+        marks=tuple(marks),
+    )
+
+
+def _epoch(found: Configuration, tokens: int, prices: Prices) -> Epoch:
+    time = epoch.epoch_time_s(tokens, found.tok_s)
+    kwh = epoch.epoch_energy_kwh(tokens, found.tok_per_j.value) if found.tok_per_j else None
+    paid = cost.epoch_cost(time.value, kwh, prices.of(found))
+    return Epoch(tokens, time, kwh, paid.energy, paid.hardware)
+
+
+def _unlike_settings(members: Sequence[Configuration]) -> frozenset[str]:
+    """Settings of which the rows have more than one value."""
+    names = {name for c in members for name in c.settings}
+    return frozenset(n for n in names if len({c.settings[n] for c in members if n in c.settings}) > 1)
+
+
+def _extrapolated(members: Sequence[Configuration], counts: Sequence[int], refused: list[str]) -> list[Configuration]:
+    """Rows for GPU counts that were not measured, one a family that has enough; why not, for the others."""
+    if not counts:
+        return []
+    found = []
+    families: dict[str, list[Configuration]] = {}
+    for member in members:
+        if member.coupling == "ddp" and member.sku != "CPU":
+            families.setdefault(member.family, []).append(member)
+    for group in families.values():
+        points = [steptime.Point(c.count, _step_seconds(c), c.tokens_per_step) for c in group]
+        for count in counts:
+            if any(c.count == count for c in group):
+                continue
+            try:
+                rate = steptime.fit(points).tok_s(count)
+            except ValueError as why:
+                refused.append(f"{count} × {group[0].short_sku}: not extrapolated: {why}")
+                continue
+            found.append(_fitted(max(group, key=lambda c: c.count), group, count, rate))
+    return found
+
+
+def _fitted(like: Configuration, group: Sequence[Configuration], count: int, rate: Figure) -> Configuration:
+    counts = ", ".join(str(c.count) for c in sorted(group, key=lambda c: c.count))
+    return Configuration(
+        key=f"extrapolated:{like.family}:{count}",
+        provenance="extrapolated",
+        source=f"fitted to {counts} GPUs",
+        name=like.name,
+        sku=like.sku,
+        count=count,
+        coupling="ddp",
+        family=like.family,
+        work=like.work,
+        tok_s=rate,
+        tokens_per_step=like.tokens_per_step,
+        runs=0,
+        created_at_s=like.created_at_s,
+        marks=(f"extrapolated from {counts} GPUs by a step-time model, not measured",),
+    )
+
+
+def _step_seconds(found: Configuration) -> Figure:
+    """Seconds of a step: every GPU's tokens ÷ the aggregate rate."""
+    return ratio(Figure(found.count * found.tokens_per_step, 0.0), found.tok_s)

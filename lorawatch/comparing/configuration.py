@@ -1,0 +1,245 @@
+"""A configuration: one GPU model and count at one piece of work, from runs or from a published table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from lorawatch.analysis.interval import Figure, pooled
+from lorawatch.comparing.work import Work, facts, tokens_per_step
+from lorawatch.published import PublishedRow
+from lorawatch.sanitize import clean
+from lorawatch.storage.configurations import RunSummary
+from lorawatch.text import number
+
+Provenance = Literal["measured", "published", "simulated", "extrapolated"]
+SIMULATED_TAG = "simulated"
+"""Runs with this tag are shown as simulated, never as measured."""
+_THROTTLED = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One line of a comparison, before it is compared.
+
+    Attributes:
+        key: Unique and stable: what choices and baselines are remembered by.
+        provenance: Where the figures come from; the four are never shown alike.
+        source: The runs' ids, or the published table's name.
+        sku: As sold; `CPU` for ranks on the CPU.
+        count: GPUs, or ranks on the CPU.
+        coupling: `ddp`, or `separate`: as many one-GPU runs at the same time.
+        family: What scaling is taken within: same work, SKU and source.
+        work: Facts that must agree; empty where a table does not tell them.
+        model, sequence_length: What a data set's tokens are counted with.
+        tokens_per_step: Of one GPU, at full length; 1 where nothing tells.
+        tok_s: Aggregate, with its 95% interval: Student's t across repeats, batch means within a single run.
+        tok_per_j: Of the GPUs used; `tok_per_j_all` of every GPU in the host.
+        printed: A published table's cells as printed, by column name.
+        settings: What may explain a difference without changing the work: torch, driver, power limit.
+        marks: What a reader should know of this line: throttling, a failed run, what differs inside it.
+    """
+
+    key: str
+    provenance: Provenance
+    source: str
+    name: str
+    sku: str
+    count: int
+    coupling: str
+    family: str
+    work: Work
+    tok_s: Figure
+    model: str = ""
+    sequence_length: int = 512
+    tokens_per_step: float = 1.0
+    runs: int = 1
+    mean_step_tok_s: float | None = None
+    tok_per_j: Figure | None = None
+    tok_per_j_all: float | None = None
+    avg_power_w: float | None = None
+    avg_power_all_gpus_w: float | None = None
+    peak_vram_bytes: int | None = None
+    mfu: float | None = None
+    step_s: float | None = None
+    final_loss: float | None = None
+    created_at_s: float = 0.0
+    printed: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+    tags: frozenset[str] = frozenset()
+
+    @property
+    def short_sku(self) -> str:
+        return self.sku.removeprefix("NVIDIA ")
+
+    @property
+    def label(self) -> str:
+        """`4 × RTX PRO 4500`, `2 × H100 80GB HBM3 separate`."""
+        return f"{self.count} × {self.short_sku}" + (" separate" if self.coupling == "separate" else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A run that is not compared, and why."""
+
+    run_id: str
+    name: str
+    why: str
+
+
+def measured(
+    runs: Iterable[RunSummary], recipes: Mapping[str, Mapping[str, Any]], *, unfinished: bool = False
+) -> tuple[list[Configuration], list[Excluded]]:
+    """Runs as configurations: repeats of the same work on the same SKU, count and coupling are one.
+
+    Args:
+        recipes: By workload.
+        unfinished: Take runs that failed or were stopped too, marked.
+    """
+    groups: dict[tuple[str, str, int, str, bool], list[RunSummary]] = {}
+    excluded = []
+    for run in runs:
+        why = _unusable(run, unfinished)
+        if why is not None:
+            excluded.append(Excluded(run.run_id, clean(run.name), why))
+            continue
+        sku = clean(run.sku) if run.sku else "CPU"
+        simulated = SIMULATED_TAG in run.tags
+        groups.setdefault((run.workload or run.name, sku, run.ranks, run.coupling, simulated), []).append(run)
+    found = [_of_runs(list(group), key[1], recipes.get(key[0]), key[4]) for key, group in groups.items()]
+    return found, excluded
+
+
+class _Shape(TypedDict, total=False):
+    model: str
+    sequence_length: int
+    tokens_per_step: float
+
+
+def _shape(recipe: Mapping[str, Any] | None) -> _Shape:
+    if not recipe:
+        return {}
+    model, data = recipe.get("model") or {}, recipe.get("data") or {}
+    return {
+        "model": str(model.get("name", "")),
+        "sequence_length": int(data.get("sequence_length", 512)),
+        "tokens_per_step": tokens_per_step(recipe),
+    }
+
+
+def _unusable(run: RunSummary, unfinished: bool) -> str | None:
+    if run.state != "completed" and not unfinished:
+        after = f" after step {run.steps}" if run.steps else ""
+        return f"{run.state}{f' ({run.failure})' if run.failure else ''}{after}"
+    if run.tok_s is None or not run.tok_s > 0:
+        return "it has no measured steps that tell their tokens"
+    return None
+
+
+def _of_runs(runs: Sequence[RunSummary], sku: str, recipe: Mapping[str, Any] | None, simulated: bool) -> Configuration:
+    last = runs[-1]
+    provenance: Provenance = "simulated" if simulated else "measured"
+    tok_s = pooled([Figure(r.tok_s, r.tok_s_ci95) for r in runs if r.tok_s is not None])
+    power = [r.avg_power_w for r in runs]
+    return Configuration(
+        key=f"{provenance}:{last.workload or last.name}:{sku}:{last.ranks}:{last.coupling}",
+        provenance=provenance,
+        source=" ".join(r.run_id for r in runs),
+        name=clean(last.name),
+        sku=sku,
+        count=last.ranks,
+        coupling=last.coupling,
+        family=f"{provenance}:{last.workload or last.name}:{sku}",
+        work=facts(recipe) if recipe is not None else {"command": clean(last.name)},
+        tok_s=tok_s,
+        **_shape(recipe),
+        runs=len(runs),
+        mean_step_tok_s=_mean([r.mean_step_tok_s for r in runs]),
+        tok_per_j=_per_joule(runs),
+        tok_per_j_all=_mean([r.tok_per_j_all for r in runs]),
+        avg_power_w=_mean(power),
+        avg_power_all_gpus_w=_mean([r.avg_power_all_gpus_w for r in runs]),
+        peak_vram_bytes=max((r.peak_vram_bytes for r in runs if r.peak_vram_bytes is not None), default=None),
+        mfu=_mean([r.mfu for r in runs]),
+        step_s=_mean([r.step_p50_s for r in runs]),
+        final_loss=last.final_loss,
+        created_at_s=last.created_at_s,
+        settings=_settings(last),
+        marks=tuple(_marks(runs)),
+        tags=frozenset(t for r in runs for t in r.tags),
+    )
+
+
+def _per_joule(runs: Sequence[RunSummary]) -> Figure | None:
+    """A run's energy is read from a counter over the very window of its tokens: its rate's relative noise is taken."""
+    figures = [
+        Figure(r.tok_per_j, None if r.tok_s_ci95 is None else r.tok_per_j * r.tok_s_ci95 / r.tok_s)
+        for r in runs
+        if r.tok_per_j and r.tok_s
+    ]
+    return pooled(figures) if len(figures) == len(runs) else None
+
+
+def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
+    ended = sorted({f"{r.state}{f' ({r.failure})' if r.failure else ''}" for r in runs if r.state != "completed"})
+    if ended:
+        yield f"with a run that {' or '.join(ended)}: its steps until then"
+    throttled = max((r.throttled_share or 0.0 for r in runs), default=0.0)
+    if throttled >= _THROTTLED:
+        yield f"clocks held back {100 * throttled:.0f}% of the time"
+    if any(r.mfu_plausible is False for r in runs):
+        yield "MFU over 75% is implausible: check the FLOP count"
+    if any(r.energy_source == "power_integral" for r in runs):
+        yield "energy from power readings: the card has no counter"
+    for what, values in (
+        ("torch", {r.torch_version for r in runs}),
+        ("driver", {r.driver_version for r in runs}),
+        ("hosts", {r.host for r in runs}),
+    ):
+        known = sorted(clean(v) for v in values if v)
+        if len(known) > 1:
+            yield f"its runs differ in {what}: {', '.join(known)}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def published(rows: Iterable[PublishedRow]) -> list[Configuration]:
+    """The systems of published tables; rows that are only epoch estimates of the same systems are left out."""
+    found = []
+    for row in rows:
+        if row.tok_s is None or row.tok_s <= 0:
+            continue
+        source, sku = clean(row.source), clean(row.sku)
+        per_joule = row.tok_s / row.avg_power_w if row.avg_power_w else row.tok_per_j
+        found.append(
+            Configuration(
+                key=f"published:{source}:{sku}:{row.gpu_count}",
+                provenance="published",
+                source=source,
+                name=source,
+                sku=sku,
+                count=row.gpu_count,
+                coupling="ddp",
+                family=f"published:{source}:{sku}",
+                work=facts(row.work) if row.work else {},
+                tok_s=Figure(row.tok_s, None),
+                **_shape(row.work),
+                tok_per_j=Figure(per_joule, None) if per_joule else None,
+                avg_power_w=row.avg_power_w,
+                printed={k: clean(v) for k, v in row.printed.items()},
+                marks=(clean(row.note),) if row.note else (),
+            )
+        )
+    return found
+
+
+def _settings(run: RunSummary) -> dict[str, str]:
+    found = {"torch": run.torch_version, "driver": run.driver_version}
+    if run.power_limit_w and run.gpu_count:
+        found["power limit"] = f"{number(run.power_limit_w / run.gpu_count)} W a GPU"
+    return {name: clean(value) for name, value in found.items() if value}

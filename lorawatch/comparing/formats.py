@@ -1,0 +1,198 @@
+"""A comparison as text: a table for a terminal, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from lorawatch.analysis.interval import Figure
+from lorawatch.comparing import words
+from lorawatch.comparing import work as works
+from lorawatch.comparing.comparison import Comparison, Row
+
+FORMATS = ("table", "markdown", "csv", "json", "html")
+
+
+def write(comparison: Comparison, form: str, *, width: int | None = None) -> str:
+    """The comparison in one of `FORMATS`.
+
+    Args:
+        width: Of the terminal, for a table; None for as wide as it is.
+    """
+    if form == "html":
+        from lorawatch.comparing.html import page
+
+        return page(comparison)
+    forms: dict[str, Callable[[Comparison], str]] = {"markdown": markdown, "csv": as_csv, "json": as_json}
+    return forms[form](comparison) if form in forms else table(comparison, width)
+
+
+def table(comparison: Comparison, width: int | None = None) -> str:
+    """For a terminal; columns that do not fit go into a second table below the first."""
+    columns = words.columns(comparison)
+    cells = [[c.text(row) for c in columns] for row in comparison.rows]
+    headings = [c.heading for c in columns]
+    parts = _split(headings, cells, width)
+    right = [c.right for c in columns]
+    lines = [*comparison.answer, "", works.words(comparison.work), ""] if comparison.answer else []
+    for part in parts:
+        lines += [
+            *_ruled([headings[i] for i in part], [[r[i] for i in part] for r in cells], [right[i] for i in part]),
+            "",
+        ]
+    ladder_headings, ladder = words.ladder(comparison)
+    lines += [
+        "one epoch of so many tokens",
+        *_ruled(ladder_headings, ladder, [False] + [True] * len(comparison.ladder)),
+    ]
+    notes = words.notes(comparison)
+    if notes:
+        lines += ["", *(f"· {note}" for note in notes)]
+    return "\n".join(lines)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Two pipe tables, the answer above, the notes below."""
+    columns = words.columns(comparison)
+    lines = ["  \n".join(_escaped(s) for s in comparison.answer), "", _escaped(works.words(comparison.work)), ""]
+    lines += _piped(
+        [c.heading for c in columns],
+        [[c.text(r) for c in columns] for r in comparison.rows],
+        [c.right for c in columns],
+    )
+    headings, ladder = words.ladder(comparison)
+    lines += ["", *_piped(headings, ladder, [False] + [True] * len(comparison.ladder))]
+    notes = words.notes(comparison)
+    if notes:
+        lines += ["", *(f"- {_escaped(note)}" for note in notes)]
+    return "\n".join(lines)
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A line a configuration, unrounded; a missing figure is an empty cell."""
+    rows = [record(comparison, row) for row in comparison.rows]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+    return buffer.getvalue().rstrip("\n")
+
+
+def as_json(comparison: Comparison) -> str:
+    """One object: `answer`, `work`, `rows` as in the CSV, and what was left out with its reason."""
+    document = {
+        "answer": list(comparison.answer),
+        "work": dict(comparison.work),
+        "baseline": comparison.baseline.label,
+        "tokens": comparison.tokens,
+        "rows": [record(comparison, row) for row in comparison.rows],
+        "notes": words.notes(comparison),
+        "other_work": [
+            {"name": c.name, "configuration": c.label, "provenance": c.provenance, "differs": list(other)}
+            for c, other in comparison.apart
+        ],
+        "excluded": [{"run_id": e.run_id, "name": e.name, "why": e.why} for e in comparison.excluded],
+        "not_extrapolated": list(comparison.refused),
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
+
+
+def record(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """A row as plain figures, for programs; units are in the names."""
+    own = row.configuration
+    at = comparison.ladder.index(comparison.tokens)
+    found: dict[str, Any] = {
+        "provenance": own.provenance, "name": own.name, "sku": own.sku, "count": own.count, "coupling": own.coupling,
+        "runs": own.runs, "source": own.source,
+    }  # fmt: skip
+    for name, figure in (
+        ("tok_s", own.tok_s),
+        ("tok_s_per_gpu", row.per_gpu),
+        ("scaling", row.speedup),
+        ("efficiency_pct", row.efficiency_pct),
+        ("coupling_efficiency_pct", row.coupling_pct),
+        ("shared_machine_pct", row.split.shared_machine if row.split else None),
+        ("communication_pct", row.split.communication if row.split else None),
+        ("tok_per_j", own.tok_per_j),
+        ("against_baseline", row.against),
+    ):
+        found |= _both(name, figure)
+    found |= {
+        "mean_step_tok_s": own.mean_step_tok_s,
+        "karp_flatt": row.karp_flatt,
+        "avg_power_w": own.avg_power_w,
+        "avg_power_all_gpus_w": own.avg_power_all_gpus_w,
+        "tok_per_j_all_gpus": own.tok_per_j_all,
+        "mfu": own.mfu,
+        "peak_vram_bytes": own.peak_vram_bytes,
+        "final_loss": own.final_loss,
+        "dataset_tokens": comparison.tokens,
+        "epoch_s": row.epochs[at].time.value,
+        "epoch_low_s": row.epochs[at].time.low,
+        "epoch_high_s": row.epochs[at].time.high,
+        "epoch_kwh": row.epochs[at].kwh,
+        "epoch_energy_cost": row.epochs[at].energy_cost,
+        "epoch_hardware_cost": row.epochs[at].hardware_cost,
+    }
+    found |= {f"epoch_{words.tokens_words(e.tokens)}_s": e.time.value for e in row.epochs}
+    found |= {f"setting_{n.replace(' ', '_')}": own.settings.get(n) for n in ("torch", "driver", "power limit")}
+    found |= {f"printed_{n}": own.printed.get(n) for n in ("tok_s_per_gpu", "scaling", "efficiency_pct", "tok_per_j")}
+    found["notes"] = "; ".join([*row.other_work, *row.marks, *(f"printed {k} differs" for k in row.differs)])
+    return found
+
+
+def _both(name: str, figure: Figure | None) -> dict[str, float | None]:
+    return {name: None if figure is None else figure.value, f"{name}_ci95": None if figure is None else figure.ci95}
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet takes text that begins with one of these for a formula."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
+        return "'" + value
+    return "" if value is None else value
+
+
+def _ruled(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> list[str]:
+    lines = [list(headings), *(list(r) for r in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+
+    def one(line: Sequence[str]) -> str:
+        return "  ".join(
+            text.rjust(wide) if to_right else text.ljust(wide)
+            for text, wide, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+
+    return [one(lines[0]), "  ".join("─" * w for w in widths), *(one(line) for line in lines[1:])]
+
+
+def _split(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
+    """Which columns stand in which table; the first column stands in each."""
+    wide = [max(len(headings[i]), *(len(r[i]) for r in rows)) for i in range(len(headings))]
+    if width is None:
+        return [list(range(len(headings)))]
+    parts, used = [[0]], wide[0]
+    for index in range(1, len(headings)):
+        if used + 2 + wide[index] > width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = wide[0]
+        parts[-1].append(index)
+        used += 2 + wide[index]
+    return parts
+
+
+def _piped(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> list[str]:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(_escaped(c) for c in cells) + " |"
+
+    return [line(headings), "|" + "|".join("---:" if r else "---" for r in right) + "|", *(line(r) for r in rows)]
+
+
+def _escaped(text: str) -> str:
+    """Text from outside as Markdown shows it: no pipe ends a cell, no tag is a tag."""
+    for letter in ("\\", "|", "<", "`", "*", "_", "["):
+        text = text.replace(letter, "\\" + letter) if letter != "<" else text.replace("<", "&lt;")
+    return " ".join(text.split())

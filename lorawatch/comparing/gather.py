@@ -1,0 +1,68 @@
+"""Everything there is to compare: the history's runs beside the published tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lorawatch.comparing.configuration import Configuration, Excluded, measured, published
+from lorawatch.published import PublishedRow, builtin_rows, differences
+from lorawatch.storage.configurations import RunSummary, run_summaries
+from lorawatch.storage.published import list_published
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What may be chosen from.
+
+    Attributes:
+        differences: Configuration's key → printed column → what the table's own figures give, in words.
+    """
+
+    configurations: tuple[Configuration, ...]
+    excluded: tuple[Excluded, ...] = ()
+    differences: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def gather(
+    *,
+    name: str | None = None,
+    tag: str | None = None,
+    sweep: str | None = None,
+    unfinished: bool = False,
+    with_published: bool = True,
+    deadline_s: float = 2.0,
+) -> Gathered:
+    """Read the history's summaries and the published tables; one short read.
+
+    Args:
+        name, tag, sweep: Only runs with this recipe name, tag, or of this sweep.
+        unfinished: Take runs that failed or were stopped too.
+
+    Raises:
+        HistoryBusy: A writer held the history that long.
+        HistoryError: It cannot be read.
+    """
+    runs, recipes = run_summaries(deadline_s=deadline_s)
+    wanted = [r for r in runs if _wanted(r, name, tag, sweep)]
+    found, excluded = measured(wanted, recipes, unfinished=unfinished)
+    rows: Sequence[PublishedRow] = (list_published() or builtin_rows()) if with_published else ()
+    return Gathered((*found, *published(rows)), tuple(excluded), _differences(rows))
+
+
+def _wanted(run: RunSummary, name: str | None, tag: str | None, sweep: str | None) -> bool:
+    return (
+        (name is None or run.name == name)
+        and (tag is None or tag in run.tags)
+        and (sweep is None or run.sweep_id == sweep)
+    )
+
+
+def _differences(rows: Sequence[PublishedRow]) -> dict[str, dict[str, str]]:
+    keys = {c.source + c.sku + str(c.count): c.key for c in published(rows)}
+    found: dict[str, dict[str, str]] = {}
+    for differs in differences(rows):
+        key = keys.get(differs.row.source + differs.row.sku + str(differs.row.gpu_count))
+        if key is not None and differs.row.tok_s is not None:
+            found.setdefault(key, {})[differs.column] = f"{differs.computed:.4g} ({differs.reason})"
+    return found

@@ -1,0 +1,39 @@
+"""`python -m lorawatch.training.counting FILE MODEL LENGTH`: a data file's tokens as training would see them.
+
+Prints one JSON object: tokens, rows, rows cut and dropped at the sequence length; or the error that a user should see.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+from lorawatch.errors import LorawatchError
+
+
+def main() -> int:
+    """Count, and print. Returns the process's exit status."""
+    source, model, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    try:
+        from lorawatch.training import hub
+        from lorawatch.training.data import tokenize
+        from lorawatch.training.model import load_tokenizer
+        from lorawatch.training.sources import read_rows
+
+        files = hub.find(model)
+        tokenizer = load_tokenizer(SimpleNamespace(folder=files.folder, files=files))  # type: ignore[arg-type]
+        data = tokenize(read_rows(source), tokenizer, length)
+    except LorawatchError as error:
+        _say({"error": error.message, "hint": error.hint, "kind": type(error).__name__})
+        return error.exit_code
+    _say({"tokens": data.tokens, "rows": len(data), "cut": data.cut, "dropped": data.dropped})
+    return 0
+
+
+def _say(answer: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What the comparison asks the history: the summaries of all runs, never their steps or samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import msgspec
+
+from lorawatch import paths
+from lorawatch.storage.connection import reading
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run's summary with what tells whether it may be compared; a missing figure is None.
+
+    Attributes:
+        workload: Digest of what a step computes; `recipe` is shared by all runs of one workload.
+        gpu_count: GPUs used; 0 on the CPU.
+        ranks: Training processes.
+        coupling: `ddp` or `separate`.
+        tok_per_j_all: Tokens over the energy of every GPU in the host.
+        power_limit_w: Summed over the used GPUs.
+    """
+
+    run_id: str
+    name: str
+    state: str
+    failure: str | None
+    own_command: bool
+    host: str
+    tags: tuple[str, ...]
+    created_at_s: float
+    steps: int | None
+    steps_total: int | None
+    torch_version: str | None
+    driver_version: str | None
+    workload: str | None
+    model: str | None
+    sku: str | None
+    gpu_count: int
+    ranks: int
+    coupling: str
+    tok_s: float | None
+    tok_s_ci95: float | None
+    mean_step_tok_s: float | None
+    step_p50_s: float | None
+    avg_power_w: float | None
+    avg_power_all_gpus_w: float | None
+    tok_per_j: float | None
+    tok_per_j_all: float | None
+    energy_source: str | None
+    peak_vram_bytes: int | None
+    throttled_share: float | None
+    mfu: float | None
+    mfu_plausible: bool | None
+    measured_steps: int | None
+    final_loss: float | None
+    sweep_id: str | None
+    power_limit_w: float | None
+
+
+_COLUMNS = """
+    r.run_id, r.name, r.state, r.failure, coalesce(r.own_command, false) AS own_command, r.host,
+    coalesce(r.tags, []) AS tags, epoch(r.created_at) AS created_at_s, r.step AS steps, r.steps_total, r.torch_version,
+    r.driver_version, s.workload, s.model, s.sku, coalesce(s.gpu_count, 0) AS gpu_count,
+    coalesce(s.world_size, r.world_size, 1) AS ranks, coalesce(s.coupling, 'ddp') AS coupling, s.tok_s, s.tok_s_ci95,
+    s.mean_step_tok_s, s.step_p50_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
+    s.tokens / nullif(s.energy_all_gpus_j, 0) AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
+    s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w
+"""
+
+
+def run_summaries(*, deadline_s: float = 2.0) -> tuple[list[RunSummary], dict[str, Mapping[str, Any]]]:
+    """All runs that have ended, oldest first, and the recipe of each workload (of its latest run).
+
+    Raises:
+        HistoryBusy: A writer held the history that long.
+        HistoryError: It cannot be read.
+    """
+    if not paths.history_file().exists():
+        return [], {}
+    with reading(deadline_s=deadline_s) as connection:
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM runs AS r LEFT JOIN run_summary AS s ON s.run_id = r.run_id "  # noqa: S608
+            "LEFT JOIN (SELECT run_id, sum(power_limit_w) AS power_limit_w FROM gpus WHERE used GROUP BY run_id) AS g "
+            "ON g.run_id = r.run_id WHERE r.ended_at IS NOT NULL ORDER BY r.run_id"
+        ).fetchall()
+        recipes = connection.execute(
+            "SELECT s.workload, arg_max(r.recipe, r.run_id) FROM run_summary AS s JOIN runs AS r ON r.run_id = s.run_id "
+            "WHERE r.recipe IS NOT NULL GROUP BY s.workload"
+        ).fetchall()
+    at = [f.name for f in fields(RunSummary)].index("tags")
+    found = []
+    for row in rows:
+        values: list[Any] = list(row)
+        values[at] = tuple(values[at])
+        found.append(RunSummary(*values))
+    return (
+        found,
+        {workload: msgspec.json.decode(recipe) for workload, recipe in recipes},
+    )

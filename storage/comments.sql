@@ -62,8 +62,8 @@ COMMENT ON COLUMN journal_offsets.broken_lines IS 'Lines that were no valid reco
 
 COMMENT ON TABLE published_results IS 'A row of somebody''s published table, as printed.';
 COMMENT ON COLUMN published_results.source IS 'Who published it.';
-COMMENT ON COLUMN published_results.sku IS 'The GPU model as sold, as the driver names it.';
-COMMENT ON COLUMN published_results.gpu_count IS 'GPUs used; 0 on a CPU.';
+COMMENT ON COLUMN published_results.sku IS 'The GPU model''s short name, such as RTX PRO 4500; as printed where it has none.';
+COMMENT ON COLUMN published_results.gpu_count IS 'GPUs used.';
 COMMENT ON COLUMN published_results.tok_s IS 'Tokens a second over the measured window, all ranks.';
 COMMENT ON COLUMN published_results.tok_s_per_gpu IS 'tok_s over the number of GPUs; of ranks on a CPU.';
 COMMENT ON COLUMN published_results.scaling IS 'tok/s of n over tok/s of 1.';
@@ -75,6 +75,12 @@ COMMENT ON COLUMN published_results.dataset_tokens IS 'Tokens of the data set.';
 COMMENT ON COLUMN published_results.epoch_time IS 'Time of an epoch as printed.';
 COMMENT ON COLUMN published_results.url IS 'Where it was published.';
 COMMENT ON COLUMN published_results.note IS 'What to know about it.';
+COMMENT ON COLUMN published_results.title IS 'The table''s title.';
+COMMENT ON COLUMN published_results.epoch_s IS 'Time of an epoch as printed, seconds.';
+COMMENT ON COLUMN published_results.printed IS 'The cells as printed, by column.';
+COMMENT ON COLUMN published_results.differs IS 'Columns whose printed figure does not follow from the table''s own tok/s, watts and data set sizes, within rounding.';
+COMMENT ON COLUMN published_results.work IS 'What was trained, as a part of a recipe; NULL where the table does not say.';
+COMMENT ON COLUMN published_results.builtin IS 'Which state of the package''s own tables the row is from; NULL for an imported one.';
 
 COMMENT ON TABLE ranks IS 'A rank''s start in an attempt: who it is and what it trains.';
 COMMENT ON COLUMN ranks.run_id IS 'The run''s id; sorts by time.';
@@ -205,8 +211,9 @@ COMMENT ON COLUMN v_events.detail IS 'More of it, as JSON.';
 
 COMMENT ON VIEW v_published IS 'Published figures as printed, beside the same figures computed from tok/s and watts.';
 COMMENT ON COLUMN v_published.source IS 'Who published it.';
-COMMENT ON COLUMN v_published.sku IS 'The GPU model as sold, as the driver names it.';
-COMMENT ON COLUMN v_published.gpu_count IS 'GPUs used; 0 on a CPU.';
+COMMENT ON COLUMN v_published.title IS 'The table''s title.';
+COMMENT ON COLUMN v_published.sku IS 'The GPU model''s short name, such as RTX PRO 4500; as printed where it has none.';
+COMMENT ON COLUMN v_published.gpu_count IS 'GPUs used.';
 COMMENT ON COLUMN v_published.tok_s IS 'Tokens a second over the measured window, all ranks.';
 COMMENT ON COLUMN v_published.tok_s_per_gpu IS 'tok_s over the number of GPUs; of ranks on a CPU.';
 COMMENT ON COLUMN v_published.scaling IS 'tok/s of n over tok/s of 1.';
@@ -220,6 +227,12 @@ COMMENT ON COLUMN v_published.computed_tok_per_j IS 'tok_s over avg_power_w.';
 COMMENT ON COLUMN v_published.dataset IS 'The data set''s name as printed.';
 COMMENT ON COLUMN v_published.dataset_tokens IS 'Tokens of the data set.';
 COMMENT ON COLUMN v_published.epoch_time IS 'Time of an epoch as printed.';
+COMMENT ON COLUMN v_published.epoch_s IS 'The same in seconds.';
+COMMENT ON COLUMN v_published.computed_epoch_s IS 'dataset_tokens over the configuration''s tok_s, seconds.';
+COMMENT ON COLUMN v_published.differs IS 'Columns whose printed figure is not the computed one, within the rounding of both; empty where all agree.';
+COMMENT ON COLUMN v_published.printed IS 'The cells as printed, by column.';
+COMMENT ON COLUMN v_published.work IS 'What was trained, as a part of a recipe; NULL where the table does not say.';
+COMMENT ON COLUMN v_published.builtin IS 'Whether lorawatch carries the table; otherwise it was imported.';
 COMMENT ON COLUMN v_published.url IS 'Where it was published.';
 COMMENT ON COLUMN v_published.note IS 'What to know about it.';
 

@@ -8,6 +8,7 @@ from importlib import resources
 
 from lorawatch import __version__
 from lorawatch.errors import HistoryTooNew
+from lorawatch.storage import builtin
 from lorawatch.storage.engine import Connection, duckdb
 
 _CREATE_MIGRATIONS = """
@@ -58,17 +59,16 @@ def check(connection: Connection, where: str) -> int:
 
 
 def migrate(connection: Connection, where: str) -> bool:
-    """Bring the schema up to date; each migration is one transaction with its version in it.
+    """Bring the schema up to date, each migration one transaction with its version in it, and the package's published
+    tables with it.
 
     Returns:
-        Whether anything was done.
+        Whether the schema was not.
 
     Raises:
         HistoryTooNew: A newer lorawatch has written it; nothing is touched.
     """
     found = check(connection, where)
-    if found == latest():
-        return False
     for number, name in _names():
         if number > found:
             connection.execute("BEGIN")
@@ -84,7 +84,8 @@ def migrate(connection: Connection, where: str) -> bool:
             except BaseException:
                 connection.execute("ROLLBACK")
                 raise
-    return True
+    builtin.refresh(connection)
+    return found < latest()
 
 
 def _drop_views(connection: Connection) -> None:

@@ -72,6 +72,12 @@ def find_sku(name: str) -> Sku | None:
     return None
 
 
+def short_name(name: str) -> str:
+    """A model's short name, by which measured and published rows meet; the name itself where it is not in the table."""
+    found = find_sku(name)
+    return name if found is None else found.sku
+
+
 def bf16_dense_peak(sku: str) -> float | None:
     """A GPU model's dense BF16 peak, FLOP/s; None where it is not in the table.
 

@@ -202,8 +202,15 @@ FROM events AS e
 LEFT JOIN runs AS r ON r.run_id = e.run_id;
 
 CREATE VIEW v_published AS
+WITH rates AS (
+    SELECT source, work::VARCHAR AS work, sku, gpu_count, max(tok_s) AS tok_s
+    FROM published_results
+    WHERE tok_s IS NOT NULL
+    GROUP BY ALL
+)
 SELECT
     p.source,
+    p.title,
     p.sku,
     p.gpu_count,
     p.tok_s,
@@ -219,12 +226,17 @@ SELECT
     p.dataset,
     p.dataset_tokens,
     p.epoch_time,
+    p.epoch_s,
+    p.dataset_tokens / coalesce(p.tok_s, same.tok_s) AS computed_epoch_s,
+    p.differs,
+    p.printed,
+    p.work,
+    p.builtin IS NOT NULL AS builtin,
     p.url,
     p.note
 FROM published_results AS p
-LEFT JOIN (
-    SELECT source, sku, max(tok_s) AS tok_s
-    FROM published_results
-    WHERE gpu_count = 1 AND tok_s IS NOT NULL
-    GROUP BY source, sku
-) AS one ON one.source = p.source AND one.sku = p.sku;
+LEFT JOIN rates AS one
+    ON one.source = p.source AND one.sku = p.sku AND one.gpu_count = 1 AND one.work IS NOT DISTINCT FROM p.work::VARCHAR
+LEFT JOIN rates AS same
+    ON same.source = p.source AND same.sku = p.sku AND same.gpu_count = p.gpu_count
+    AND same.work IS NOT DISTINCT FROM p.work::VARCHAR;

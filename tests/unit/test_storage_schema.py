@@ -79,13 +79,13 @@ def test_the_file_can_be_opened_by_the_duckdb_of_last_year(history: Path) -> Non
 
 @pytest.fixture
 def with_migration(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Adds a second migration of this text."""
-    names = [*schema._names(), (2, "0002_made_up.sql")]
+    """Adds one more migration, of this text."""
+    names = [*schema._names(), (schema.latest() + 1, "made_up.sql")]
     text = schema._text
 
     def add(sql: str) -> None:
         monkeypatch.setattr(schema, "_names", lambda: names)
-        monkeypatch.setattr(schema, "_text", lambda name: sql if "0002" in name else text(name))
+        monkeypatch.setattr(schema, "_text", lambda name: sql if "made_up" in name else text(name))
         schema.latest.cache_clear()
 
     yield add
@@ -98,19 +98,36 @@ def test_an_older_history_is_migrated_once_and_keeps_its_rows(
     run = make_run()
     write(run.rank_journal(0), step(1))
     ingest_run(run)
+    before = schema.latest()
     with_migration("ALTER TABLE steps ADD COLUMN extra INTEGER")
     with writing() as connection:
-        assert schema.version(connection) == 2
+        assert schema.version(connection) == before + 1
         assert not schema.migrate(connection, "here")
     assert rows("SELECT step, extra FROM steps") == [(1, None)]
     assert rows("SELECT count(*) FROM v_steps") == [(1,)]
 
 
+def test_a_history_of_the_first_schema_is_brought_up_to_date(lorawatch_home: Path) -> None:
+    lorawatch_home.mkdir()
+    with duckdb.connect(str(paths.history_file())) as connection:
+        connection.execute(schema._CREATE_MIGRATIONS)
+        connection.execute(schema._text("migrations/0001_initial.sql"))
+        connection.execute("INSERT INTO schema_migrations VALUES (1, '0001_initial.sql', now(), '0.1.0')")
+        connection.execute("INSERT INTO runs (run_id, name, state) VALUES ('r', 'old', 'completed')")
+    with writing() as connection:
+        assert schema.version(connection) == schema.latest()
+    assert rows("SELECT name FROM v_runs") == [("old",)]
+    assert rows("SELECT count(*) FROM published_results") == [(24,)]
+    assert rows("SELECT version FROM schema_migrations ORDER BY 1") == [(n,) for n, _ in schema._names()]
+    assert {r[0] for r in rows("SELECT view_name FROM duckdb_views() WHERE NOT internal")} == VIEWS
+
+
 def test_a_migration_that_fails_leaves_nothing_of_it(history: Path, with_migration: Callable[[str], None]) -> None:
+    before = schema.latest()
     with_migration("DROP TABLE events; SELECT nonsense")
     with pytest.raises(HistoryError), writing():
         pass
-    assert rows("SELECT max(version) FROM schema_migrations") == [(1,)]
+    assert rows("SELECT max(version) FROM schema_migrations") == [(before,)]
     assert rows("SELECT count(*) FROM events") == [(0,)]
     assert {r[0] for r in rows("SELECT view_name FROM duckdb_views() WHERE NOT internal")} == VIEWS
 

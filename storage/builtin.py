@@ -1,0 +1,69 @@
+"""Published rows in the history, and the package's own tables kept fresh there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from lorawatch.published import PublishedRow, builtin_digest, builtin_rows, differences
+from lorawatch.storage.engine import Connection
+
+# in the order of PublishedRow's fields; the last two are the history's own
+COLUMNS = (*PublishedRow.__dataclass_fields__, "differs", "builtin")
+_TYPES = {
+    "gpu_count": "INTEGER",
+    **dict.fromkeys(
+        ("tok_s", "tok_s_per_gpu", "scaling", "efficiency_pct", "avg_power_w", "tok_per_j", "epoch_s"), "DOUBLE"
+    ),
+    "dataset_tokens": "BIGINT",
+    "printed": "JSON",
+    "work": "JSON",
+    "differs": "VARCHAR[]",
+}
+_SHAPE = msgspec.json.encode([{name: _TYPES.get(name, "VARCHAR") for name in COLUMNS}]).decode()
+
+
+def refresh(connection: Connection) -> bool:
+    """Bring the package's tables in the history up to what the package carries; one small question where they are.
+
+    Returns:
+        Whether they were not.
+    """
+    # A history that two versions of lorawatch write to changes hands at each turn, which costs a millisecond.
+    row = connection.execute("SELECT builtin FROM published_results WHERE builtin IS NOT NULL LIMIT 1").fetchone()
+    if row is not None and row[0] == builtin_digest():
+        return False
+    connection.execute("BEGIN")
+    try:
+        connection.execute("DELETE FROM published_results WHERE builtin IS NOT NULL")
+        insert(connection, builtin_rows(), builtin_digest())
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    return True
+
+
+def insert(connection: Connection, rows: Sequence[PublishedRow], builtin: str | None = None) -> None:
+    """Insert rows, with the names of the cells that do not follow from their table's own figures."""
+    wrong = _differing(rows)
+    lines = [
+        {
+            **{name: getattr(row, name) for name in PublishedRow.__dataclass_fields__},
+            "differs": wrong.get(id(row), []),
+            "builtin": builtin,
+        }
+        for row in rows
+    ]
+    connection.execute(
+        f"INSERT INTO published_results BY NAME SELECT unnest(from_json(?, '{_SHAPE}'), recursive := true)",
+        [msgspec.json.encode(lines).decode()],
+    )
+
+
+def _differing(rows: Iterable[PublishedRow]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for difference in differences(rows):
+        found.setdefault(id(difference.row), []).append(difference.column)
+    return found

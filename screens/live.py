@@ -110,9 +110,9 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
 
     def show(self, frame: Frame) -> None:
         """Draw this frame."""
-        keys_change = self._in_replay() != (frame.replay is not None)
+        before = self._in_replay(), self._may_stop()
         self.frame = frame
-        if keys_change:
+        if before != (self._in_replay(), self._may_stop()):
             self.set_class(frame.replay is not None, "replaying")
             self.refresh_bindings()
         with self.app.batch_update():
@@ -158,9 +158,15 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
         """A replay has its keys, a live run has others; the footer names those that do something."""
         if action in _REPLAY_ACTIONS:
             return self._in_replay()
-        if action in ("stop", "adopt", "log", "neighbour"):
+        if action == "stop":
+            return self._may_stop()
+        if action in ("adopt", "log", "neighbour"):
             return not self._in_replay()
         return True
+
+    def _may_stop(self) -> bool:
+        head = self.frame.head if self.frame else None
+        return head is not None and head.state not in ENDED and not self._in_replay()
 
     def action_neighbour(self, forth: bool) -> None:
         self.house.watcher.neighbour(forth)
@@ -175,8 +181,7 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
 
     def action_stop(self) -> None:
         head = self.frame.head if self.frame else None
-        if head is None or head.state in ENDED or (self.frame and self.frame.replay):
-            self.notify("there is no live run here to stop", severity="warning")
+        if head is None:
             return
         asked_run, asked_at = self._asked_stop
         again = head.state == "stopping" or (asked_run == head.run_id and asked_at)

@@ -287,7 +287,7 @@ class Watch:
             limits={"power_w": now.power_limit_w or gpu.power_limit_w, "memory_bytes": gpu.memory_total_bytes},
             curves=self._data(gpu.gpu_uuid),
             capped=shares.get(alerts.POWER_CAP) if shares else None,
-            note=_note(rank) if rank else ("" if gpu.used or self.info is None else "not used by the run"),
+            note=_gpu_note(gpu, rank, ended) if self.info is not None else "",
             stale_s=age if age is not None and age >= alerts.STALE_S else None,
             lost=lost,
             alerts=tuple(a for a in found if a is not None),
@@ -324,6 +324,12 @@ class Watch:
             return {}
         bits = (alerts.POWER_CAP, *alerts.REASONS)
         return {bit: sum(1 for r in recent if r & bit) / len(recent) for bit in bits}
+
+
+def _gpu_note(gpu: Gpu, rank: RankView | None, ended: bool) -> str:
+    if not gpu.used:
+        return "not used by the run"
+    return "when the run ended" if ended else _note(rank) if rank else ""
 
 
 def _note(rank: RankView) -> str:

@@ -59,8 +59,10 @@ def as_lines(pane: Pane, width: int, rows: int) -> list[Line]:
         label = f"{metric.label} " if metric.name in ("tok_s", "step_ms", "loss") else ""
         figures.append((f" {label}{_figure(pane, metric)} ", "dim" if pane.stale_s else "value"))
     marks = _marks(pane)
-    if rows < 2:
-        return [_cut([*figures[:1], *marks, *figures[1:]], width)]
+    if rows < 2:  # the glyph has a place of its own, so that the figures stand one below the other
+        glyph = (f"{pane.alerts[0].glyph} " if pane.alerts else "  ", marks[0][1] if marks else "")
+        words = [(f" {alert.word}", part) for alert, (_, part) in zip(pane.alerts, marks, strict=True)]
+        return [_cut([figures[0], glyph, *figures[1:], *words], width)]
     return [_cut([(f" {pane.title}", "title"), *marks, (f"  {pane.note}", "dim")], width), _cut(figures[1:], width)]
 
 
@@ -224,9 +226,9 @@ def _limit_marked(text: str, part: str) -> Line:
     """The top row with a dotted line wherever the curve leaves it empty."""
     line: Line = []
     for letter in text:
-        cell = ("⠉", "border") if letter == " " else (letter, part)
+        cell = ("⠉", "limit") if letter == " " else (letter, part)
         if line and line[-1][1] == cell[1]:
-            line[-1] = (line[-1][0] + cell[0], part if cell[1] == part else "border")
+            line[-1] = (line[-1][0] + cell[0], cell[1])
         else:
             line.append(cell)
     return line

@@ -47,6 +47,7 @@ class PaneGrid(Widget, can_focus=False):
         "pane--power",
         "pane--memory",
         "pane--dim",
+        "pane--limit",
         "pane--warning",
         "pane--error",
     }
@@ -60,6 +61,7 @@ class PaneGrid(Widget, can_focus=False):
     PaneGrid .pane--power { color: $warning; }
     PaneGrid .pane--memory { color: $primary-lighten-2; }
     PaneGrid .pane--dim { color: $text-muted; }
+    PaneGrid .pane--limit { color: $foreground 45%; }
     PaneGrid .pane--warning { color: $warning; text-style: bold; }
     PaneGrid .pane--error { color: $error; text-style: bold; }
     """
@@ -117,11 +119,9 @@ class PaneGrid(Widget, can_focus=False):
             return [*lines[: height - 1], [(f" … {len(panes)} in all", "dim")]]
         lines = []
         wide = width // columns
-        spare = height - tall * -(-len(panes) // columns)
         for first in range(0, len(panes), columns):
-            rows = tall + (first // columns < spare)
-            boxes = [box(p, wide, rows, frame) for p in panes[first : first + columns]]
-            lines += [[part for drawn in boxes for part in drawn[y]] for y in range(rows)]
+            boxes = [box(p, wide, tall, frame) for p in panes[first : first + columns]]
+            lines += [[part for drawn in boxes for part in drawn[y]] for y in range(tall)]
         return lines
 
 

@@ -61,7 +61,8 @@ def test_with_no_run_the_panes_are_a_monitor_of_this_machine() -> None:
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
         await until(pilot, lambda: "this machine" in screen_text(app) and "CPU" in screen_text(app))
         assert "1 Live" in screen_text(app)
-        await until(pilot, lambda: "s Stop" in footer(app) and "q Quit" in footer(app))
+        await until(pilot, lambda: "] Next run" in footer(app) and "q Quit" in footer(app))
+        assert "Stop" not in footer(app), "there is nothing to stop"
 
     drive(act)
 
@@ -115,6 +116,7 @@ def test_a_run_that_lives_shows_its_whole_curve_and_stops_on_request(lorawatch_h
         write(run.rank_journal(0), step(101, 0, ended_at=time.time()))
         write(run.rank_journal(1), step(101, 1, ended_at=time.time()))
         await until(pilot, lambda: "step 101/200" in screen_text(app))
+        await until(pilot, lambda: "s Stop" in footer(app))
         await pilot.press("s")
         await until(pilot, lambda: "Stop" in screen_text(app) and "at its next step" in screen_text(app))
         await pilot.press("n")

@@ -1,0 +1,155 @@
+"""What a training step of a LoRA model keeps on the device for its backward pass, term by term.
+
+Read off transformers 5.17 (`models/llama/modeling_llama.py`, `loss/loss_utils.py`), peft 0.21 (`tuners/lora/layer.py`)
+and torch's derivatives, for frozen weights, FP32 adapters and, on 16-bit weights, autocast as accelerate sets it up.
+A tensor counts once, however many operations keep it. Checked against autograd itself by
+tests/unit/test_analysis_memory.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorawatch.analysis.shape import ATTENTION_INPUTS, MLP_INPUTS, LoraShape, ModelShape
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a forward pass is given.
+
+    Attributes:
+        rows: Sequences.
+        length: Positions of each, padding included.
+        dtype_bytes: Of the base weights: 2 (autocast to that format), or 4 (no autocast).
+        padded: Some row is shorter than the batch, so that attention takes a mask.
+    """
+
+    rows: int
+    length: int
+    dtype_bytes: int = 2
+    padded: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Positions in all."""
+        return self.rows * self.length
+
+
+def model_activations(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
+    """Bytes that the decoder layers and what surrounds them keep, the loss left out; without checkpointing."""
+    first = layer_activations(shape, lora, batch, first=True)
+    return first + (shape.layers - 1) * layer_activations(shape, lora, batch) + _around(shape, batch)
+
+
+def checkpointed_activations(shape: ModelShape, batch: Batch) -> int:
+    """The same with gradient checkpointing: each layer keeps its input alone."""
+    # torch/utils/checkpoint.py, `_checkpoint_without_reentrant_generator`: the arguments stay, what autograd saves does not.
+    mask = batch.rows * batch.length**2 if batch.padded else 0
+    return shape.layers * batch.tokens * shape.hidden * batch.dtype_bytes + mask + _around(shape, batch)
+
+
+def layer_activations(shape: ModelShape, lora: LoraShape, batch: Batch, *, first: bool = False) -> int:
+    """Bytes that one decoder layer keeps.
+
+    Args:
+        shape: The model's.
+        lora: The adapters'.
+        batch: What the layer is given.
+        first: It is the first layer, whose input has no gradient: what comes before its first adapter keeps nothing.
+    """
+    tokens, width = batch.tokens, batch.dtype_bytes
+    wide = tokens * shape.intermediate * width
+    reached = not first
+    # LlamaDecoderLayer.forward: input_layernorm
+    total = _norm(tokens, shape.hidden) if reached else 0
+    total += _adapters(shape, lora, batch, ATTENTION_INPUTS, reached)
+    queries, keys = (reached or name in lora.targets for name in ("q_proj", "k_proj"))
+    reached |= any(name in lora.targets for name in ATTENTION_INPUTS)
+    if reached:
+        total += _attention(shape, batch, queries, keys)
+    total += _adapters(shape, lora, batch, ("o_proj",), reached)
+    reached |= "o_proj" in lora.targets
+    if reached:  # post_attention_layernorm
+        total += _norm(tokens, shape.hidden)
+    total += _adapters(shape, lora, batch, MLP_INPUTS, reached)
+    # LlamaMLP.forward, `act_fn(gate_proj(x)) * up_proj(x)`: SiLU keeps its input, the product the other factor of each
+    # factor that has a gradient. A frozen linear layer keeps its weight only.
+    gate, up = (reached or name in lora.targets for name in MLP_INPUTS)
+    total += wide * (2 * gate + up)
+    return total + _adapters(shape, lora, batch, ("down_proj",), gate or up)
+
+
+def backward_transient(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
+    """Bytes of gradients alive at the busiest point of a layer's backward pass: in the MLP, behind down_proj."""
+    wide, narrow = batch.tokens * shape.intermediate, batch.tokens * shape.hidden * batch.dtype_bytes
+    if "down_proj" in lora.targets and batch.dtype_bytes == 2:
+        # The adapter's input came by way of float32 (`_cast_input_dtype`) and its gradient goes back that way, beside the
+        # gradient by way of the base weight; then those of the output, of the scaled output and of the residual branch.
+        return wide * (2 + 2 + 4) + 3 * narrow
+    return wide * 3 * batch.dtype_bytes + narrow  # of the product and of its two factors; of the residual branch
+
+
+def final_norm(shape: ModelShape, batch: Batch) -> int:
+    """Bytes that the norm behind the last layer keeps; free before that layer's backward pass."""
+    return _norm(batch.tokens, shape.hidden)
+
+
+def _around(shape: ModelShape, batch: Batch) -> int:
+    # LlamaModel.forward: the final norm; cos and sin of the rotary embedding, shared by all layers and rows.
+    return final_norm(shape, batch) + 2 * batch.length * shape.head_size * batch.dtype_bytes
+
+
+def _norm(tokens: int, width: int, groups: int = 1) -> int:
+    # LlamaRMSNorm.forward: `hidden_states.to(torch.float32)`, which pow and the product keep, and rsqrt's result; the
+    # product with the frozen weight keeps nothing of the tokens'. Float32 input is not copied, but kept nevertheless.
+    return tokens * (4 * width + 4 * groups)
+
+
+def _adapters(shape: ModelShape, lora: LoraShape, batch: Batch, names: tuple[str, ...], reached: bool) -> int:
+    """Adapters on linear layers that share their input; `reached` where that input has a gradient."""
+    on = [name for name in names if name in lora.targets]
+    if not on:
+        return 0
+    tokens, width, rank = batch.tokens, batch.dtype_bytes, lora.rank
+    total = 0
+    for name in on:
+        inputs, outputs = shape.linear(name)
+        # lora/layer.py Linear.forward, `lora_B(lora_A(dropout(x)))`: B keeps A's result.
+        total += tokens * rank * width
+        if lora.dropout and reached:
+            total += tokens * inputs  # its mask, a byte each
+        if width == 2:
+            # `_cast_input_dtype` makes x float32, autocast makes it 16-bit again for A, which keeps that copy; each
+            # adapter has its own. Autocast's 16-bit A and B are kept where their inputs have a gradient.
+            total += tokens * inputs * 2 + rank * outputs * 2
+            total += rank * inputs * 2 if reached else 0
+        elif lora.dropout:
+            total += tokens * inputs * 4  # what dropout made of x
+    if width == 4 and not lora.dropout and (names != ("o_proj",) or _plain_products(shape, batch)):
+        total += tokens * shape.linear(on[0])[0] * 4  # x itself, once; attention's output is kept by attention
+    return total
+
+
+def _attention(shape: ModelShape, batch: Batch, queries: bool, keys: bool) -> int:
+    tokens, width = batch.tokens, batch.dtype_bytes
+    q, kv = shape.query_width, shape.kv_width
+    total = 0
+    if shape.qk_norm:  # Qwen3Attention.forward: q_norm and k_norm, a group a head
+        total += _norm(tokens, q, shape.heads) if queries else 0
+        total += _norm(tokens, kv, shape.kv_heads) if keys else 0
+    # apply_rotary_pos_emb keeps cos and sin alone.
+    if _plain_products(shape, batch):
+        # aten's _scaled_dot_product_attention_math: scaled queries, repeated keys and values, the scores after the softmax.
+        return total + 3 * tokens * q * 4 + batch.rows * shape.heads * batch.length**2 * 4
+    if batch.padded:
+        # sdpa_attention.py: with a mask, keys and values are repeated to all heads (`repeat_kv`), and the boolean mask
+        # becomes one of the queries' format in every layer, its rows aligned to 16.
+        kv = q
+        total += batch.rows * batch.length * (-(-batch.length // 16) * 16) * width
+    # The fused kernels keep queries, keys, values, output, and a float32 logarithm a query and head.
+    return total + tokens * (2 * q + 2 * kv) * width + tokens * shape.heads * 4
+
+
+def _plain_products(shape: ModelShape, batch: Batch) -> bool:
+    """Whether attention is computed from plain matrix products: no fused kernel takes float32 and grouped heads."""
+    return batch.dtype_bytes == 4 and shape.kv_heads < shape.heads and not batch.padded

@@ -1,0 +1,258 @@
+"""GPU memory of a LoRA run, before it starts: what it needs, whether a GPU has that, and what would fit instead.
+
+The peak is taken over the moments of a step at which it can lie, not over a sum of maxima: while the gradient of the
+logits is computed, every activation is there but no adapter has a gradient yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lorawatch.analysis.activations import (
+    Batch,
+    backward_transient,
+    checkpointed_activations,
+    final_norm,
+    layer_activations,
+    model_activations,
+)
+from lorawatch.analysis.shape import LoraShape, ModelShape
+
+MIB, GIB = 1 << 20, 1 << 30
+Moment = Literal["loss", "backward", "optimizer"]
+
+# cuBLAS's workspace: 32 MiB on Hopper, less elsewhere (aten/src/ATen/cuda/CublasHandlePool.cpp), one for each thread
+# that multiplies: the main thread and autograd's.
+CUBLAS_WORKSPACE_BYTES = 2 * 32 * MIB
+# What a process holds before its first tensor: the CUDA context with the kernels that torch, cuBLAS and cuDNN load. Read
+# as NVML's used memory less torch's reserved memory less what the driver keeps, H100, driver 580, CUDA 13.
+CUDA_CONTEXT_BYTES = 768 * MIB
+# What NVML counts as used with no process on the GPU; H100, driver 580.
+DRIVER_BYTES = 480 * MIB
+# NCCL's buffers and the kernels of its collectives, a rank of several.
+NCCL_BYTES = 512 * MIB
+# Reserved and free at the peak, beside what is known of it: blocks of 20 MiB in part, split ones that nothing fits into.
+ALLOCATOR_BASE_BYTES = 40 * MIB
+# Of the transient tensors of a layer's forward pass, whose blocks the larger logits cannot use.
+ALLOCATOR_TRANSIENTS = 1.0
+
+TIGHT_SHARE = 0.95
+"""From this share of a GPU's memory on, a run that fits is called tight: the estimate is good to a few percent."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one GPU computes in a step.
+
+    Attributes:
+        shape: The model's.
+        lora: The adapters'.
+        batch: Sequences of a forward pass.
+        sequence_length: Positions of the longest.
+        dtype_bytes: Of the base weights: 2, trained under autocast, or 4.
+        gradient_checkpointing: Activations are recomputed.
+        gradient_accumulation: Forward passes a step.
+        world_size: Ranks that train together.
+        padded: Sequences of a batch differ in length.
+    """
+
+    shape: ModelShape
+    lora: LoraShape
+    batch: int
+    sequence_length: int
+    dtype_bytes: int = 2
+    gradient_checkpointing: bool = False
+    gradient_accumulation: int = 1
+    world_size: int = 1
+    padded: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory of one GPU at its peak, in bytes.
+
+    Attributes:
+        weights: The frozen base model.
+        adapters: FP32 adapters.
+        gradients: Theirs, as many as there are at the peak.
+        optimizer: AdamW's two moments of each adapter weight.
+        activations: What the backward pass needs, and the gradients on their way through a layer.
+        logits: The loss in float32: its softmax and two gradients.
+        ddp_buckets: DDP's copy of the gradients.
+        workspace: cuBLAS's.
+        allocator_slack: Reserved by torch's allocator and free at the peak.
+        nccl: Buffers of the collectives.
+        cuda_context: The process's context and kernels.
+        driver: What the driver keeps on an idle GPU.
+        moment: Where in a step the peak lies.
+        spare_blocks: The part of the slack that torch gives back when memory runs short.
+    """
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    ddp_buckets: int
+    workspace: int
+    allocator_slack: int
+    nccl: int
+    cuda_context: int
+    driver: int
+    moment: Moment
+    spare_blocks: int = 0
+
+    @property
+    def allocated_bytes(self) -> int:
+        """torch.cuda.max_memory_allocated."""
+        return self.reserved_bytes - self.allocator_slack
+
+    @property
+    def reserved_bytes(self) -> int:
+        """torch.cuda.max_memory_reserved."""
+        return self.device_bytes - self.nccl - self.cuda_context - self.driver
+
+    @property
+    def device_bytes(self) -> int:
+        """What NVML and nvidia-smi show as used on a GPU that does nothing else."""
+        return sum(self.breakdown().values())
+
+    def breakdown(self) -> dict[str, int]:
+        """The parts by name; they add up to `device_bytes`."""
+        return {name: value for name, value in vars(self).items() if name not in ("moment", "spare_blocks")}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a run fits a GPU.
+
+    Attributes:
+        verdict: `tight` is a fit that leaves less than 5% of the memory.
+        spare_bytes: What stays free; negative: what is missing.
+    """
+
+    verdict: Literal["fits", "tight", "does not fit"]
+    spare_bytes: int
+
+
+def estimate(work: Workload) -> MemoryEstimate:
+    """Peak memory of a rank of the reference engine: transformers' Trainer, SDPA attention, AdamW, DDP."""
+    shape, lora = work.shape, work.lora
+    given = Batch(work.batch, work.sequence_length, work.dtype_bytes, work.padded)
+    adapters = lora.parameters(shape)
+    gradients = 4 * adapters
+    # Freed after each optimizer step; micro-batches after the first find them.
+    standing = gradients if work.gradient_accumulation > 1 else 0
+    layer = layer_activations(shape, lora, given)
+    transient = backward_transient(shape, lora, given) - final_norm(shape, given)
+    if work.gradient_checkpointing:
+        kept = checkpointed_activations(shape, given)
+        # Beside its input the layer under way has all it keeps; the last to be computed again is the first.
+        at_last, at_first = (
+            kept + layer,
+            kept - (shape.layers - 1) * given.tokens * shape.hidden * work.dtype_bytes + layer,
+        )
+    else:
+        kept = model_activations(shape, lora, given)
+        at_last, at_first = kept, kept - (shape.layers - 1) * layer
+    # ForCausalLMLoss: in the backward pass the log-softmax that cross_entropy kept, its gradient and the gradient of the
+    # float32 logits are there together. (Forward: 16-bit logits, float32 logits, log-softmax and accelerate's float32 copy
+    # of the outputs, never more than this at a time.)
+    logits = 12 * given.tokens * shape.vocabulary
+    moments: tuple[tuple[Moment, int, int, int], ...] = (
+        ("loss", kept, logits, standing),
+        ("backward", at_last + transient, 0, standing),
+        ("backward", at_first + transient, 0, gradients),
+        ("optimizer", 0, 0, gradients),
+    )
+    moment, activations, logits, live_gradients = max(moments, key=lambda m: m[1] + m[2] + m[3])
+    # The forward pass had 16-bit logits in a block of their own; no float32 tensor fits into it.
+    spare_blocks = 2 * given.tokens * shape.vocabulary if moment == "loss" and work.dtype_bytes == 2 else 0
+    several = work.world_size > 1
+    return MemoryEstimate(
+        weights=shape.parameters * work.dtype_bytes,
+        adapters=4 * adapters,
+        gradients=live_gradients,
+        optimizer=8 * adapters,
+        activations=activations,
+        logits=logits,
+        ddp_buckets=gradients if several else 0,
+        workspace=CUBLAS_WORKSPACE_BYTES,
+        allocator_slack=spare_blocks + _fragments(shape, given, moment),
+        nccl=NCCL_BYTES if several else 0,
+        cuda_context=CUDA_CONTEXT_BYTES,
+        driver=DRIVER_BYTES,
+        moment=moment,
+        spare_blocks=spare_blocks,
+    )
+
+
+def verdict(needed: MemoryEstimate, memory_total_bytes: int) -> Fit:
+    """Whether a GPU with so much memory, as NVML gives its total, has room for a run.
+
+    What torch gives back when memory runs short is no reason not to fit, but to be tight.
+    """
+    spare = memory_total_bytes - needed.device_bytes
+    if spare + needed.spare_blocks < 0:
+        return Fit("does not fit", spare)
+    return Fit("fits" if needed.device_bytes <= TIGHT_SHARE * memory_total_bytes else "tight", spare)
+
+
+def what_would_fit(work: Workload, memory_total_bytes: int) -> list[str]:
+    """Changes of the recipe after which a run that does not fit fits, each confirmed by the estimate.
+
+    Returns:
+        A line a change, the least disturbing first: a smaller batch, recomputed activations, shorter sequences; the last two
+        with a smaller batch where they do not suffice alone. Empty where it fits already, and where nothing helps since the
+        weights alone are too large.
+    """
+    found: list[str] = []
+    if verdict(estimate(work), memory_total_bytes).verdict == "fits":
+        return found
+    for change in _changes(work, memory_total_bytes):
+        words = []
+        if change.gradient_checkpointing != work.gradient_checkpointing:
+            words.append("train.gradient_checkpointing true")
+        if change.batch != work.batch:
+            words.append(f"train.batch_size_per_gpu {change.batch} instead of {work.batch}")
+        if change.sequence_length != work.sequence_length:
+            words.append(f"data.sequence_length {change.sequence_length} instead of {work.sequence_length}")
+        found.append(f"{' and '.join(words)}: {estimate(change).device_bytes / GIB:.1f} GiB")
+    return found
+
+
+def _changes(work: Workload, memory_total_bytes: int) -> Iterator[Workload]:
+    def fits(changed: Workload) -> bool:
+        return verdict(estimate(changed), memory_total_bytes).verdict == "fits"
+
+    def smaller(asked: Workload) -> Workload | None:
+        sizes = (replace(asked, batch=n) for n in range(asked.batch - 1, 0, -1))
+        return next((w for w in sizes if fits(w)), None)
+
+    def shorter(asked: Workload) -> Workload | None:
+        """Whole multiples of 64 positions, which attention's kernels like."""
+        low, high = 0, (asked.sequence_length - 1) // 64
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(replace(asked, sequence_length=64 * middle)) else (low, middle - 1)
+        return replace(asked, sequence_length=64 * low) if low else None
+
+    recomputing = replace(work, gradient_checkpointing=True)
+    first = smaller(work)
+    second = None
+    if not work.gradient_checkpointing:
+        second = recomputing if fits(recomputing) else smaller(recomputing)
+    third = shorter(work) or shorter(replace(recomputing, batch=1))
+    yield from (w for w in (first, second, third) if w is not None)
+
+
+def _fragments(shape: ModelShape, given: Batch, moment: Moment) -> int:
+    """What lies free between tensors: beside the logits, the blocks of a layer's transient tensors in the forward pass, too
+    small for them."""
+    if moment != "loss":
+        return ALLOCATOR_BASE_BYTES
+    transients = given.tokens * (2 * shape.intermediate + 6 * shape.hidden) * given.dtype_bytes
+    return ALLOCATOR_BASE_BYTES + round(ALLOCATOR_TRANSIENTS * transients)

@@ -1,0 +1,100 @@
+"""What a recipe will need of a GPU's memory: the recipe and the model's shape, handed to the estimate. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorawatch.analysis.memory import Workload
+from lorawatch.analysis.shape import LoraShape, ModelShape
+from lorawatch.errors import ModelNotFound, RecipeError
+from lorawatch.recipe import Recipe
+from lorawatch.training import hub
+
+_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def workload(recipe: Recipe, world_size: int = 1) -> Workload:
+    """What a rank of a recipe computes in a step, for `analysis.memory.estimate`.
+
+    Rows of a data set are taken to fill `data.sequence_length` and, several to a batch, to differ in length.
+
+    Args:
+        recipe: The run's.
+        world_size: Ranks that train one model together.
+
+    Raises:
+        ModelNotFound: Nothing here says what shape the model has.
+        RecipeError: `lora.targets` names no linear layer of it.
+    """
+    shape = model_shape(recipe.model.name)
+    try:
+        # PEFT takes the end of a layer's full name.
+        lora = LoraShape(
+            recipe.lora.rank, tuple(t.rpartition(".")[2] for t in recipe.lora.targets), recipe.lora.dropout
+        )
+    except ValueError as error:
+        raise RecipeError(f"lora.targets: {error}") from None
+    train = recipe.train
+    return Workload(
+        shape=shape,
+        lora=lora,
+        batch=train.batch_size_per_gpu,
+        sequence_length=recipe.data.sequence_length,
+        dtype_bytes=_DTYPE_BYTES[recipe.model.dtype],
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_accumulation=train.gradient_accumulation,
+        world_size=world_size,
+        padded=recipe.data.source != "synthetic" and train.batch_size_per_gpu > 1,
+    )
+
+
+def model_shape(name: str) -> ModelShape:
+    """The shape of a model as a recipe names it: from the built-in table, a local folder, or the hub's cache.
+
+    Asks no network, so that it may be called while somebody types.
+
+    Raises:
+        ModelNotFound: None of them has it, or it is no model of the Llama family; says what to do.
+    """
+    config: Any = _table().get(name)
+    if config is None:
+        config = _config_file(name)
+    try:
+        if not isinstance(config, Mapping):
+            raise ValueError("its config.json is no mapping")
+        return ModelShape.from_config(config)
+    except ValueError as error:
+        raise ModelNotFound(f"the shape of {name!r} is not known here: {error}") from None
+
+
+def _config_file(name: str) -> Any:
+    where = Path(name).expanduser()
+    folder = where if (where / "config.json").is_file() else hub.cached_snapshot(name)
+    if folder is None:
+        reason = (
+            "a .gguf file is not read before the start"
+            if name.endswith(".gguf")
+            else "no config.json is on this machine"
+        )
+        raise ModelNotFound(
+            f"the shape of {name!r} is not known here: {reason}",
+            hint=f"name a folder with its config.json, a model in the hub's cache, or one of {', '.join(sorted(_table()))}",
+        )
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"the shape of {name!r} is not known here: {path}: {error}") from None
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    text = (resources.files("lorawatch.assets") / "models.yaml").read_text(encoding="utf-8")
+    return {known: shape for name, shape in yaml.safe_load(text).items() for known in (name, *shape.get("aliases", ()))}

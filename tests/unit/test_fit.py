@@ -1,0 +1,103 @@
+"""From a recipe to what the memory estimate is made of, without torch and without a network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorawatch import fit
+from lorawatch import recipe as recipes
+from lorawatch.analysis.memory import estimate
+from lorawatch.analysis.shape import LoraShape, ModelShape
+from lorawatch.errors import ModelNotFound, RecipeError
+
+
+def test_a_recipe_gives_all_that_memory_depends_on() -> None:
+    recipe = recipes.load(
+        "exxact-8b",
+        [
+            "lora.rank=8", "lora.dropout=0.1", "lora.targets=[self_attn.q_proj, down_proj]", "data.sequence_length=1024",
+            "train.batch_size_per_gpu=4", "train.gradient_accumulation=3", "train.gradient_checkpointing=true",
+        ],
+    )  # fmt: skip
+    work = fit.workload(recipe, world_size=2)
+    assert work.shape == ModelShape(128256, 4096, 14336, 32, 32, 8, 128)
+    assert work.lora == LoraShape(8, ("q_proj", "down_proj"), 0.1)
+    assert (work.batch, work.sequence_length, work.dtype_bytes) == (4, 1024, 2)
+    assert (work.gradient_checkpointing, work.gradient_accumulation, work.world_size) == (True, 3, 2)
+    assert not work.padded  # random tokens fill every row
+
+
+def test_rows_of_a_data_set_differ_in_length() -> None:
+    work = fit.workload(recipes.load("demo"))
+    assert (work.padded, work.dtype_bytes, work.shape.tied) == (True, 4, True)
+    assert not fit.workload(recipes.load("demo", ["train.batch_size_per_gpu=1"])).padded
+
+
+def test_every_built_in_shape_and_its_aliases_can_be_estimated() -> None:
+    assert fit.model_shape("meta-llama/Llama-3.1-70B-Instruct").parameters == 70_553_706_496
+    assert fit.model_shape("tiny-llama").layers == 2
+    for name in recipes.builtin_names():
+        assert estimate(fit.workload(recipes.load(name))).device_bytes > 0
+
+
+def test_a_folder_and_the_hubs_cache_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {
+        "model_type": "qwen2", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    }  # fmt: skip
+    cached = tmp_path / "hub" / "models--me--small" / "snapshots" / "abc"
+    cached.mkdir(parents=True)
+    (cached / "config.json").write_text(json.dumps(config))
+    (cached / "model.safetensors").touch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    wanted = ModelShape(1000, 64, 128, 2, 4, 2, 16, tied=True, qkv_bias=True)
+    assert fit.model_shape(str(cached)) == fit.model_shape("me/small") == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nobody/nothing", "no config.json is on this machine"),
+        ("model.gguf", "a .gguf file is not read before the start"),
+    ],
+)
+def test_an_unknown_shape_is_told_with_what_can_be_named(name: str, reason: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        fit.model_shape(name)
+    assert caught.value.message == f"the shape of {name!r} is not known here: {reason}"
+    assert "tiny-llama" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ('{"model_type": "gpt2"}', "model_type 'gpt2' is none of llama, mistral, qwen2, qwen3"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size is 'wide', not a whole number"),
+        ("[]", "its config.json is no mapping"),
+        ("{", "config.json: Expecting"),
+    ],
+)
+def test_a_config_of_no_use_is_told(config: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelNotFound) as caught:
+        fit.model_shape(str(tmp_path))
+    assert reason in caught.value.message
+
+
+def test_a_target_that_no_layer_has_is_told() -> None:
+    with pytest.raises(RecipeError, match=r"lora.targets: 'qproj' is none of q_proj, k_proj"):
+        fit.workload(recipes.load("tiny", ["lora.targets=[qproj]"]))
+
+
+def test_no_heavy_library_is_loaded() -> None:
+    program = (
+        "import sys; from lorawatch import fit, recipe; fit.workload(recipe.load('exxact-8b')); "
+        "print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
+_OF_THE_BOX = 0.994  # of H100, H200, RTX PRO 6000, 4090 and 5090: 0.9943 to 0.9998
 _MAKERS = re.compile(r"^(?:(?:nvidia|geforce|tesla) )+")
 
 
@@ -17,11 +18,12 @@ class Sku:
     Attributes:
         sku: Its short name: `RTX PRO 4500`, `H100 SXM`.
         names: NVML's device names; beginnings of them where they end in `*`.
-        memory_gb: As sold, the number on the box; what NVML reports is a little less.
+        memory_gb: As sold, the number on the box.
         power_limit_w: Default board power, watts.
         bf16_dense_tflops: Dense BF16 tensor-core peak with FP32 accumulation, TFLOP/s; None where no document prints it, or
             the card has no BF16.
         source: The document the peak is from, or why there is none.
+        memory_mib: NVML's total; None where it was not seen.
         also: Other ways in which people and published tables write it.
     """
 
@@ -32,6 +34,12 @@ class Sku:
     bf16_dense_tflops: float | None
     source: str
     also: tuple[str, ...] = ()
+    memory_mib: int | None = None
+
+    @property
+    def memory_total_bytes(self) -> int:
+        """What NVML reports as the total; where nobody has told, a little less than is on the box, as is usual."""
+        return (self.memory_mib or int(self.memory_gb * 1024 * _OF_THE_BOX)) << 20
 
 
 @functools.cache
@@ -50,6 +58,7 @@ def all_skus() -> tuple[Sku, ...]:
             bf16_dense_tflops=_number(entry.get("bf16_dense_tflops")),
             source=entry["source"],
             also=tuple(entry.get("also", ())),
+            memory_mib=entry.get("memory_mib"),
         )
         for entry in yaml.load(text, Loader=loader)  # noqa: S506  a safe loader, and a file of our own
     )

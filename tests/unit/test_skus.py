@@ -9,7 +9,7 @@ import yaml
 
 from lorawatch.storage.skus import Sku, all_skus, bf16_dense_peak, find_sku, spelling
 
-FIELDS = {"sku", "names", "also", "memory_gb", "bf16_dense_tflops", "power_limit_w", "source"}
+FIELDS = {"sku", "names", "also", "memory_gb", "memory_mib", "bf16_dense_tflops", "power_limit_w", "source"}
 
 
 def test_every_entry_is_complete_and_plausible() -> None:
@@ -24,6 +24,7 @@ def test_every_entry_is_complete_and_plausible() -> None:
         assert all(isinstance(n, str) and n.startswith(("NVIDIA ", "Tesla ")) for n in sku.names), sku
         assert isinstance(sku.memory_gb, int), sku
         assert 16 <= sku.memory_gb <= 288, sku
+        assert 0.93 * sku.memory_gb <= sku.memory_total_bytes / 2**30 <= sku.memory_gb, sku
         assert 50 <= sku.power_limit_w <= 1200, sku
         assert sku.bf16_dense_tflops is None or 50 <= sku.bf16_dense_tflops <= 2500, sku
         assert isinstance(sku.source, str), sku

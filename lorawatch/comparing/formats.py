@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from lorawatch.analysis.interval import Figure
-from lorawatch.comparing import words
+from lorawatch.comparing import sheets, words
 from lorawatch.comparing import work as works
 from lorawatch.comparing.comparison import Comparison, Row
 
@@ -36,18 +36,18 @@ def table(comparison: Comparison, width: int | None = None) -> str:
     columns = words.columns(comparison)
     cells = [[c.text(row) for c in columns] for row in comparison.rows]
     headings = [c.heading for c in columns]
-    parts = _split(headings, cells, width)
+    parts = sheets.split(headings, cells, width)
     right = [c.right for c in columns]
     lines = [*comparison.answer, "", works.words(comparison.work), ""] if comparison.answer else []
     for part in parts:
         lines += [
-            *_ruled([headings[i] for i in part], [[r[i] for i in part] for r in cells], [right[i] for i in part]),
+            *sheets.ruled([headings[i] for i in part], [[r[i] for i in part] for r in cells], [right[i] for i in part]),
             "",
         ]
     ladder_headings, ladder = words.ladder(comparison)
     lines += [
         "one epoch of so many tokens",
-        *_ruled(ladder_headings, ladder, [False] + [True] * len(comparison.ladder)),
+        *sheets.ruled(ladder_headings, ladder, [False] + [True] * len(comparison.ladder)),
     ]
     notes = words.notes(comparison)
     if notes:
@@ -58,17 +58,22 @@ def table(comparison: Comparison, width: int | None = None) -> str:
 def markdown(comparison: Comparison) -> str:
     """Two pipe tables, the answer above, the notes below."""
     columns = words.columns(comparison)
-    lines = ["  \n".join(_escaped(s) for s in comparison.answer), "", _escaped(works.words(comparison.work)), ""]
-    lines += _piped(
+    lines = [
+        "  \n".join(sheets.escaped(s) for s in comparison.answer),
+        "",
+        sheets.escaped(works.words(comparison.work)),
+        "",
+    ]
+    lines += sheets.piped(
         [c.heading for c in columns],
         [[c.text(r) for c in columns] for r in comparison.rows],
         [c.right for c in columns],
     )
     headings, ladder = words.ladder(comparison)
-    lines += ["", *_piped(headings, ladder, [False] + [True] * len(comparison.ladder))]
+    lines += ["", *sheets.piped(headings, ladder, [False] + [True] * len(comparison.ladder))]
     notes = words.notes(comparison)
     if notes:
-        lines += ["", *(f"- {_escaped(note)}" for note in notes)]
+        lines += ["", *(f"- {sheets.escaped(note)}" for note in notes)]
     return "\n".join(lines)
 
 
@@ -78,7 +83,7 @@ def as_csv(comparison: Comparison) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+    writer.writerows({k: sheets.csv_cell(v) for k, v in row.items()} for row in rows)
     return buffer.getvalue().rstrip("\n")
 
 
@@ -147,52 +152,3 @@ def record(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 def _both(name: str, figure: Figure | None) -> dict[str, float | None]:
     return {name: None if figure is None else figure.value, f"{name}_ci95": None if figure is None else figure.ci95}
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet takes text that begins with one of these for a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
-        return "'" + value
-    return "" if value is None else value
-
-
-def _ruled(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> list[str]:
-    lines = [list(headings), *(list(r) for r in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-
-    def one(line: Sequence[str]) -> str:
-        return "  ".join(
-            text.rjust(wide) if to_right else text.ljust(wide)
-            for text, wide, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-
-    return [one(lines[0]), "  ".join("─" * w for w in widths), *(one(line) for line in lines[1:])]
-
-
-def _split(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
-    """Which columns stand in which table; the first column stands in each."""
-    wide = [max(len(headings[i]), *(len(r[i]) for r in rows)) for i in range(len(headings))]
-    if width is None:
-        return [list(range(len(headings)))]
-    parts, used = [[0]], wide[0]
-    for index in range(1, len(headings)):
-        if used + 2 + wide[index] > width and len(parts[-1]) > 1:
-            parts.append([0])
-            used = wide[0]
-        parts[-1].append(index)
-        used += 2 + wide[index]
-    return parts
-
-
-def _piped(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> list[str]:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(_escaped(c) for c in cells) + " |"
-
-    return [line(headings), "|" + "|".join("---:" if r else "---" for r in right) + "|", *(line(r) for r in rows)]
-
-
-def _escaped(text: str) -> str:
-    """Text from outside as Markdown shows it: no pipe ends a cell, no tag is a tag."""
-    for letter in ("\\", "|", "<", "`", "*", "_", "["):
-        text = text.replace(letter, "\\" + letter) if letter != "<" else text.replace("<", "&lt;")
-    return " ".join(text.split())

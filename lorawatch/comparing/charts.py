@@ -48,17 +48,17 @@ def lines(
     low = min(d.y - (d.half or 0.0) for s in series for d in s.dots)
     if ideal:
         high = max([high, *(s.dots[0].y * s.dots[-1].x for s in series if s.dots[0].x == 1)])
-    ticks = _ticks(least if least is not None else low - (high - low or abs(high)) * 0.15, high)
+    marks = ticks(least if least is not None else low - (high - low or abs(high)) * 0.15, high)
     x_low, x_high = min(1, counts[0]) - 0.2, max(counts[-1], 2) + 0.2
 
     def x(count: float) -> float:
         return left + (count - x_low) / (x_high - x_low) * (width - left - right)
 
     def y(value: float) -> float:
-        return height - bottom - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (height - top - bottom)
+        return height - bottom - (value - marks[0]) / (marks[-1] - marks[0]) * (height - top - bottom)
 
     parts = [_frame(title, width, height)]
-    for tick in ticks:
+    for tick in marks:
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(
             f'<text class="tick" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:,.6g}{unit}</text>'
@@ -150,7 +150,7 @@ def _frame(title: str, width: int, height: int) -> str:
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """About five round numbers that enclose both."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / 4))

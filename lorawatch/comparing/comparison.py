@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorawatch.analysis import cost, epoch, scaling, steptime
 from lorawatch.analysis.interval import Figure, ratio
 from lorawatch.comparing import work as works
 from lorawatch.comparing.configuration import Configuration, Excluded
-from lorawatch.comparing.work import Work
+from lorawatch.comparing.work import Work, one_line
 from lorawatch.errors import UsageError
+from lorawatch.storage.skus import short_name, spelling
 
 LADDER = (5_000_000, 50_000_000, 500_000_000, 5_000_000_000)
 """Tokens of the published benchmark's epoch estimates."""
@@ -22,7 +23,7 @@ class Prices:
 
     Attributes:
         price_per_kwh: None leaves costs out.
-        gpu_prices: Price of one GPU by SKU, as `find` matches it.
+        gpu_prices: Price of one GPU by SKU, by any name that the GPU goes by.
         host_price: Of the machine around the GPUs.
     """
 
@@ -35,9 +36,19 @@ class Prices:
     def hardware(self, configuration: Configuration) -> float | None:
         """Price of the configuration's GPUs and their host; None where its SKU has no price."""
         for sku, price in self.gpu_prices.items():
-            if sku.lower().removeprefix("nvidia ") == configuration.short_sku.lower():
+            if priced_sku(sku) in (priced_sku(configuration.short_sku), priced_sku(configuration.sku)):
                 return configuration.count * price + self.host_price
         return None
+
+    def unused(self, configurations: Iterable[Configuration]) -> Iterable[str]:
+        """Prices that no configuration takes, in sentences: a price that is left out silently reads as a cost of 0."""
+        names = list(dict.fromkeys(c.short_sku for c in configurations))
+        known = {priced_sku(name) for name in names} | {priced_sku(c.sku) for c in configurations}
+        for sku, price in self.gpu_prices.items():
+            if priced_sku(sku) not in known:
+                yield f"the price {price:g} of a {one_line(sku)!r} is not used: the GPUs here are {', '.join(names)}"
+        if self.host_price and not self.gpu_prices:
+            yield f"the host's price {self.host_price:g} is not used: it counts beside a price of the GPUs"
 
     def check(self) -> None:
         """See that all of it can be reckoned with.
@@ -55,6 +66,11 @@ class Prices:
             ValueError: A price below 0, a life or utilisation out of range.
         """
         return cost.Prices(self.price_per_kwh, self.hardware(configuration), self.life_years, self.utilisation)
+
+
+def priced_sku(name: str) -> str:
+    """A SKU's name as prices are found by it."""
+    return spelling(short_name(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +122,10 @@ class Comparison:
     Attributes:
         work: What all rows compute, unless forced.
         tokens: The work that the answer and the ladder's own rung speak of.
+        left_out: Rows that were not chosen; the others' speed-up may still be taken against them.
         apart: Configurations of other work, each with what differs.
-        refused: Why no row was extrapolated where one was asked for.
+        refused: Why no row was extrapolated where one was asked for, or a price was not used.
+        tokens_from: Where the tokens come from, where somebody counted them.
         answer: Sentences that answer "which GPUs, how many, how long".
     """
 
@@ -117,10 +135,12 @@ class Comparison:
     tokens: int
     ladder: tuple[int, ...]
     prices: Prices
+    left_out: tuple[Row, ...] = ()
     apart: tuple[tuple[Configuration, tuple[str, ...]], ...] = ()
     excluded: tuple[Excluded, ...] = ()
     refused: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
+    tokens_from: str = ""
 
 
 def compare(
@@ -131,8 +151,10 @@ def compare(
     prices: Prices | None = None,
     force: bool = False,
     extrapolate: Iterable[int] = (),
+    left_out: Container[str] = (),
     excluded: Sequence[Excluded] = (),
     differences: Mapping[str, Mapping[str, str]] | None = None,
+    tokens_from: str = "",
 ) -> Comparison:
     """Put configurations side by side.
 
@@ -141,7 +163,9 @@ def compare(
         tokens: The work of the answer.
         force: Show configurations of other work too, marked.
         extrapolate: GPU counts that were not measured, to be fitted from those that were.
+        left_out: Keys of configurations that are not to be shown; what is fitted or taken against one GPU stays the same.
         differences: Of published rows: configuration's key → printed column → computed value.
+        tokens_from: Where `tokens` comes from, for people: a data file and how it was counted.
 
     Raises:
         UsageError: There is nothing to compare, or no such baseline.
@@ -151,7 +175,7 @@ def compare(
     base = choose_baseline(configurations, baseline)
     shown, apart = [], []
     for found in configurations:
-        other = tuple(works.differences(found.work, base.work)) if found.work and base.work else ()
+        other = tuple(works.differences(found.work, base.work))
         if other and not force:
             apart.append((found, other))
         else:
@@ -161,14 +185,19 @@ def compare(
     shown += [(c, ()) for c in _extrapolated(same, sorted(set(extrapolate)), refused)]
     ladder = tuple(sorted({*LADDER, tokens}))
     members = [c for c, _ in shown]
-    unlike = _unlike_settings(members)
+    refused += prices.unused(members)
+    unlike = _unlike_settings([c for c in members if c.key not in left_out])
     rows = [
         _row(c, other, members, base, ladder, prices, (differences or {}).get(c.key, {}), unlike) for c, other in shown
     ]
     rows.sort(key=lambda r: _order(r.configuration))
+    chosen: list[Row] = []
+    others: list[Row] = []
+    for row in rows:
+        (others if row.configuration.key in left_out else chosen).append(row)
     comparison = Comparison(
-        rows=tuple(rows), baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices,
-        apart=tuple(apart), excluded=tuple(excluded), refused=tuple(refused),
+        rows=tuple(chosen), baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices,
+        left_out=tuple(others), apart=tuple(apart), excluded=tuple(excluded), refused=tuple(refused),
     )  # fmt: skip
     from lorawatch.comparing.answer import sentences
 
@@ -176,12 +205,27 @@ def compare(
 
 
 def find(configurations: Sequence[Configuration], name: str) -> Configuration | None:
-    """The configuration of a key, a label (`4 × RTX PRO 4500`, `4xRTX PRO 4500`), or of a SKU with one GPU."""
+    """The configuration of a key, a label (`4 × RTX PRO 4500`, `4xRTX PRO 4500`), or of a SKU with one GPU.
+
+    A label may be followed by where the figures come from, as tables write it: `4 × RTX PRO 4500 (published)`. Of several
+    with that label, own runs come first, and the latest of them.
+    """
     wanted = _plain(name)
-    for found in configurations:
-        if name == found.key or wanted == _plain(found.label) or wanted == _plain(f"{found.count}×{found.sku}"):
-            return found
-    return next((c for c in configurations if c.count == 1 and wanted in (_plain(c.sku), _plain(c.short_sku))), None)
+    found = [c for c in configurations if name == c.key] or [c for c in configurations if wanted in _labels(c)]
+    alone = [c for c in configurations if c.count == 1 and c.coupling == "ddp"]
+    found = found or [c for c in alone if wanted in (_plain(c.sku), _plain(c.short_sku))]
+    return min(found, key=lambda c: (_RANK[c.provenance], -c.created_at_s)) if found else None
+
+
+_RANK = {"measured": 0, "simulated": 1, "published": 2, "extrapolated": 3}
+
+
+def _labels(configuration: Configuration) -> set[str]:
+    count, short = configuration.count, configuration.short_sku
+    apart = " separate" if configuration.coupling == "separate" else ""
+    names = (configuration.label, f"{count}×{configuration.sku}{apart}", f"{short}×{count}{apart}")
+    found = {_plain(name) for name in names}
+    return found | {f"{label}({told})" for label in found for told in (configuration.provenance, configuration.source)}
 
 
 def _plain(text: str) -> str:
@@ -201,8 +245,11 @@ def choose_baseline(configurations: Sequence[Configuration], name: str | None = 
     if name is not None:
         chosen = find(configurations, name)
         if chosen is None:
-            known = ", ".join(dict.fromkeys(c.label for c in configurations))
-            raise UsageError(f"no configuration {name!r} to measure against", hint=f"there are: {known[:600]}")
+            known = list(dict.fromkeys(c.label for c in configurations))
+            more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+            raise UsageError(
+                f"no configuration {name!r} to measure against", hint=f"there are: {', '.join(known[:20])}{more}"
+            )
         return chosen
     own = [c for c in configurations if c.provenance in ("measured", "simulated")]
     latest = max(own or configurations, key=lambda c: c.created_at_s)
@@ -238,7 +285,7 @@ def _row(
     if one is not None:
         speedup = scaling.speedup(found.tok_s, one.tok_s)
         efficiency = scaling.efficiency_pct(found.tok_s, one.tok_s, found.count)
-        karp = scaling.karp_flatt(speedup.value, found.count)
+        karp = scaling.karp_flatt(speedup.value, found.count) if found.coupling == "ddp" else None
     separate = _same_family(members, found, found.count, "separate")
     if separate is not None and found.coupling == "ddp" and found.count > 1 and found.provenance != "extrapolated":
         coupling = scaling.coupling_efficiency_pct(found.tok_s, separate.tok_s)
@@ -283,28 +330,36 @@ def _extrapolated(members: Sequence[Configuration], counts: Sequence[int], refus
     found = []
     families: dict[str, list[Configuration]] = {}
     for member in members:
-        if member.coupling == "ddp" and member.sku != "CPU":
+        if member.coupling == "ddp":
             families.setdefault(member.family, []).append(member)
     for group in families.values():
+        like = max(group, key=lambda c: c.count)
+        if like.sku == "CPU":
+            refused.append("CPU: not extrapolated: ranks on one CPU share its cores, which no step-time model tells")
+            continue
         points = [steptime.Point(c.count, _step_seconds(c), c.tokens_per_step) for c in group]
+        reasons: dict[str, list[str]] = {}
         for count in counts:
             if any(c.count == count for c in group):
                 continue
             try:
                 rate = steptime.fit(points).tok_s(count)
             except ValueError as why:
-                refused.append(f"{count} × {group[0].short_sku}: not extrapolated: {why}")
+                reasons.setdefault(str(why), []).append(str(count))
                 continue
-            found.append(_fitted(max(group, key=lambda c: c.count), group, count, rate))
+            found.append(_fitted(like, group, count, rate))
+        told = "" if like.provenance == "measured" else f" ({like.provenance})"
+        refused += [f"{', '.join(n)} × {like.short_sku}{told}: not extrapolated: {why}" for why, n in reasons.items()]
     return found
 
 
 def _fitted(like: Configuration, group: Sequence[Configuration], count: int, rate: Figure) -> Configuration:
     counts = ", ".join(str(c.count) for c in sorted(group, key=lambda c: c.count))
+    told = "" if like.provenance == "measured" else f"{like.provenance} figures of "
     return Configuration(
         key=f"extrapolated:{like.family}:{count}",
         provenance="extrapolated",
-        source=f"fitted to {counts} GPUs",
+        source=f"fitted to {told}{counts} GPUs",
         name=like.name,
         sku=like.sku,
         count=count,
@@ -312,10 +367,12 @@ def _fitted(like: Configuration, group: Sequence[Configuration], count: int, rat
         family=like.family,
         work=like.work,
         tok_s=rate,
+        model=like.model,
+        sequence_length=like.sequence_length,
         tokens_per_step=like.tokens_per_step,
         runs=0,
         created_at_s=like.created_at_s,
-        marks=(f"extrapolated from {counts} GPUs by a step-time model, not measured",),
+        marks=(f"fitted by a step-time model to {told}{counts} GPUs, not measured",),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from lorawatch import __version__
 from lorawatch.comparing import charts, words
 from lorawatch.comparing import work as works
 from lorawatch.comparing.comparison import Comparison, Row
+from lorawatch.comparing.series import lines
 from lorawatch.text import long_duration
 
 _STYLE = """
@@ -41,7 +42,7 @@ def page(comparison: Comparison) -> str:
     """The whole page; all text from outside is escaped."""
     columns = words.columns(comparison)
     headings, ladder = words.ladder(comparison)
-    series = _series(comparison)
+    series = lines(comparison, "tok_s")
     title = "Which GPUs, and how many?"
     parts = [
         "<!doctype html>",
@@ -61,8 +62,8 @@ def page(comparison: Comparison) -> str:
         "<h2>Scaling</h2>",
         '<div class="charts">',
         charts.lines("tok/s, all GPUs together", series, ideal=True),
-        charts.lines("scaling efficiency", _scaled(comparison, "efficiency"), least=None, unit="%"),
-        charts.lines("tokens per joule", _scaled(comparison, "tok_per_j")),
+        charts.lines("scaling efficiency", lines(comparison, "efficiency_pct"), least=None, unit="%"),
+        charts.lines("tokens per joule", lines(comparison, "tok_per_j")),
         charts.bars(
             f"time of {words.tokens_words(comparison.tokens)} tokens",
             [
@@ -91,37 +92,6 @@ def page(comparison: Comparison) -> str:
         + "</p></footer></body></html>",
     ]
     return "\n".join(p for p in parts if p)
-
-
-def _series(comparison: Comparison) -> list[charts.Series]:
-    return _lines(comparison, lambda r: (r.configuration.tok_s.value, r.configuration.tok_s.ci95))
-
-
-def _scaled(comparison: Comparison, what: str) -> list[charts.Series]:
-    def value(row: Row) -> tuple[float, float | None] | None:
-        figure = row.efficiency_pct if what == "efficiency" else row.configuration.tok_per_j
-        return None if figure is None else (figure.value, figure.ci95)
-
-    return _lines(comparison, value)
-
-
-def _lines(comparison: Comparison, value: Callable[[Row], tuple[float, float | None] | None]) -> list[charts.Series]:
-    groups: dict[str, list[Row]] = {}
-    for row in comparison.rows:
-        if row.configuration.coupling == "ddp":
-            groups.setdefault(row.configuration.family, []).append(row)
-    found = []
-    for rows in groups.values():
-        dots = []
-        for row in sorted(rows, key=lambda r: r.configuration.count):
-            pair = value(row)
-            if pair is not None:
-                dots.append(charts.Dot(row.configuration.count, pair[0], pair[1], row.configuration.provenance))
-        first = rows[0].configuration
-        name = first.short_sku + ("" if first.provenance == "measured" else f" ({first.provenance})")
-        # A family without a value keeps its place, so that its colour stays its own in every chart.
-        found.append(charts.Series(name, tuple(dots)))
-    return found
 
 
 def _table(headings: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], right: Sequence[bool]) -> str:

@@ -104,8 +104,12 @@ def ladder(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """What stands under the table: what rows are marked with, what was left out and why."""
+def notes(comparison: Comparison, *, force: str = "--force") -> list[str]:
+    """What stands under the table: what rows are marked with, what was left out and why.
+
+    Args:
+        force: What shows other work, too.
+    """
     said: dict[str, list[str]] = {}
     for row in comparison.rows:
         label = row.configuration.label + _after(row)
@@ -129,9 +133,9 @@ def notes(comparison: Comparison) -> list[str]:
     for configuration, other in comparison.apart[:6]:
         found.append(f"left out, other work: {configuration.name} on {configuration.label}: {'; '.join(other)}")
     if len(comparison.apart) > 6:
-        found.append(f"left out, other work: {len(comparison.apart) - 6} more; --force shows them, marked")
+        found.append(f"left out, other work: {len(comparison.apart) - 6} more; {force} shows them, marked")
     elif comparison.apart:
-        found.append("--force shows other work too, marked")
+        found.append(f"{force} shows other work too, marked")
     for run in comparison.excluded[:4]:
         found.append(f"left out: run {run.run_id} {run.name}: {run.why}")
     if len(comparison.excluded) > 4:

@@ -1,0 +1,41 @@
+"""A comparison's figures over the number of GPUs: what charts draw, on a page and on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lorawatch.analysis.interval import Figure
+from lorawatch.comparing.charts import Dot, Series
+from lorawatch.comparing.comparison import Comparison, Row
+
+FIGURES: Mapping[str, Callable[[Row], Figure | None]] = {
+    "tok_s": lambda row: row.configuration.tok_s,
+    "efficiency_pct": lambda row: row.efficiency_pct,
+    "tok_per_j": lambda row: row.configuration.tok_per_j,
+}
+"""What can be drawn, by the name of its column."""
+
+
+def lines(comparison: Comparison, what: str) -> list[Series]:
+    """A series a family: one SKU from one source at one piece of work.
+
+    A family without a value keeps its place, so that its colour and letter stay its own in every chart.
+
+    Args:
+        what: One of `FIGURES`.
+    """
+    families: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        if row.configuration.coupling == "ddp":
+            families.setdefault(row.configuration.family, []).append(row)
+    found = []
+    for rows in families.values():
+        dots = []
+        for row in sorted(rows, key=lambda r: r.configuration.count):
+            figure = FIGURES[what](row)
+            if figure is not None:
+                dots.append(Dot(row.configuration.count, figure.value, figure.ci95, row.configuration.provenance))
+        first = rows[0].configuration
+        name = first.short_sku + ("" if first.provenance == "measured" else f" ({first.provenance})")
+        found.append(Series(name, tuple(dots)))
+    return found

@@ -198,6 +198,7 @@ def compare(
     comparison = Comparison(
         rows=tuple(chosen), baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices,
         left_out=tuple(others), apart=tuple(apart), excluded=tuple(excluded), refused=tuple(refused),
+        tokens_from=tokens_from,
     )  # fmt: skip
     from lorawatch.comparing.answer import sentences
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from lorawatch.analysis.interval import Figure, pooled
-from lorawatch.comparing.work import Work, facts, tokens_per_step
+from lorawatch.comparing.work import Work, assumed, facts, one_line, published_facts, tokens_per_step
 from lorawatch.published import PublishedRow
-from lorawatch.sanitize import clean
 from lorawatch.storage.configurations import RunSummary
+from lorawatch.storage.skus import short_name
 from lorawatch.text import number
 
 Provenance = Literal["measured", "published", "simulated", "extrapolated"]
@@ -26,17 +28,17 @@ class Configuration:
     Attributes:
         key: Unique and stable: what choices and baselines are remembered by.
         provenance: Where the figures come from; the four are never shown alike.
-        source: The runs' ids, or the published table's name.
-        sku: As sold; `CPU` for ranks on the CPU.
+        source: The runs' ids, or the published table's name; `reference`: its title and address, as far as they are told.
+        sku: As NVML or the table names it; `CPU` for ranks on the CPU.
         count: GPUs, or ranks on the CPU.
         coupling: `ddp`, or `separate`: as many one-GPU runs at the same time.
         family: What scaling is taken within: same work, SKU and source.
-        work: Facts that must agree; empty where a table does not tell them.
+        work: Facts that must agree.
         model, sequence_length: What a data set's tokens are counted with.
         tokens_per_step: Of one GPU, at full length; 1 where nothing tells.
         tok_s: Aggregate, with its 95% interval: Student's t across repeats, batch means within a single run.
         tok_per_j: Of the GPUs used; `tok_per_j_all` of every GPU in the host.
-        printed: A published table's cells as printed, by column name.
+        printed: A published table's cells as printed, by column name; epoch times by `epoch_cell`.
         settings: What may explain a difference without changing the work: torch, driver, power limit.
         marks: What a reader should know of this line: throttling, a failed run, what differs inside it.
     """
@@ -65,6 +67,7 @@ class Configuration:
     step_s: float | None = None
     final_loss: float | None = None
     created_at_s: float = 0.0
+    reference: str = ""
     printed: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
@@ -72,11 +75,12 @@ class Configuration:
 
     @property
     def short_sku(self) -> str:
-        return self.sku.removeprefix("NVIDIA ")
+        """The name by which measured and published rows meet: `RTX PRO 4500` of `NVIDIA RTX PRO 4500 Blackwell`."""
+        return short_name(self.sku).removeprefix("NVIDIA ")
 
     @property
     def label(self) -> str:
-        """`4 × RTX PRO 4500`, `2 × H100 80GB HBM3 separate`."""
+        """`4 × RTX PRO 4500`, `2 × H100 SXM separate`."""
         return f"{self.count} × {self.short_sku}" + (" separate" if self.coupling == "separate" else "")
 
 
@@ -103,9 +107,9 @@ def measured(
     for run in runs:
         why = _unusable(run, unfinished)
         if why is not None:
-            excluded.append(Excluded(run.run_id, clean(run.name), why))
+            excluded.append(Excluded(one_line(run.run_id), one_line(run.name), why))
             continue
-        sku = clean(run.sku) if run.sku else "CPU"
+        sku = one_line(run.sku) if run.sku else "CPU"
         simulated = SIMULATED_TAG in run.tags
         groups.setdefault((run.workload or run.name, sku, run.ranks, run.coupling, simulated), []).append(run)
     found = [_of_runs(list(group), key[1], recipes.get(key[0]), key[4]) for key, group in groups.items()]
@@ -131,11 +135,14 @@ def _shape(recipe: Mapping[str, Any] | None) -> _Shape:
 
 def _unusable(run: RunSummary, unfinished: bool) -> str | None:
     if run.state != "completed" and not unfinished:
-        after = f" after step {run.steps}" if run.steps else ""
-        return f"{run.state}{f' ({run.failure})' if run.failure else ''}{after}"
-    if run.tok_s is None or not run.tok_s > 0:
+        return _ended(run) + (f" after step {run.steps}" if run.steps else "")
+    if run.tok_s is None or not 0 < run.tok_s < math.inf:
         return "it has no measured steps that tell their tokens"
     return None
+
+
+def _ended(run: RunSummary) -> str:
+    return one_line(run.state) + (f" ({one_line(run.failure)})" if run.failure else "")
 
 
 def _of_runs(runs: Sequence[RunSummary], sku: str, recipe: Mapping[str, Any] | None, simulated: bool) -> Configuration:
@@ -146,13 +153,13 @@ def _of_runs(runs: Sequence[RunSummary], sku: str, recipe: Mapping[str, Any] | N
     return Configuration(
         key=f"{provenance}:{last.workload or last.name}:{sku}:{last.ranks}:{last.coupling}",
         provenance=provenance,
-        source=" ".join(r.run_id for r in runs),
-        name=clean(last.name),
+        source=" ".join(one_line(r.run_id) for r in runs),
+        name=one_line(last.name),
         sku=sku,
         count=last.ranks,
         coupling=last.coupling,
         family=f"{provenance}:{last.workload or last.name}:{sku}",
-        work=facts(recipe) if recipe is not None else {"command": clean(last.name)},
+        work=facts(recipe) if recipe is not None else {"command": one_line(last.name)},
         tok_s=tok_s,
         **_shape(recipe),
         runs=len(runs),
@@ -183,7 +190,7 @@ def _per_joule(runs: Sequence[RunSummary]) -> Figure | None:
 
 
 def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
-    ended = sorted({f"{r.state}{f' ({r.failure})' if r.failure else ''}" for r in runs if r.state != "completed"})
+    ended = sorted({_ended(r) for r in runs if r.state != "completed"})
     if ended:
         yield f"with a run that {' or '.join(ended)}: its steps until then"
     throttled = max((r.throttled_share or 0.0 for r in runs), default=0.0)
@@ -196,9 +203,10 @@ def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
     for what, values in (
         ("torch", {r.torch_version for r in runs}),
         ("driver", {r.driver_version for r in runs}),
-        ("hosts", {r.host for r in runs}),
+        ("power limit", {_power_limit(r) for r in runs}),
+        ("host", {r.host for r in runs}),
     ):
-        known = sorted(clean(v) for v in values if v)
+        known = sorted(one_line(v) for v in values if v)
         if len(known) > 1:
             yield f"its runs differ in {what}: {', '.join(known)}"
 
@@ -208,38 +216,60 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def published(rows: Iterable[PublishedRow]) -> list[Configuration]:
-    """The systems of published tables; rows that are only epoch estimates of the same systems are left out."""
-    found = []
+def published(rows: Sequence[PublishedRow]) -> list[Configuration]:
+    """The systems of published tables; rows that are only epoch estimates of them lend their printed times."""
+    times: dict[str, dict[str, str]] = {}
     for row in rows:
-        if row.tok_s is None or row.tok_s <= 0:
+        if row.dataset_tokens is not None and row.epoch_time is not None:
+            times.setdefault(published_key(row), {})[epoch_cell(row.dataset_tokens)] = one_line(row.epoch_time)
+    found: dict[str, Configuration] = {}
+    for row in rows:
+        key = published_key(row)
+        if row.tok_s is None or not 0 < row.tok_s < math.inf or row.gpu_count < 1 or key in found:
             continue
-        source, sku = clean(row.source), clean(row.sku)
+        source = one_line(row.source)
         per_joule = row.tok_s / row.avg_power_w if row.avg_power_w else row.tok_per_j
-        found.append(
-            Configuration(
-                key=f"published:{source}:{sku}:{row.gpu_count}",
-                provenance="published",
-                source=source,
-                name=source,
-                sku=sku,
-                count=row.gpu_count,
-                coupling="ddp",
-                family=f"published:{source}:{sku}",
-                work=facts(row.work) if row.work else {},
-                tok_s=Figure(row.tok_s, None),
-                **_shape(row.work),
-                tok_per_j=Figure(per_joule, None) if per_joule else None,
-                avg_power_w=row.avg_power_w,
-                printed={k: clean(v) for k, v in row.printed.items()},
-                marks=(clean(row.note),) if row.note else (),
-            )
+        marks = [one_line(row.note)] if row.note else []
+        if assumed(row.work):
+            marks.append(f"its table does not tell {' and '.join(assumed(row.work))}: taken to be lorawatch's default")
+        found[key] = Configuration(
+            key=key,
+            provenance="published",
+            source=source,
+            name=source,
+            sku=one_line(row.sku),
+            count=row.gpu_count,
+            coupling="ddp",
+            family=key.rpartition(":")[0],
+            work=published_facts(row.work, row.source),
+            tok_s=Figure(row.tok_s, None),
+            **_shape(row.work),
+            tok_per_j=Figure(per_joule, None) if per_joule else None,
+            avg_power_w=row.avg_power_w,
+            reference=", ".join(one_line(text) for text in (row.title, row.url) if text),
+            printed={k: one_line(v) for k, v in row.printed.items()} | times.get(key, {}),
+            marks=tuple(marks),
         )
-    return found
+    return list(found.values())
+
+
+def published_key(row: PublishedRow) -> str:
+    """The key of a published row's configuration. Tables of one source may differ in the work of their rows."""
+    work = f":{zlib.crc32(repr(row.work).encode()):08x}" if row.work else ""
+    return f"published:{one_line(row.source)}{work}:{one_line(row.sku)}:{row.gpu_count}"
+
+
+def epoch_cell(tokens: int) -> str:
+    """The name under which a printed epoch time stands among a configuration's printed cells."""
+    return f"epoch_time of {tokens}"
 
 
 def _settings(run: RunSummary) -> dict[str, str]:
-    found = {"torch": run.torch_version, "driver": run.driver_version}
-    if run.power_limit_w and run.gpu_count:
-        found["power limit"] = f"{number(run.power_limit_w / run.gpu_count)} W a GPU"
-    return {name: clean(value) for name, value in found.items() if value}
+    found = {"torch": run.torch_version, "driver": run.driver_version, "power limit": _power_limit(run)}
+    return {name: one_line(value) for name, value in found.items() if value}
+
+
+def _power_limit(run: RunSummary) -> str | None:
+    if not run.power_limit_w or not run.gpu_count:
+        return None
+    return f"{number(run.power_limit_w / run.gpu_count)} W a GPU"

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lorawatch.comparing.configuration import Configuration, Excluded, measured, published
+from lorawatch.comparing.configuration import (
+    Configuration,
+    Excluded,
+    epoch_cell,
+    measured,
+    published,
+    published_key,
+)
+from lorawatch.comparing.work import one_line
+from lorawatch.errors import UsageError
+from lorawatch.printed import compact
 from lorawatch.published import PublishedRow, builtin_rows, differences
 from lorawatch.storage.configurations import RunSummary, run_summaries
 from lorawatch.storage.published import list_published
@@ -40,11 +50,14 @@ def gather(
         unfinished: Take runs that failed or were stopped too.
 
     Raises:
+        UsageError: No run has that recipe, tag or sweep.
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
     runs, recipes = run_summaries(deadline_s=deadline_s)
     wanted = [r for r in runs if _wanted(r, name, tag, sweep)]
+    if not wanted and (name is not None or tag is not None or sweep is not None):
+        raise _no_such_run(runs, name, tag, sweep)
     found, excluded = measured(wanted, recipes, unfinished=unfinished)
     rows: Sequence[PublishedRow] = (list_published() or builtin_rows()) if with_published else ()
     return Gathered((*found, *published(rows)), tuple(excluded), _differences(rows))
@@ -59,10 +72,23 @@ def _wanted(run: RunSummary, name: str | None, tag: str | None, sweep: str | Non
 
 
 def _differences(rows: Sequence[PublishedRow]) -> dict[str, dict[str, str]]:
-    keys = {c.source + c.sku + str(c.count): c.key for c in published(rows)}
     found: dict[str, dict[str, str]] = {}
     for differs in differences(rows):
-        key = keys.get(differs.row.source + differs.row.sku + str(differs.row.gpu_count))
-        if key is not None and differs.row.tok_s is not None:
-            found.setdefault(key, {})[differs.column] = f"{differs.computed:.4g} ({differs.reason})"
+        tokens = differs.row.dataset_tokens
+        column = epoch_cell(tokens) if differs.column == "epoch_time" and tokens is not None else differs.column
+        told = f"{compact(differs.computed, differs.printed)} ({differs.reason})"
+        found.setdefault(published_key(differs.row), {})[column] = told
     return found
+
+
+def _no_such_run(runs: Sequence[RunSummary], name: str | None, tag: str | None, sweep: str | None) -> UsageError:
+    wanted = [
+        f"{what} {value!r}" for what, value in (("recipe", name), ("tag", tag), ("sweep", sweep)) if value is not None
+    ]
+    if not runs:
+        return UsageError("no run has been recorded yet", hint="record one: lorawatch --record")
+    names = list(dict.fromkeys(one_line(r.name) for r in reversed(runs)))
+    return UsageError(
+        f"no recorded run has {' and '.join(wanted)}",
+        hint=f"recipes there are: {', '.join(names[:8])}; lorawatch runs lists the runs",
+    )

@@ -7,10 +7,25 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from lorawatch.sanitize import clean
+
 Work = Mapping[str, str]
 """Fact → value, in words and in the order in which people name them."""
 
 POSITIONS = "positions computed, padding included"
+NOT_TOLD = "not told"
+"""The fact that lists what a published table leaves open."""
+_LONGEST = 200
+# What a published table must tell to stand beside anything else, with the recipe's section and key.
+_MUST_TELL = {
+    "model": ("model", "name"),
+    "precision": ("model", "dtype"),
+    "LoRA": ("lora", "rank"),
+    "sequence length": ("data", "sequence_length"),
+    "batch per GPU": ("train", "batch_size_per_gpu"),
+}
+# What tables rarely tell: taken to be a recipe's default, which the row then says.
+_ASSUMED = {"LoRA targets": ("lora", "targets"), "engine": ("train", "engine")}
 
 
 def facts(recipe: Mapping[str, Any]) -> Work:
@@ -22,12 +37,13 @@ def facts(recipe: Mapping[str, Any]) -> Work:
     model, lora = _section(recipe, "model"), _section(recipe, "lora")
     data, train = _section(recipe, "data"), _section(recipe, "train")
     targets = lora.get("targets") or ["q_proj", "v_proj"]
+    targets = [targets] if isinstance(targets, str) else sorted(str(t) for t in targets)
     batch, accumulated = train.get("batch_size_per_gpu", 2), train.get("gradient_accumulation", 1)
     source = data.get("source", "synthetic")
     found = {
         "model": shape_name(str(model.get("name", "?"))),
         "precision": _precision(model),
-        "LoRA": f"rank {lora.get('rank', 16)} on {', '.join([targets] if isinstance(targets, str) else sorted(targets))}",
+        "LoRA": f"rank {lora.get('rank', 16)} on {', '.join(targets)}",
         "sequence length": f"{data.get('sequence_length', 512)} tokens",
         "batch per GPU": f"{batch}" + (f" × {accumulated} accumulated" if accumulated != 1 else ""),
         "engine": str(train.get("engine", "reference")),
@@ -41,7 +57,23 @@ def facts(recipe: Mapping[str, Any]) -> Work:
             found["LoRA"] += f", {extra.removeprefix('use_')}"
     if train.get("gradient_checkpointing"):
         found["gradient checkpointing"] = "on"
-    return found
+    return {name: one_line(value) for name, value in found.items()}
+
+
+def published_facts(work: Mapping[str, Any] | None, source: str) -> Work:
+    """The facts of a published table: those it tells, and which of the needed ones it does not.
+
+    A table that leaves some open agrees with nothing but itself, since nobody can know.
+    """
+    work = work or {}
+    missing = [name for name, where in _MUST_TELL.items() if not _tells(work, where)]
+    found = {name: value for name, value in facts(work).items() if name not in missing}
+    return found | {NOT_TOLD: f"{', '.join(missing)} (by {one_line(source)})"} if missing else found
+
+
+def assumed(work: Mapping[str, Any] | None) -> list[str]:
+    """What a published table does not tell and is taken to be a recipe's default: `LoRA targets`, `engine`."""
+    return [name for name, where in _ASSUMED.items() if not _tells(work or {}, where)]
 
 
 def tokens_per_step(recipe: Mapping[str, Any]) -> float:
@@ -54,30 +86,60 @@ def tokens_per_step(recipe: Mapping[str, Any]) -> float:
 
 def differences(one: Work, other: Work) -> list[str]:
     """What keeps two configurations from being compared: `batch per GPU 8, not 2`; empty where it is the same work."""
-    names = [*one, *(n for n in other if n not in one)]
-    return [f"{n} {one.get(n, 'off')}, not {other.get(n, 'off')}" for n in names if one.get(n) != other.get(n)]
+    commands = one.get("command"), other.get("command")
+    if commands != (None, None):
+        if commands[0] == commands[1]:
+            return []
+        return [f"the command {name}, whose work is not known" for name in commands if name is not None]
+    untold = one.get(NOT_TOLD) != other.get(NOT_TOLD)
+    names = [n for n in [*one, *(n for n in other if n not in one)] if n != NOT_TOLD]
+    found = []
+    for name in names:
+        if name in _MUST_TELL and (name not in one or name not in other):
+            found.append(f"{name} not told")
+        elif one.get(name) != other.get(name):
+            found.append(f"{name} {one.get(name, 'off')}, not {other.get(name, 'off')}")
+    return found or ["neither table tells all of its work"] if untold else found
 
 
 def words(work: Work) -> str:
     """One line for people: what all of a table's rows compute."""
-    shown = [f"{work['model']} {work['precision']}", f"LoRA {work['LoRA']}"] if "model" in work else []
-    if "sequence length" in work:
-        shown += [f"batch {work['batch per GPU']} × {work['sequence length']}", f"engine {work['engine']}"]
-    if "gradient checkpointing" in work:
-        shown.append("gradient checkpointing")
     if "command" in work:
-        shown.append(work["command"])
-    return " · ".join(shown)
+        return f"the command {work['command']}"
+    shown = [" ".join(work[name] for name in ("model", "precision") if name in work)]
+    shown += [f"LoRA {work['LoRA']}"] if "LoRA" in work else []
+    size = [f"batch {work['batch per GPU']}"] if "batch per GPU" in work else []
+    size += [work["sequence length"]] if "sequence length" in work else []
+    shown.append(" × ".join(size))
+    shown += [f"engine {work['engine']}"] if "engine" in work else []
+    shown += [f"rows {work['rows']}"] if work.get("rows", "full length") != "full length" else []
+    shown += ["gradient checkpointing"] if "gradient checkpointing" in work else []
+    shown += [f"not told: {work[NOT_TOLD]}"] if NOT_TOLD in work else []
+    return " · ".join(part for part in shown if part)
 
 
 def shape_name(model: str) -> str:
-    """The name under which a model's shape is known: other names of the same shape give the same."""
-    return _aliases().get(model, model)
+    """The name under which a model's shape is known: other names of the same shape give the same.
+
+    A name may lack its owner, as in published tables, where only one owner's model is called so.
+    """
+    name = model.casefold()
+    return _shapes().get(name, _shapes().get("/" + name, model))
+
+
+def one_line(text: str) -> str:
+    """Text from outside as it may stand in a table: harmless, in one line, not longer than a cell can be."""
+    text = " ".join(clean(text).split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = recipe.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def _tells(work: Mapping[str, Any], where: tuple[str, str]) -> bool:
+    return _section(work, where[0]).get(where[1]) is not None
 
 
 def _precision(model: Mapping[str, Any]) -> str:
@@ -86,8 +148,15 @@ def _precision(model: Mapping[str, Any]) -> str:
 
 
 @functools.cache
-def _aliases() -> Mapping[str, str]:
+def _shapes() -> Mapping[str, str]:
+    """Names in small letters → the shape's name; `/name` stands for the name without its owner, where that is unique."""
     import yaml
 
     table = yaml.safe_load((resources.files("lorawatch.assets") / "models.yaml").read_text(encoding="utf-8"))
-    return {alias: name for name, entry in table.items() for alias in entry.get("aliases", ())}
+    found: dict[str, str] = {}
+    bare: dict[str, set[str]] = {}
+    for name, entry in table.items():
+        for alias in (name, *entry.get("aliases", ())):
+            found[alias.casefold()] = name
+            bare.setdefault("/" + alias.rpartition("/")[2].casefold(), set()).add(name)
+    return found | {alias: next(iter(names)) for alias, names in bare.items() if len(names) == 1}

@@ -1,51 +1,30 @@
-"""Runs: the history. A run opens to its curves, ranks, events and recipe."""
+"""Runs: the history. A run opens to its curves, figures, ranks, events, log and recipe."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from rich.console import JustifyMethod
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.timer import Timer
 from textual.widgets import DataTable, Input, Static
 
-from lorawatch.sanitize import clean
+from lorawatch.rundir import ENDED
 from lorawatch.screens.background import Answered
 from lorawatch.screens.base import HouseScreen
-from lorawatch.text import MISSING, duration, gib, number
+from lorawatch.screens.run_rows import COLUMNS, Column, cells, load_runs, sort_key, widths
+from lorawatch.screens.run_words import ask_delete, ask_tags
 
-SHOWN = 300  # rows in the table at once; the filter reaches all
+SHOWN = 100  # rows put into the table at once: more than a screen has, and quick enough to be made at every key
 RETRY_S = 2.0
-_GLYPH = {"running": "▶", "starting": "◌", "queued": "◌", "stopping": "■", "completed": "✓", "stopped": "■", "failed": "✗",
-          "lost": "✗"}  # fmt: skip
-COLUMNS: tuple[tuple[str, str, int], ...] = (
-    # heading, key to sort by, least width of the terminal
-    ("run", "run_id", 0),
-    ("recipe", "name", 0),
-    ("state", "state", 0),
-    ("where", "sku", 70),
-    ("steps", "steps", 100),
-    ("tok/s", "tok_s", 0),
-    ("tok/J", "tok_per_j", 90),
-    ("VRAM", "peak_vram_bytes", 110),
-    ("loss", "final_loss", 60),
-    ("time", "duration_s", 80),
-    ("tags", "tags", 120),
-)
+REFRESH_S = 5.0
 
 
-def load_runs() -> list[dict[str, Any]]:
-    """All runs of the history; runs whose recorder died are brought in first where that is quick."""
-    from lorawatch.storage.queries import list_runs
+class RunTable(DataTable[Text]):
+    """The table, with its most used key named in the footer."""
 
-    return list_runs(limit=None, deadline_s=0.5)
-
-
-def where_words(row: dict[str, Any]) -> str:
-    """`4×RTX PRO 4500`, `2×cpu`."""
-    sku = clean(row["sku"] or "").removeprefix("NVIDIA ")
-    return f"{row['gpu_count']}×{sku}" if sku else f"{row['world_size'] or 1}×{row['device'] or 'process'}"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]
 
 
 class RunsScreen(HouseScreen):
@@ -53,13 +32,14 @@ class RunsScreen(HouseScreen):
 
     MODE = "runs"
     HELP = """\
-All runs in the history, latest first. Enter opens one: its curves, ranks, events and recipe.
+All runs in the history, latest first. Enter opens one: its curves, figures, ranks, events, log and recipe.
 
-/ filters: every word must be found in a run's id, recipe, state, GPU or tags. o sorts by the next column, O turns the
-order around; a click on a heading does both. r replays a run. t changes its tags; d deletes it with its directory
-(asked first). g reads the history again."""
+/ filters: every word must be found in a run's id, recipe, state, GPU or tags; escape shows all again. o sorts by the next
+column, O turns the order around; a click on a heading does both. left and right scroll to the columns there is no room
+for. More rows come as you scroll down.
+
+r replays a run. t changes its tags; d deletes it with its directory (asked first). g reads the history again."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("o", "sort", "Sort"),
         Binding("O", "turn", "Turn order", show=False),
@@ -68,9 +48,10 @@ order around; a click on a heading does both. r replays a run. t changes its tag
         Binding("d", "delete", "Delete"),
         Binding("g", "reload", "Read again", show=False),
         Binding("escape", "clear_filter", "Clear filter", show=False),
+        Binding("down", "leave_filter", "To the table", show=False),
     ]
     CSS = """
-    RunsScreen DataTable { height: 1fr; background: $background; }
+    RunsScreen DataTable { height: 1fr; background: $background; scrollbar-size-vertical: 1; }
     RunsScreen #filter { height: 1; border: none; display: none; background: $surface; padding: 0 1; }
     RunsScreen #filter.open { display: block; }
     RunsScreen #said { height: auto; padding: 0 1; color: $text-muted; }
@@ -79,19 +60,26 @@ order around; a click on a heading does both. r replays a run. t changes its tag
     def __init__(self) -> None:
         super().__init__()
         self._rows: list[dict[str, Any]] = []
-        self._sort = 0
-        self._down = True
-        self._asked = False
-        self._drawn_width = 0
+        self._found: list[dict[str, Any]] = []
+        self._cells: dict[str, list[str]] = {}
+        self._sort = COLUMNS[0]
+        self._down = COLUMNS[0].down
+        self._drawn_for: tuple[Any, ...] = ()
+        self._timer: Timer | None = None
 
     def compose_body(self) -> ComposeResult:
         yield Input(placeholder="filter: words of id, recipe, state, GPU, tags", id="filter")
-        table: DataTable[Text] = DataTable(cursor_type="row", zebra_stripes=True)
-        yield table
+        yield RunTable(cursor_type="row", zebra_stripes=True, fixed_columns=1)
         yield Static("reading the history …", id="said")
 
     def on_mount(self) -> None:
-        self.query_one(DataTable).focus()
+        table = self.query_one(DataTable)
+        table.focus()
+        for moved in ("scroll_y", "cursor_coordinate"):  # later: clearing the table moves both in its midst
+            self.watch(table, moved, self._moved, init=False)
+
+    def _moved(self) -> None:
+        self.call_later(self._more)
 
     def on_screen_resume(self) -> None:
         self.action_reload()
@@ -99,62 +87,121 @@ order around; a click on a heading does both. r replays a run. t changes its tag
     def action_reload(self) -> None:
         self.house.background.ask(self, "runs", load_runs)
 
+    def _reload_in(self, seconds: float) -> None:
+        """Read again after a while, once, if anybody looks."""
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(seconds, self._reload_if_seen)
+
+    def _reload_if_seen(self) -> None:
+        if self.is_current:
+            self.action_reload()
+
     def on_answered(self, message: Answered) -> None:
         if message.error is not None:
-            self.query_one("#said", Static).update(Text(f"! {message.error.message}; trying again"))
-            self.set_timer(RETRY_S, self.action_reload)
-            return
-        if message.key == "runs":
+            if message.key == "runs":
+                self._say(f"! {message.error.message}; trying again")
+                self._reload_in(RETRY_S)
+            else:
+                self.notify(str(message.error), severity="error", markup=False)
+        elif message.key == "runs":
             self._rows = message.value
             self._draw()
+            if any(r["state"] not in ENDED for r in self._rows):
+                self._reload_in(REFRESH_S)
         else:  # a change was made
             self.action_reload()
 
     def on_resize(self, event: Any) -> None:
         super().on_resize(event)
-        if self._rows and self.size.width != self._drawn_width:
+        if self._rows:
             self._draw()
+
+    # --- the table
 
     def _matching(self) -> list[dict[str, Any]]:
         words = self.query_one("#filter", Input).value.lower().split()
-
-        def text(row: dict[str, Any]) -> str:
-            return " ".join(
-                str(v) for v in (row["run_id"], row["name"], row["state"], row["failure"] or "", where_words(row),
-                                 *(row["tags"] or ()))
-            ).lower()  # fmt: skip
-
-        found = [r for r in self._rows if all(w in text(r) for w in words)] if words else list(self._rows)
-        key = COLUMNS[self._sort][1]
-        known = [r for r in found if r[key] not in (None, [])]
-        known.sort(key=lambda r: r[key] if not isinstance(r[key], str) else r[key].lower(), reverse=self._down)
-        return known + [r for r in found if r[key] in (None, [])]
+        found = [r for r in self._rows if all(w in r["search"] for w in words)] if words else self._rows
+        known = [(k, r) for r in found if (k := sort_key(r, self._sort.key)) is not None]
+        known.sort(key=lambda pair: pair[0], reverse=self._down)
+        return [r for _, r in known] + [r for r in found if sort_key(r, self._sort.key) is None]
 
     def _draw(self) -> None:
+        """Bring the table up to date; rows that stay where they are change only where they say something else."""
         table = self.query_one(DataTable)
-        chosen = self.chosen()
-        rows = self._matching()
-        width = self._drawn_width = self.size.width
-        columns = [c for c in COLUMNS if width >= c[2]]
+        chosen, scrolled = self.chosen(), table.scroll_offset
+        before = [r["run_id"] for r in self._found[: len(self._cells)]]
+        self._found = self._matching()
+        layout = (self._sort, self._down, self.size.width)
+        count = max(len(self._cells), SHOWN) if layout == self._drawn_for else SHOWN
+        same = layout == self._drawn_for and before == [r["run_id"] for r in self._found[:count]]
         with self.app.batch_update():
-            table.clear(columns=True)
-            for heading, key, _ in columns:
-                mark = (" ▼" if self._down else " ▲") if key == COLUMNS[self._sort][1] else ""
-                table.add_column(Text(heading + mark), key=key)
-            for row in rows[:SHOWN]:
-                table.add_row(*(_cell(row, key) for _, key, _ in columns), key=row["run_id"])
-            if chosen is not None and any(r["run_id"] == chosen for r in rows[:SHOWN]):
-                table.move_cursor(row=table.get_row_index(chosen))
-        total = len(self._rows)
+            if same:
+                for row in self._found[:count]:
+                    self._change(table, row)
+            else:
+                self._drawn_for = layout
+                self._refill(table, count, chosen)
+                if chosen in self._cells:
+                    table.scroll_to(scrolled.x, scrolled.y, animate=False)
+        self._say_count()
+
+    def _refill(self, table: DataTable[Text], count: int, chosen: str | None) -> None:
+        table.clear(columns=True)
+        self._cells = {}
+        for column, width in zip(COLUMNS, widths(self.size.width - 1), strict=True):
+            mark = ("▼" if self._down else "▲") if column is self._sort else ""
+            heading = f"{column.heading}{' ' if len(column.heading) + 1 < width else ''}{mark}"
+            table.add_column(Text(heading, justify="right" if column.right else "left"), key=column.key, width=width)
+        self._append(table, count)
+        if chosen in self._cells:
+            table.move_cursor(row=table.get_row_index(chosen))
+
+    def _append(self, table: DataTable[Text], count: int) -> None:
+        for row in self._found[len(self._cells) : len(self._cells) + count]:
+            texts = self._cells[row["run_id"]] = cells(row, narrow=self.size.width < 110)
+            table.add_row(*map(self._text, COLUMNS, texts), key=row["run_id"])
+
+    def _change(self, table: DataTable[Text], row: dict[str, Any]) -> None:
+        texts = cells(row, narrow=self.size.width < 110)
+        old = self._cells[row["run_id"]]
+        for column, text, was in zip(COLUMNS, texts, old, strict=True):
+            if text != was:
+                table.update_cell(row["run_id"], column.key, self._text(column, text))
+        self._cells[row["run_id"]] = texts
+
+    def _text(self, column: Column, text: str) -> Text:
+        style = ""
+        if column.key == "state" and text[:1] in "✗▶":
+            style = self.app.theme_variables.get("error" if text[0] == "✗" else "success", "")
+        return Text(
+            text, style if style.startswith("#") else "", justify="right" if column.right else "left", no_wrap=True
+        )
+
+    def _more(self) -> None:
+        """Put further rows into the table when its end comes near."""
+        table = self.query_one(DataTable)
+        shown = len(self._cells)
+        last = max(table.cursor_row, int(table.scroll_y) + table.size.height)
+        if self._drawn_for and last >= shown - 10 and shown < len(self._found):
+            with self.app.batch_update():
+                self._append(table, SHOWN)
+            self._say_count()
+
+    def _say_count(self) -> None:
+        total, found, shown = len(self._rows), len(self._found), len(self._cells)
         if not total:
             said = "no run yet: 3 launches the first, or lorawatch --record in a shell"
-        elif len(rows) > SHOWN:
-            said = f"{SHOWN} of {len(rows):,} runs shown; / narrows them"
+        elif found > shown:
+            said = f"{shown:,} of {found:,} runs shown; more come as you scroll, / narrows them"
+        elif found < total:
+            said = f"{found:,} of {total:,} runs; escape shows all"
         else:
-            said = (
-                f"{len(rows):,} of {total:,} runs" if len(rows) < total else f"{total:,} run{'s' if total != 1 else ''}"
-            )
-        self.query_one("#said", Static).update(Text(said))
+            said = f"{total:,} run{'s' if total != 1 else ''}"
+        self._say(said)
+
+    def _say(self, words: str) -> None:
+        self.query_one("#said", Static).update(Text(words))
 
     def chosen(self) -> str | None:
         """The id under the cursor."""
@@ -169,11 +216,22 @@ order around; a click on a heading does both. r replays a run. t changes its tag
         self.action_open()
 
     def on_data_table_header_selected(self, event: DataTable.HeaderSelected) -> None:
-        keys = [c[1] for c in COLUMNS]
-        index = keys.index(str(event.column_key.value))
-        self._down = not self._down if index == self._sort else True
-        self._sort = index
+        column = next(c for c in COLUMNS if c.key == event.column_key.value)
+        if column is self._sort:
+            self.action_turn()
+        else:
+            self._sort_by(column)
+
+    def _sort_by(self, column: Column) -> None:
+        self._sort, self._down = column, column.down
         self._draw()
+        table = self.query_one(DataTable)
+        ends = [0]
+        for width in widths(self.size.width - 1):
+            ends.append(ends[-1] + width + 2)
+        at = COLUMNS.index(column)
+        if ends[at + 1] > table.scroll_x + self.size.width - 1 or (at and ends[at] < table.scroll_x + ends[1]):
+            table.scroll_to(x=ends[at + 1] - self.size.width + 1, animate=False)
 
     def action_open(self) -> None:
         chosen = self.chosen()
@@ -193,6 +251,9 @@ order around; a click on a heading does both. r replays a run. t changes its tag
         box.remove_class("open")
         self.query_one(DataTable).focus()
 
+    def action_leave_filter(self) -> None:
+        self.query_one(DataTable).focus()
+
     def on_input_changed(self, event: Input.Changed) -> None:
         self._draw()
 
@@ -200,10 +261,7 @@ order around; a click on a heading does both. r replays a run. t changes its tag
         self.query_one(DataTable).focus()
 
     def action_sort(self) -> None:
-        shown = [i for i, c in enumerate(COLUMNS) if self.size.width >= c[2]]
-        self._sort = shown[(shown.index(self._sort) + 1) % len(shown)] if self._sort in shown else 0
-        self._down = True
-        self._draw()
+        self._sort_by(COLUMNS[(COLUMNS.index(self._sort) + 1) % len(COLUMNS)])
 
     def action_turn(self) -> None:
         self._down = not self._down
@@ -216,58 +274,11 @@ order around; a click on a heading does both. r replays a run. t changes its tag
 
     def action_delete(self) -> None:
         chosen = self.chosen()
-        if chosen is None:
-            return
-        from lorawatch.screens.confirm import Confirm
-
-        def answered(yes: bool | None) -> None:
-            if yes:
-                from lorawatch.storage.edit import delete_run
-
-                self.house.background.ask(self, "changed", lambda: delete_run(chosen))
-
-        self.app.push_screen(
-            Confirm(f"Delete run {chosen} from the history, with its journals, checkpoints and adapter?"), answered
-        )
+        if chosen is not None:
+            ask_delete(self, chosen)
 
     def action_tag(self) -> None:
         chosen = self.chosen()
         row = next((r for r in self._rows if r["run_id"] == chosen), None)
-        if row is None or chosen is None:
-            return
-        from lorawatch.screens.confirm import Ask
-
-        def answered(text: str | None) -> None:
-            if text is not None:
-                from lorawatch.storage.edit import set_tags
-
-                tags = [clean(w) for w in text.replace(",", " ").split()]
-                self.house.background.ask(self, "changed", lambda: set_tags(chosen, tags))
-
-        self.app.push_screen(Ask(f"Tags of {chosen}, separated by spaces", " ".join(row["tags"] or ())), answered)
-
-
-def _cell(row: dict[str, Any], key: str) -> Text:
-    value = row[key]
-    right: JustifyMethod = "right"
-    match key:
-        case "state":
-            return Text(f"{_GLYPH.get(value, '·')} {value}" + (f" {row['failure']}" if row["failure"] else ""))
-        case "sku":
-            return Text(where_words(row)[:28])
-        case "tags":
-            return Text(" ".join(clean(t) for t in value or ())[:40])
-        case "tok_s":
-            return Text(number(value), justify=right)
-        case "tok_per_j":
-            return Text(number(value, 1), justify=right)
-        case "final_loss":
-            return Text(number(value, 3), justify=right)
-        case "peak_vram_bytes":
-            return Text(gib(value), justify=right)
-        case "duration_s":
-            return Text(duration(value), justify=right)
-        case "steps":
-            return Text(MISSING if value is None else f"{value:,}", justify=right)
-        case _:
-            return Text(" ".join(clean(str(value)).split())[:24])
+        if row is not None and chosen is not None:
+            ask_tags(self, chosen, row["tags"] or ())

@@ -1,65 +1,261 @@
-"""A run's curves, thinned in the database: each bin keeps its lowest and highest value, so that no spike is hidden."""
+"""A run's curves, thinned in the database: each bin keeps its lowest and highest value, so that no spike is hidden.
+
+Over time a step stands where it ended and a sample where it was taken. Over steps a step that was repeated after a restart
+counts as it was computed last, and a sample belongs to the step it fell into; samples before, between and after the steps
+(loading, an evaluation, a checkpoint) are on the axis of time only.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lorawatch import paths
 from lorawatch.storage.connection import reading
+from lorawatch.storage.engine import Connection
 
-BINS = 400
-Thinned = tuple[float, float, list[float], list[float]]
-"""Start (unix s), bin width (s), lowest and highest value a bin; NaN where nothing was recorded."""
+BINS = 500
+JOIN_S = 0.05  # ends of neighbouring steps are read by several clocks; a sample in so short a gap is no pause's
+Axis = Literal["time", "step"]
+STEP_CURVES = ("tok_s", "loss")
+SAMPLE_CURVES = ("power_w", "memory_bytes", "temperature_c")
 
-_STEPS = """
-WITH whole AS (
-    SELECT epoch(max(ended_at)) AS t, sum(tokens) / nullif(max(duration_s), 0) AS tok_s, max(phase) AS phase,
-        coalesce(sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)) AS loss
-    FROM steps WHERE run_id = $1 GROUP BY attempt, step
-), span AS (SELECT min(t) AS b, greatest((max(t) - min(t)) / $2, 1e-3) AS w FROM whole)
-SELECT any_value(b), any_value(w), least(floor((t - b) / w), $2 - 1)::INTEGER AS bin,
-    min(tok_s) FILTER (phase = 'train'), max(tok_s) FILTER (phase = 'train'), min(loss), max(loss)
-FROM whole, span GROUP BY bin ORDER BY bin"""
 
-_SAMPLES = """
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """A curve in bins of equal width.
+
+    Attributes:
+        start: The first bin's left edge: unix seconds, or a step.
+        width: What a bin covers, in the same unit; whole steps over steps.
+        low, high: Extremes a bin, NaN where nothing was recorded.
+        mean: Of the values in a bin.
+    """
+
+    start: float
+    width: float
+    low: list[float]
+    high: list[float]
+    mean: list[float]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A run's curves over one axis.
+
+    Attributes:
+        axis: `time` in unix seconds, or `step`; step n covers n to n + 1.
+        begin, end: The whole run on this axis, whatever part of it the curves show.
+        began_at: Unix time of the run's first reading.
+        steps: The last step.
+        window: The part that the curves show.
+        series: By rank, or under None for all ranks together, the curves by name: `tok_s`, `loss`, `power_w`,
+            `memory_bytes`, `temperature_c`; `loss_bad`, how many losses were NaN or infinite; and for the cursor `step`
+            over time and `at` (unix seconds) over steps. What was not recorded is absent.
+    """
+
+    axis: Axis
+    begin: float
+    end: float
+    began_at: float
+    steps: int
+    window: tuple[float, float]
+    series: dict[int | None, dict[str, Thinned]] = field(default_factory=dict)
+
+
+# The latest attempt's word on a step, where several attempts have taken it; `v_steps` says the same.
+_LATEST = "QUALIFY attempt = max(attempt) OVER (PARTITION BY step)"
+_TOGETHER = """
 WITH mine AS (
-    SELECT epoch(s.sampled_at) AS t, s.power_w, s.memory_used_bytes, s.temperature_c FROM gpu_samples AS s
-    WHERE s.run_id = $1 AND s.gpu_uuid IN (SELECT gpu_uuid FROM gpus WHERE run_id = $1 AND used)
-), span AS (SELECT min(t) AS b, greatest((max(t) - min(t)) / $2, 1e-3) AS w FROM mine)
-SELECT any_value(b), any_value(w), least(floor((t - b) / w), $2 - 1)::INTEGER AS bin,
-    min(power_w), max(power_w), min(memory_used_bytes), max(memory_used_bytes), min(temperature_c), max(temperature_c)
-FROM mine, span GROUP BY bin ORDER BY bin"""
+    SELECT NULL::INTEGER AS rank, step, epoch(max(ended_at)) AS t,
+        CASE WHEN max(phase) = 'train' THEN sum(tokens) / nullif(max(duration_s), 0) END AS tok_s,
+        coalesce(sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)) AS loss
+    FROM steps WHERE run_id = $1 GROUP BY attempt, step {latest}
+)"""
+_BY_RANK = """
+WITH mine AS (
+    SELECT rank, step, epoch(ended_at) AS t, loss,
+        CASE WHEN phase = 'train' THEN tokens / nullif(duration_s, 0) END AS tok_s
+    FROM steps WHERE run_id = $1 {latest}
+)"""
+_BIN = "least(floor(({x} - $2) / $3), $4 - 1)::INTEGER AS bin"
+_STEPS = """
+SELECT rank, {bin}, min(tok_s), max(tok_s), avg(tok_s), min(loss) FILTER (isfinite(loss)),
+    max(loss) FILTER (isfinite(loss)), avg(loss) FILTER (isfinite(loss)), min({other}), max({other}), avg({other}),
+    nullif(count(*) FILTER (NOT isfinite(loss)), 0) AS bad, bad, bad
+FROM mine WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
+_USED = """
+taken AS (
+    SELECT NULL::INTEGER AS rank, epoch(sampled_at) AS t, power_w, memory_used_bytes, temperature_c FROM gpu_samples
+    WHERE run_id = $1 AND gpu_uuid IN (SELECT gpu_uuid FROM gpus WHERE run_id = $1 AND used)
+)"""
+_HELD = """
+held AS (
+    SELECT rank, arg_max(gpu_uuid, attempt) AS gpu_uuid FROM ranks WHERE run_id = $1 GROUP BY rank
+), taken AS (
+    SELECT rank, epoch(sampled_at) AS t, power_w, memory_used_bytes, temperature_c
+    FROM gpu_samples JOIN held USING (gpu_uuid) WHERE run_id = $1
+)"""
+# The steps' own times: the next step to end is the one that a sample fell into, if that had begun.
+_STEP_OF = """
+spans AS (
+    SELECT step, min(epoch(ended_at) - duration_s) AS began, max(epoch(ended_at)) AS ended
+    FROM steps WHERE run_id = $1 GROUP BY attempt, step {latest}
+), mine AS (
+    SELECT taken.*, step FROM taken ASOF JOIN spans ON taken.t <= spans.ended WHERE taken.t > began - {join}
+)"""
+_SAMPLES = """
+SELECT rank, {bin}, min(power_w), max(power_w), avg(power_w), min(memory_used_bytes), max(memory_used_bytes),
+    avg(memory_used_bytes), min(temperature_c), max(temperature_c), avg(temperature_c)
+FROM {mine} WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
 
 
-def run_curves(run_id: str, *, deadline_s: float = 0.5) -> dict[str, Thinned]:
-    """Curves over time: `loss` and `tok_s` of all ranks together; `power_w`, `memory_bytes` and `temperature_c` of the
-    GPUs it used, from the lowest to the highest of them.
+def run_curves(
+    run_id: str,
+    *,
+    axis: Axis = "time",
+    each_rank: bool = False,
+    window: tuple[float, float] | None = None,
+    bins: int = BINS,
+    deadline_s: float = 0.5,
+) -> Curves | None:
+    """The curves of all ranks together, or of each; None where the history has neither steps nor samples of the run.
+
+    Together, `tok_s` is the ranks' sum and `loss` their mean over label tokens; power, memory and temperature go from the
+    lowest to the highest of the GPUs that the run used. A rank's power is that of the GPU it computed on.
+
+    Args:
+        window: Only this part of the axis, in the bins' full number; None for the whole run.
+        bins: How many at most.
 
     Raises:
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
     if not paths.history_file().exists():
-        return {}
+        return None
     with reading(deadline_s=deadline_s) as connection:
-        steps = connection.execute(_STEPS, [run_id, BINS]).fetchall()
-        samples = connection.execute(_SAMPLES, [run_id, BINS]).fetchall()
-    found = {}
-    for rows, names in ((steps, ("tok_s", "loss")), (samples, ("power_w", "memory_bytes", "temperature_c"))):
+        found = _extent(connection, run_id, axis)
+        if found is None:
+            return None
+        begin, end, began_at, steps, repeated = found
+        low, high = window or (begin, end)
+        width = max((high - low) / bins, 1e-6)
+        if axis == "step":
+            low, width = float(math.floor(low)), float(max(math.ceil((high - math.floor(low)) / bins), 1))
+        count = max(min(math.ceil((high - low) / width - 1e-9), bins), 1)
+        values = [run_id, low, width, count]
+        x, other = ("t", "step") if axis == "time" else ("step", "t")
+        fill = {"latest": _LATEST if repeated and axis == "step" else "", "x": x, "other": other,
+                "bin": _BIN.format(x=x), "join": JOIN_S, "mine": "taken" if axis == "time" else "mine"}  # fmt: skip
+        step_rows = connection.execute(((_BY_RANK if each_rank else _TOGETHER) + _STEPS).format(**fill), values)
+        curves = Curves(axis, begin, end, began_at, steps, (low, low + width * count))
+        _take(
+            curves,
+            step_rows.fetchall(),
+            (*STEP_CURVES, "step" if axis == "time" else "at", "loss_bad"),
+            low,
+            width,
+            count,
+        )
+        before = "WITH" + (_HELD if each_rank else _USED) + ("," + _STEP_OF if axis == "step" else "")
+        sample_rows = connection.execute((before + _SAMPLES).format(**fill), values)
+        _take(curves, sample_rows.fetchall(), SAMPLE_CURVES, low, width, count)
+    return curves
+
+
+def _extent(connection: Connection, run_id: str, axis: Axis) -> tuple[float, float, float, int, bool] | None:
+    """Begin, end, time of the first reading, last step, and whether steps were repeated by a later attempt."""
+    first, last, began, ended, repeated = (
+        connection.execute(
+            "SELECT min(step), max(step), epoch(min(ended_at)), epoch(max(ended_at)), min(attempt) <> max(attempt) "
+            "FROM steps WHERE run_id = ?",
+            [run_id],
+        ).fetchone()
+        or (None,) * 5
+    )
+    sampled, sampled_last = connection.execute(
+        "SELECT epoch(min(sampled_at)), epoch(max(sampled_at)) FROM gpu_samples WHERE run_id = ?", [run_id]
+    ).fetchone() or (None, None)
+    begins = [t for t in (began, sampled) if t is not None]
+    ends = [t for t in (ended, sampled_last) if t is not None]
+    if not begins or (axis == "step" and first is None):
+        return None
+    if axis == "step":
+        return float(first), float(last + 1), min(begins), last, bool(repeated)
+    return min(begins), max(ends) + 1e-3, min(begins), last or 0, bool(repeated)  # an end lies behind its last reading
+
+
+def _take(
+    curves: Curves, rows: list[tuple[Any, ...]], names: Sequence[str], start: float, width: float, count: int
+) -> None:
+    """Put rows of (rank, bin, and for each name lowest, highest, mean) into `curves`."""
+    for rank, number, *values in rows:
+        mine = curves.series.setdefault(rank, {})
         for index, name in enumerate(names):
-            low, high = [math.nan] * BINS, [math.nan] * BINS
-            for row in rows:
-                if row[3 + 2 * index] is not None:
-                    low[row[2]], high[row[2]] = float(row[3 + 2 * index]), float(row[4 + 2 * index])
-            if any(v == v for v in low):
-                found[name] = (float(rows[0][0]), float(rows[0][1]), low, high)
-    return found
+            low, high, mean = values[3 * index : 3 * index + 3]
+            if low is None:
+                continue
+            curve = mine.get(name)
+            if curve is None:
+                curve = mine[name] = Thinned(start, width, *([math.nan] * count for _ in range(3)))
+            curve.low[number], curve.high[number], curve.mean[number] = float(low), float(high), float(mean)
 
 
-def run_ranks(
-    run_id: str, *, deadline_s: float = 0.5
-) -> list[tuple[int, int, float | None, float | None, float | None]]:
-    """A row a rank: rank, steps, tok/s over its measured steps, median step seconds, mean data wait seconds.
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """One rank beside the others; what was not recorded is None.
+
+    Attributes:
+        steps: The last step it took.
+        tok_s: Its tokens over its measured steps' time.
+        step_p50_s, step_p95_s: Of its measured steps.
+        data_wait_s: Mean of all its steps.
+        memory_bytes: The most that was in use on its GPU; without such a reading, what torch had reserved at most.
+        gpu_index, sku: The GPU it computed on.
+        power_w: Mean of the samples from its first measured step's begin to its last step's end.
+        temperature_c: The highest in that time.
+    """
+
+    rank: int
+    steps: int
+    tok_s: float | None
+    step_p50_s: float | None
+    step_p95_s: float | None
+    data_wait_s: float | None
+    memory_bytes: int | None
+    gpu_index: int | None
+    sku: str | None
+    power_w: float | None
+    temperature_c: float | None
+
+
+_RANKS = """
+WITH own AS (
+    SELECT rank, max(step) AS steps,
+        sum(tokens) FILTER (phase = 'train') / nullif(sum(duration_s) FILTER (phase = 'train'), 0) AS tok_s,
+        quantile_cont(duration_s, [0.5, 0.95]) FILTER (phase = 'train') AS step_s, avg(data_wait_s) AS wait_s,
+        max(memory_reserved_bytes) AS reserved,
+        min(epoch(ended_at) - duration_s) FILTER (phase = 'train') AS began, max(epoch(ended_at)) AS ended
+    FROM steps WHERE run_id = $1 GROUP BY rank
+), held AS (
+    SELECT rank, arg_max(gpu_uuid, attempt) AS gpu_uuid FROM ranks WHERE run_id = $1 GROUP BY rank
+), sampled AS (
+    SELECT rank, max(memory_used_bytes) AS used,
+        avg(power_w) FILTER (epoch(sampled_at) BETWEEN began AND ended) AS power_w,
+        max(temperature_c) FILTER (epoch(sampled_at) BETWEEN began AND ended) AS temperature_c
+    FROM gpu_samples JOIN held USING (gpu_uuid) JOIN own USING (rank) WHERE run_id = $1 GROUP BY rank
+), cards AS (
+    SELECT gpu_uuid, any_value(gpu_index) AS gpu_index, any_value(sku) AS sku FROM gpus WHERE run_id = $1 GROUP BY gpu_uuid
+)
+SELECT rank, steps, tok_s, step_s[1], step_s[2], wait_s, coalesce(used, reserved), gpu_index, sku, power_w, temperature_c
+FROM own LEFT JOIN held USING (rank) LEFT JOIN sampled USING (rank) LEFT JOIN cards USING (gpu_uuid) ORDER BY rank"""
+
+
+def run_ranks(run_id: str, *, deadline_s: float = 0.5) -> list[RankRow]:
+    """The ranks that have taken a step, in order.
 
     Raises:
         HistoryBusy, HistoryError: As `run_curves`.
@@ -67,9 +263,4 @@ def run_ranks(
     if not paths.history_file().exists():
         return []
     with reading(deadline_s=deadline_s) as connection:
-        return connection.execute(
-            "SELECT rank, max(step), sum(tokens) FILTER (phase = 'train') / nullif(sum(duration_s) "
-            "FILTER (phase = 'train'), 0), median(duration_s) FILTER (phase = 'train'), avg(data_wait_s) "
-            "FROM steps WHERE run_id = ? GROUP BY rank ORDER BY rank",
-            [run_id],
-        ).fetchall()
+        return [RankRow(*row) for row in connection.execute(_RANKS, [run_id]).fetchall()]

@@ -89,9 +89,10 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
 def adopt(run: str, as_json: bool) -> int:
     """Record on a RUN whose recorder died while its ranks trained on."""
-    from lorawatch.cli.record import _nvml, exit_code, supervise_one
+    from lorawatch.cli.machine import open_driver
+    from lorawatch.cli.record import exit_code, supervise_one
 
-    state, stopped_by = supervise_one(RunDir.find(run), as_json=as_json, nvml=_nvml(), adopt=True)
+    state, stopped_by = supervise_one(RunDir.find(run), as_json=as_json, nvml=open_driver(), adopt=True)
     return exit_code(state, stopped_by)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from lorawatch.cli.machine import gpus_of, open_driver
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.processes import ProcessId
 from lorawatch.rundir import RunDir, RunState
@@ -69,8 +70,8 @@ def record(
     from lorawatch.recorder.prepare import prepare_command, prepare_recipe
 
     own_command: list[str] | None = ctx.obj
-    nvml = _nvml()
-    host_gpus = _gpus(nvml)
+    nvml = open_driver()
+    host_gpus = gpus_of(nvml)
     driver = nvml.driver_version if nvml else None
     runs: list[RunDir] = []
     if own_command is not None:
@@ -112,7 +113,7 @@ def record(
 @click.argument("run_ids", nargs=-1, required=True)
 def supervise(run_ids: tuple[str, ...]) -> int:
     """Record prepared runs, one after the other."""
-    return supervise_all([RunDir.find(i) for i in run_ids], as_json=False, nvml=_nvml())
+    return supervise_all([RunDir.find(i) for i in run_ids], as_json=False, nvml=open_driver())
 
 
 def supervise_all(runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None) -> int:
@@ -305,18 +306,3 @@ def _drop(runs: Sequence[RunDir], why: str) -> None:
             finish_run(run)
         except LorawatchError:
             continue  # its marker stays, so that the next command brings it in
-
-
-def _nvml() -> Nvml | None:
-    from lorawatch.telemetry.nvml import NvmlUnavailable, open_nvml
-
-    try:
-        return open_nvml()
-    except NvmlUnavailable:
-        return None
-
-
-def _gpus(nvml: Nvml | None) -> list[Gpu]:
-    from lorawatch.paths import host_name
-
-    return nvml.gpus(host_name()) if nvml else []

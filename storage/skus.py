@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
-_OF_THE_BOX = 0.994  # of H100, H200, RTX PRO 6000, 4090 and 5090: 0.9943 to 0.9998
+_OF_THE_BOX = 0.994  # H100, H200, RTX PRO 6000, 4090 and 5090 report 0.995 to 0.9995 of it
 _MAKERS = re.compile(r"^(?:(?:nvidia|geforce|tesla) )+")
 
 
@@ -24,6 +24,7 @@ class Sku:
             the card has no BF16.
         source: The document the peak is from, or why there is none.
         memory_mib: NVML's total; None where it was not seen.
+        bf16: Whether it computes in BF16.
         also: Other ways in which people and published tables write it.
     """
 
@@ -35,6 +36,7 @@ class Sku:
     source: str
     also: tuple[str, ...] = ()
     memory_mib: int | None = None
+    bf16: bool = True
 
     @property
     def memory_total_bytes(self) -> int:
@@ -59,6 +61,7 @@ def all_skus() -> tuple[Sku, ...]:
             source=entry["source"],
             also=tuple(entry.get("also", ())),
             memory_mib=entry.get("memory_mib"),
+            bf16=entry.get("bf16", True),
         )
         for entry in yaml.load(text, Loader=loader)  # noqa: S506  a safe loader, and a file of our own
     )

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def csvcsv_cell(value: Any) -> Any:
-    """A spreadsheet takes text that begins with one of these for a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
-        return "'" + value
+def csv_cell(value: Any) -> Any:
+    """A cell as CSV holds it: a missing figure is empty, and no text is a formula.
+
+    A spreadsheet takes text for a formula that begins with one of these, in full width too, maybe after white space.
+    """
+    if isinstance(value, str):
+        text = " ".join(value.split())
+        return "'" + text if text[:1] in tuple("=+-@|%＝＋－＠") else text
     return "" if value is None else value
 
 
@@ -49,7 +53,8 @@ def piped(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
 
 
 def escaped(text: str) -> str:
-    """Text from outside as Markdown shows it: no pipe ends a cell, no tag is a tag."""
-    for letter in ("\\", "|", "<", "`", "*", "_", "["):
-        text = text.replace(letter, "\\" + letter) if letter != "<" else text.replace("<", "&lt;")
-    return " ".join(text.split())
+    """Text from outside as Markdown shows it: no pipe ends a cell, no tag is a tag, no letter begins a list."""
+    text = " ".join(text.split())
+    for letter in ("\\", "|", "`", "*", "_", "[", "]", "~", "#"):
+        text = text.replace(letter, "\\" + letter)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -10,10 +10,11 @@ import click
 from lorawatch.errors import LorawatchError, UsageError
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
+_ENDINGS = {".md": "markdown", ".markdown": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 
 
 @click.command()
-@click.option("--baseline", metavar="WHICH", help='What others are measured against: "1 x RTX PRO 4500".')
+@click.option("--baseline", metavar="WHICH", help='What others are measured against, by its label: "1 x RTX PRO 4500".')
 @click.option("--tokens", metavar="N", default="50M", help="Tokens of an epoch: 50M, 5e7, 1.2B (default: 50M).")
 @click.option("--dataset", type=click.Path(path_type=Path), help="Count the tokens of this data file instead.")
 @click.option("--price-kwh", type=float, metavar="PRICE", help="Price of a kilowatt-hour.")
@@ -27,7 +28,9 @@ FORMATS = ("table", "markdown", "csv", "json", "html")
 @click.option("--tag", metavar="T", help="Only runs with this tag.")
 @click.option("--sweep", metavar="RUN", help="Only runs of this sweep, by its first run's id.")
 @click.option("--published/--no-published", default=True, help="Published tables beside the own runs (default: yes).")
-@click.option("--extrapolate", metavar="8,16", help="Fit GPU counts that were not measured; labelled extrapolated.")
+@click.option(
+    "--extrapolate", metavar="N,…", help="Fit GPU counts that were not measured, such as 8,16; labelled extrapolated."
+)
 @click.option("--unfinished", is_flag=True, help="Take runs that failed or were stopped too, marked.")
 @click.option("--force", is_flag=True, help="Show configurations of other work too, marked.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or by the file's ending.")
@@ -52,6 +55,7 @@ def compare(
     from lorawatch.comparing.comparison import Prices
     from lorawatch.comparing.comparison import compare as put_together
     from lorawatch.comparing.gather import gather
+    from lorawatch.comparing.work import one_line
 
     try:
         count = parse_tokens(tokens)
@@ -59,22 +63,23 @@ def compare(
         prices.check()
     except ValueError as error:
         raise UsageError(str(error)) from None
+    counts = _counts(extrapolate)
     found = gather(name=name, tag=tag, sweep=sweep, unfinished=unfinished, with_published=published)
+    tokens_from = ""
     if dataset is not None:
         from lorawatch.comparing.comparison import choose_baseline
         from lorawatch.launch.counting import count_tokens
 
         base = choose_baseline(found.configurations, baseline)
         counted = count_tokens(dataset, base.model, base.sequence_length)
-        count = counted.tokens
-        click.echo(f"{dataset}: {counted.words}", err=True)
+        count, tokens_from = counted.tokens, f"{one_line(str(dataset))}: {counted.words}"
+        click.echo(tokens_from, err=True)
     comparison = put_together(
         found.configurations, baseline=baseline, tokens=count, prices=prices, force=force,
-        extrapolate=_counts(extrapolate), excluded=found.excluded, differences=found.differences,
+        extrapolate=counts, excluded=found.excluded, differences=found.differences, tokens_from=tokens_from,
     )  # fmt: skip
     if form is None:
-        endings = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
-        form = endings.get(output.suffix.lower(), "table") if output is not None else "table"
+        form = _ENDINGS.get(output.suffix.lower(), "table") if output is not None else "table"
     text = formats.write(comparison, form, width=_width() if output is None else None)
     if output is None:
         click.echo(text)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lorawatch.analysis.cost import Configuration as Priced
 from lorawatch.analysis.cost import break_even_tokens, energy_per_token
-from lorawatch.comparing.words import interval_pct, money, tokens_words
+from lorawatch.comparing.words import interval_pct, kilowatt_hours, money, tokens_words
 from lorawatch.text import long_duration
 
 if TYPE_CHECKING:
@@ -17,23 +18,25 @@ _YEAR_S = 8766 * 3600.0
 
 
 def sentences(comparison: Comparison) -> Iterator[str]:
-    """The fastest configuration with what it is worth, the best of another SKU, the most frugal, the cheapest."""
+    """The fastest configuration with what it is worth, the best of another SKU, the most frugal, the cheapest.
+
+    What nobody has measured comes apart from what somebody has, and behind it.
+    """
     rows = [r for r in comparison.rows if not r.other_work and r.configuration.coupling == "ddp"]
-    if not rows:
+    known = [r for r in rows if r.configuration.provenance != "extrapolated"]
+    if not known:
         return
-    fastest = max(rows, key=lambda r: r.configuration.tok_s.value)
-    yield _finish(fastest, comparison)
-    others = [r for r in rows if r.configuration.sku != fastest.configuration.sku]
+    fastest = max(known, key=_rate)
+    yield _fastest(fastest, comparison, alone=len(known) == 1)
+    others = [r for r in known if r.configuration.short_sku != fastest.configuration.short_sku]
     if others:
-        second = max(others, key=lambda r: r.configuration.tok_s.value)
-        yield f"{_name(second)} needs {long_duration(rung(second, comparison).time.value)}."
-    known = [r for r in rows if r.configuration.tok_per_j is not None]
-    if len(known) > 1:
-        frugal = max(known, key=lambda r: r.configuration.tok_per_j.value if r.configuration.tok_per_j else 0)
-        kwh = rung(frugal, comparison).kwh
-        if frugal is not fastest and kwh is not None:
-            yield f"{_name(frugal)} takes the least energy: {kwh:.2f} kWh."
-    yield from _costs(rows, comparison)
+        yield _second(max(others, key=_rate), fastest, comparison)
+    fitted = [r for r in rows if r.configuration.provenance == "extrapolated" and _rate(r) > _rate(fastest)]
+    if fitted:
+        most = max(fitted, key=_rate)
+        yield f"Nobody has measured it, but by a fitted model {_name(most)} would take {_time(most, comparison)}."
+    yield from _energy(known, comparison)
+    yield from _costs(known, comparison)
 
 
 def rung(row: Row, comparison: Comparison) -> Epoch:
@@ -41,14 +44,38 @@ def rung(row: Row, comparison: Comparison) -> Epoch:
     return row.epochs[comparison.ladder.index(comparison.tokens)]
 
 
-def _finish(row: Row, comparison: Comparison) -> str:
-    time = rung(row, comparison).time
-    said = f"{_name(row)} finishes {tokens_words(comparison.tokens)} tokens in {long_duration(time.value)}"
-    if time.low is not None and time.high is not None:
-        said += f" ({long_duration(time.low)} to {long_duration(time.high)})"
+def _rate(row: Row) -> float:
+    return row.configuration.tok_s.value
+
+
+def _fastest(row: Row, comparison: Comparison, *, alone: bool) -> str:
+    tokens = tokens_words(comparison.tokens)
+    begin = f"{_name(row)} takes" if alone else f"{_name(row)} is the fastest:"
+    said = f"{begin} {_time(row, comparison)} for {tokens} tokens"
     if row.configuration.count > 1 and row.speedup is not None and row.efficiency_pct is not None:
-        said += f", {row.speedup.value:.2f} × one, at {interval_pct(row.efficiency_pct)} efficiency"
+        said += f", {row.speedup.value:.2f} times as fast as one, {interval_pct(row.efficiency_pct)} scaling efficiency"
     return said + "."
+
+
+def _second(row: Row, fastest: Row, comparison: Comparison) -> str:
+    said = f"Of other models {_name(row)} is the fastest: {_time(row, comparison)}"
+    mine, best = row.configuration.tok_s, fastest.configuration.tok_s
+    if mine.ci95 and best.ci95 and best.value - mine.value <= math.hypot(mine.ci95, best.ci95):
+        said += ", which noise cannot tell from the above"
+    return said + "."
+
+
+def _time(row: Row, comparison: Comparison) -> str:
+    """`77.8 min`, `30.0 min (29.1 to 31.0 min)`."""
+    time = rung(row, comparison).time
+    said = long_duration(time.value)
+    if time.low is None or time.high is None:
+        return said
+    low, high = long_duration(time.low), long_duration(time.high)
+    if low == high:
+        return said
+    number, _, unit = low.partition(" ")
+    return f"{said} ({number if high.endswith(' ' + unit) else low} to {high})"
 
 
 def _name(row: Row) -> str:
@@ -56,35 +83,40 @@ def _name(row: Row) -> str:
     return configuration.label + ("" if configuration.provenance == "measured" else f" ({configuration.provenance})")
 
 
-def _costs(rows: list[Row], comparison: Comparison) -> Iterator[str]:
-    priced = []
-    for row in rows:
-        epoch = rung(row, comparison)
-        if epoch.energy_cost is not None and epoch.hardware_cost is not None:
-            priced.append((epoch.energy_cost + epoch.hardware_cost, row))
-    if len(priced) > 1:
-        total, cheapest = min(priced, key=lambda pair: pair[0])
-        yield f"{_name(cheapest)} is the cheapest: {money(total)} for energy and its share of the hardware."
-    price = comparison.prices.price_per_kwh
-    if price is None or len(priced) < 2:
+def _energy(rows: list[Row], comparison: Comparison) -> Iterator[str]:
+    known = [(r.configuration.tok_per_j.value, r) for r in rows if r.configuration.tok_per_j is not None]
+    if len(known) < 2:
         return
-    fast = sorted(priced, key=lambda pair: -pair[1].configuration.tok_s.value)[:2]
+    _, frugal = max(known, key=lambda pair: pair[0])
+    epoch = rung(frugal, comparison)
+    paid = f", {money(epoch.energy_cost)} at {comparison.prices.price_per_kwh:g} a kWh" if epoch.energy_cost else ""
+    yield f"{_name(frugal)} takes the least energy: {kilowatt_hours(epoch.kwh)} kWh{paid}."
+
+
+def _costs(rows: list[Row], comparison: Comparison) -> Iterator[str]:
+    priced = [(epoch.total_cost, row) for row in rows if (epoch := rung(row, comparison)).total_cost is not None]
+    if len(priced) < 2:
+        return
+    total, cheapest = min(priced, key=lambda pair: pair[0] or 0.0)
+    yield f"{_name(cheapest)} is the cheapest: {money(total)} for energy and its share of the hardware's price."
+    price = comparison.prices.price_per_kwh
     pair = []
-    for _, row in fast:
+    for _, row in sorted(priced, key=lambda pair: -_rate(pair[1]))[:2]:
         hardware, per_joule = comparison.prices.hardware(row.configuration), row.configuration.tok_per_j
-        if hardware is None or per_joule is None:
+        if hardware is None or per_joule is None or price is None:
             return
-        pair.append(Priced(_name(row), hardware, energy_per_token(per_joule.value, price)))
-    found = break_even_tokens(*pair)
+        pair.append((Priced(_name(row), hardware, energy_per_token(per_joule.value, price)), row))
+    found = break_even_tokens(pair[0][0], pair[1][0])
     if found.dearer is None:
         return
-    cheap = next(p.name for p in pair if p.name != found.dearer)
-    paid = "never pays it back by energy"
-    if found.tokens is not None:
-        rate = next(row.configuration.tok_s.value for _, row in fast if _name(row) == found.dearer)
-        years = found.tokens / rate / _YEAR_S
-        if years <= comparison.prices.life_years:
-            paid = f"pays it back by its lower energy after {tokens_words(found.tokens)} tokens"
-        else:
-            paid = f"would take {years:,.0f} years of work to pay it back by its lower energy"
-    yield f"{found.dearer} costs more to buy than {cheap} and {paid}."
+    (dear, row), (cheap, _) = pair if pair[0][0].name == found.dearer else pair[::-1]
+    yield f"{dear.name} costs more to buy than {cheap.name} and {_paid_back(found.tokens, row, comparison)}."
+
+
+def _paid_back(tokens: float | None, row: Row, comparison: Comparison) -> str:
+    if tokens is None:
+        return "never pays it back by energy"
+    years = tokens / _rate(row) / _YEAR_S / comparison.prices.utilisation
+    if years <= comparison.prices.life_years:
+        return f"pays it back by its lower energy after {tokens_words(tokens)} tokens"
+    return f"would pay it back by its lower energy in {years:,.{0 if years >= 10 else 1}f} years, longer than it serves"

@@ -82,6 +82,7 @@ class Epoch:
     kwh: float | None
     energy_cost: float | None
     hardware_cost: float | None
+    total_cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +316,7 @@ def _epoch(found: Configuration, tokens: int, prices: Prices) -> Epoch:
     time = epoch.epoch_time_s(tokens, found.tok_s)
     kwh = epoch.epoch_energy_kwh(tokens, found.tok_per_j.value) if found.tok_per_j else None
     paid = cost.epoch_cost(time.value, kwh, prices.of(found))
-    return Epoch(tokens, time, kwh, paid.energy, paid.hardware)
+    return Epoch(tokens, time, kwh, paid.energy, paid.hardware, paid.total)
 
 
 def _unlike_settings(members: Sequence[Configuration]) -> frozenset[str]:

@@ -11,8 +11,8 @@ import msgspec
 
 from lorawatch.analysis.interval import Figure
 from lorawatch.comparing import sheets, words
-from lorawatch.comparing import work as works
-from lorawatch.comparing.comparison import Comparison, Row
+from lorawatch.comparing.comparison import LADDER, Comparison, Row
+from lorawatch.comparing.configuration import epoch_cell
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 
@@ -38,7 +38,8 @@ def table(comparison: Comparison, width: int | None = None) -> str:
     headings = [c.heading for c in columns]
     parts = sheets.split(headings, cells, width)
     right = [c.right for c in columns]
-    lines = [*comparison.answer, "", works.words(comparison.work), ""] if comparison.answer else []
+    lines = [*comparison.answer, ""] if comparison.answer else []
+    lines += [words.heading(comparison), ""]
     for part in parts:
         lines += [
             *sheets.ruled([headings[i] for i in part], [[r[i] for i in part] for r in cells], [right[i] for i in part]),
@@ -46,7 +47,7 @@ def table(comparison: Comparison, width: int | None = None) -> str:
         ]
     ladder_headings, ladder = words.ladder(comparison)
     lines += [
-        "one epoch of so many tokens",
+        words.ladder_title(comparison),
         *sheets.ruled(ladder_headings, ladder, [False] + [True] * len(comparison.ladder)),
     ]
     notes = words.notes(comparison)
@@ -58,19 +59,20 @@ def table(comparison: Comparison, width: int | None = None) -> str:
 def markdown(comparison: Comparison) -> str:
     """Two pipe tables, the answer above, the notes below."""
     columns = words.columns(comparison)
-    lines = [
-        "  \n".join(sheets.escaped(s) for s in comparison.answer),
-        "",
-        sheets.escaped(works.words(comparison.work)),
-        "",
-    ]
+    lines = ["  \n".join(sheets.escaped(s) for s in comparison.answer), ""] if comparison.answer else []
+    lines += [sheets.escaped(words.heading(comparison)), ""]
     lines += sheets.piped(
         [c.heading for c in columns],
         [[c.text(r) for c in columns] for r in comparison.rows],
         [c.right for c in columns],
     )
     headings, ladder = words.ladder(comparison)
-    lines += ["", *sheets.piped(headings, ladder, [False] + [True] * len(comparison.ladder))]
+    lines += [
+        "",
+        words.ladder_title(comparison),
+        "",
+        *sheets.piped(headings, ladder, [False] + [True] * len(comparison.ladder)),
+    ]
     notes = words.notes(comparison)
     if notes:
         lines += ["", *(f"- {sheets.escaped(note)}" for note in notes)]
@@ -81,9 +83,10 @@ def as_csv(comparison: Comparison) -> str:
     """A line a configuration, unrounded; a missing figure is an empty cell."""
     rows = [record(comparison, row) for row in comparison.rows]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: sheets.csv_cell(v) for k, v in row.items()} for row in rows)
+    if rows:
+        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: sheets.csv_cell(v) for k, v in row.items()} for row in rows)
     return buffer.getvalue().rstrip("\n")
 
 
@@ -94,6 +97,7 @@ def as_json(comparison: Comparison) -> str:
         "work": dict(comparison.work),
         "baseline": comparison.baseline.label,
         "tokens": comparison.tokens,
+        "tokens_from": comparison.tokens_from or None,
         "rows": [record(comparison, row) for row in comparison.rows],
         "notes": words.notes(comparison),
         "other_work": [
@@ -112,7 +116,8 @@ def record(comparison: Comparison, row: Row) -> dict[str, Any]:
     at = comparison.ladder.index(comparison.tokens)
     found: dict[str, Any] = {
         "provenance": own.provenance, "name": own.name, "sku": own.sku, "count": own.count, "coupling": own.coupling,
-        "runs": own.runs, "source": own.source,
+        "runs": own.runs, "source": own.source, "reference": own.reference or None,
+        "is_baseline": own is comparison.baseline,
     }  # fmt: skip
     for name, figure in (
         ("tok_s", own.tok_s),
@@ -142,11 +147,15 @@ def record(comparison: Comparison, row: Row) -> dict[str, Any]:
         "epoch_kwh": row.epochs[at].kwh,
         "epoch_energy_cost": row.epochs[at].energy_cost,
         "epoch_hardware_cost": row.epochs[at].hardware_cost,
+        "epoch_total_cost": row.epochs[at].total_cost,
     }
-    found |= {f"epoch_{words.tokens_words(e.tokens)}_s": e.time.value for e in row.epochs}
+    rungs = {e.tokens: e for e in row.epochs}
+    found |= {f"epoch_{words.tokens_words(t)}_s": rungs[t].time.value for t in LADDER}
     found |= {f"setting_{n.replace(' ', '_')}": own.settings.get(n) for n in ("torch", "driver", "power limit")}
-    found |= {f"printed_{n}": own.printed.get(n) for n in ("tok_s_per_gpu", "scaling", "efficiency_pct", "tok_per_j")}
-    found["notes"] = "; ".join([*row.other_work, *row.marks, *(f"printed {k} differs" for k in row.differs)])
+    found |= {f"printed_{name}": own.printed.get(name) for name in words.PRINTED}
+    found |= {f"printed_epoch_{words.tokens_words(t)}": own.printed.get(epoch_cell(t)) for t in LADDER}
+    other = [f"other work: {', '.join(row.other_work)}"] if row.other_work else []
+    found["notes"] = "; ".join([*other, *row.marks, *words.differing(row)])
     return found
 
 

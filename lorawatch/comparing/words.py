@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lorawatch.analysis.interval import Figure
-from lorawatch.comparing.comparison import Comparison, Row
+from lorawatch.comparing import work as works
+from lorawatch.comparing.comparison import Comparison, Epoch, Row
+from lorawatch.comparing.configuration import epoch_cell
 from lorawatch.text import MISSING, long_duration, number
 
 
@@ -43,13 +45,34 @@ def interval_pct(figure: Figure | None) -> str:
 def tokens_words(tokens: float) -> str:
     """`50M`, `1.25B`, `750k`."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if tokens >= size:
-            return f"{tokens / size:.4g}{unit}"
+        if tokens >= size * 0.99995:
+            return f"{tokens / size:,.0f}{unit}" if tokens >= 1000 * size else f"{tokens / size:.4g}{unit}"
     return f"{tokens:g}"
 
 
 def money(value: float | None) -> str:
-    return MISSING if value is None else f"{value:,.2f}"
+    """`1,234.50`; a sum that two digits would make nothing of keeps two figures."""
+    return _small(value)
+
+
+def kilowatt_hours(value: float | None) -> str:
+    """`1.45`, `0.0032`, without a unit."""
+    return _small(value)
+
+
+def _small(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:,.2f}" if value >= 0.1 or value <= 0 else f"{value:.2g}"
+
+
+PRINTED = {
+    "tok_s_per_gpu": "tok/s per GPU",
+    "scaling": "speed-up",
+    "efficiency_pct": "efficiency",
+    "tok_per_j": "tok/J",
+}
+"""The printed cells that can be recomputed, in words."""
 
 
 def printed_beside(row: Row, column: str, computed: str, unit: str = "") -> str:
@@ -62,7 +85,8 @@ def printed_beside(row: Row, column: str, computed: str, unit: str = "") -> str:
         return computed
     if column in row.differs:
         return f"{computed} (printed {text})"
-    return (f"{int(text):,}" if text.isdigit() else text) + unit
+    text = f"{int(text):,}" if text.isascii() and text.isdigit() else text
+    return text if text.endswith((unit, "x")) else text + unit
 
 
 def columns(comparison: Comparison) -> list[Column]:
@@ -72,6 +96,7 @@ def columns(comparison: Comparison) -> list[Column]:
     found = [
         Column("configuration", "configuration", lambda r: r.configuration.label, right=False),
         Column("provenance", "from", _provenance, right=False),
+        Column("name", "recipe", _name(rows), right=False),
         Column("tok_s", "tok/s", lambda r: with_interval(r.configuration.tok_s, 0)),
         Column("tok_s_per_gpu", "per GPU", lambda r: printed_beside(r, "tok_s_per_gpu", number(r.per_gpu.value))),
         Column("scaling", "speed-up", lambda r: printed_beside(r, "scaling", _times(r.speedup), "×")),
@@ -86,22 +111,45 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("peak_vram_bytes", "VRAM", lambda r: _gib(r.configuration.peak_vram_bytes)),
         Column("against_baseline", "× baseline", lambda r: _times(r.against)),
         Column("epoch_s", f"{tokens_words(comparison.tokens)} tokens", lambda r: long_duration(r.epochs[own].time.value)),
-        Column("epoch_kwh", "kWh", lambda r: number(r.epochs[own].kwh, 2)),
-        Column("energy_cost", "energy", lambda r: money(r.epochs[own].energy_cost)),
-        Column("hardware_cost", "hardware", lambda r: money(r.epochs[own].hardware_cost)),
+        Column("epoch_kwh", "kWh", lambda r: kilowatt_hours(r.epochs[own].kwh)),
+        Column("energy_cost", "energy cost", lambda r: money(r.epochs[own].energy_cost)),
+        Column("hardware_cost", "hardware cost", lambda r: money(r.epochs[own].hardware_cost)),
+        Column("total_cost", "cost", lambda r: money(r.epochs[own].total_cost)),
     ]  # fmt: skip
     always = ("configuration", "provenance", "tok_s", "epoch_s")
     return [c for c in found if c.name in always or any(c.text(r) not in (MISSING, "") for r in rows)]
 
 
+def heading(comparison: Comparison) -> str:
+    """The line above the table: what all rows compute, and what they are measured against."""
+    base = comparison.baseline
+    told = "" if base.provenance == "measured" else f" ({base.provenance})"
+    return f"work: {works.words(comparison.work)}; baseline: {base.label}{told}"
+
+
+def ladder_title(comparison: Comparison) -> str:
+    """What stands above the ladder."""
+    printed = any(r.configuration.printed.get(epoch_cell(t)) for r in comparison.rows for t in comparison.ladder)
+    return "time of one epoch of so many tokens" + ("; in brackets as printed" if printed else "")
+
+
 def ladder(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The epoch-time ladder: headings, and a row of words a configuration."""
-    headings = ["configuration", *(tokens_words(t) for t in comparison.ladder)]
-    return headings, [
-        [r.configuration.label + _after(r), *(long_duration(e.time.value) for e in r.epochs)]
-        for r in comparison.rows
-        if r.configuration.coupling == "ddp"
+    """The epoch-time ladder: headings, and a row of words a configuration, each time beside its printed one."""
+    short = [tokens_words(t) for t in comparison.ladder]
+    exact = [f"{t:,}" if short.count(s) > 1 else s for s, t in zip(short, comparison.ladder, strict=True)]
+    return ["configuration", *exact], [
+        [row.configuration.label + _after(row), *(_epoch(row, e) for e in row.epochs)]
+        for row in comparison.rows
+        if row.configuration.coupling == "ddp"
     ]
+
+
+def _epoch(row: Row, epoch: Epoch) -> str:
+    name, time = epoch_cell(epoch.tokens), long_duration(epoch.time.value)
+    text = row.configuration.printed.get(name)
+    if text is None:
+        return time
+    return f"{time} (printed {text})" if name in row.differs else f"{time} ({text})"
 
 
 def notes(comparison: Comparison, *, force: str = "--force") -> list[str]:
@@ -110,18 +158,18 @@ def notes(comparison: Comparison, *, force: str = "--force") -> list[str]:
     Args:
         force: What shows other work, too.
     """
+    found = [f"{tokens_words(comparison.tokens)} tokens: {comparison.tokens_from}"] if comparison.tokens_from else []
     said: dict[str, list[str]] = {}
     for row in comparison.rows:
         label = row.configuration.label + _after(row)
         marks = [f"other work: {'; '.join(row.other_work)}"] if row.other_work else []
         marks += row.marks
-        marks += [
-            f"prints {row.configuration.printed.get(name, '?')} for {name}, its own figures give {value}"
-            for name, value in row.differs.items()
-        ]
+        marks += differing(row)
         for mark in marks:
-            said.setdefault(mark, []).append(label)
-    found = [f"{', '.join(labels)}: {mark}" for mark, labels in said.items()]
+            labels = said.setdefault(mark, [])
+            if label not in labels:
+                labels.append(label)
+    found += [f"{', '.join(labels)}: {mark}" for mark, labels in said.items()]
     if any(r.configuration.provenance == "published" for r in comparison.rows):
         found += [
             f"{r.configuration.label}: {number(r.configuration.mean_step_tok_s)} tok/s as the mean of the steps' own rates, "
@@ -129,27 +177,78 @@ def notes(comparison: Comparison, *, force: str = "--force") -> list[str]:
             for r in comparison.rows
             if r.configuration.mean_step_tok_s is not None
         ]
+    found += references(comparison)
     found += list(comparison.refused)
-    for configuration, other in comparison.apart[:6]:
-        found.append(f"left out, other work: {configuration.name} on {configuration.label}: {'; '.join(other)}")
-    if len(comparison.apart) > 6:
-        found.append(f"left out, other work: {len(comparison.apart) - 6} more; {force} shows them, marked")
-    elif comparison.apart:
+    return [*found, *_apart(comparison, force), *_excluded(comparison)]
+
+
+def differing(row: Row) -> list[str]:
+    """Each printed cell that its table's own figures do not give, with the figure that they give and how."""
+    found = []
+    for name, value in row.differs.items():
+        told = PRINTED.get(name) or f"epoch time of {tokens_words(float(name.rpartition(' ')[2]))} tokens"
+        found.append(f"prints {told} {row.configuration.printed.get(name, '?')}; its own figures give {value}")
+    return found
+
+
+def references(comparison: Comparison) -> list[str]:
+    """Where the published rows stand, as far as their tables tell."""
+    published = [r.configuration for r in comparison.rows if r.configuration.provenance == "published"]
+    return list(dict.fromkeys(f"published by {c.source}: {c.reference}" for c in published if c.reference))
+
+
+def _apart(comparison: Comparison, force: str) -> list[str]:
+    """Configurations of other work, those of one table or recipe together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for configuration, differs in comparison.apart:
+        groups.setdefault((configuration.name, "; ".join(differs)), []).append(configuration.label)
+    found = []
+    for (name, other), labels in list(groups.items())[:6]:
+        shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+        found.append(f"left out, other work: {name} ({shown}): {other}")
+    rest = sum(len(labels) for labels in list(groups.values())[6:])
+    if rest:
+        found.append(f"left out, other work: {rest} more; {force} shows them, marked")
+    elif groups:
         found.append(f"{force} shows other work too, marked")
-    for run in comparison.excluded[:4]:
-        found.append(f"left out: run {run.run_id} {run.name}: {run.why}")
-    if len(comparison.excluded) > 4:
-        found.append(f"left out: {len(comparison.excluded) - 4} more runs that did not complete or measured nothing")
+    return found
+
+
+def _excluded(comparison: Comparison) -> list[str]:
+    """Runs that are not compared, the latest first."""
+    latest = comparison.excluded[::-1]
+    found = [f"left out: run {run.run_id} {run.name}: {run.why}" for run in latest[:4]]
+    if len(latest) > 4:
+        found.append(f"left out: {len(latest) - 4} more runs that did not complete or measured nothing")
     return found
 
 
 def _provenance(row: Row) -> str:
     configuration = row.configuration
-    if configuration.provenance == "measured":
-        said = "measured" + (f", {configuration.runs} runs" if configuration.runs > 1 else "")
-    else:
-        said = configuration.provenance
+    said: str = configuration.provenance
+    if said == "published":
+        said += f", {configuration.source}"
+    elif configuration.runs > 1:
+        said += f", {configuration.runs} runs"
     return f"{said}, OTHER WORK" if row.other_work else said
+
+
+def _name(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """The recipe's name, where two rows would look alike without it; with the latest run where the names are alike, too."""
+    looks = [(r.configuration.label, _provenance(r)) for r in rows]
+    names = [(look, r.configuration.name) for look, r in zip(looks, rows, strict=True)]
+    alike = {look for look in looks if looks.count(look) > 1}
+
+    def told(row: Row) -> str:
+        look = (row.configuration.label, _provenance(row))
+        if look not in alike:
+            return ""
+        name = row.configuration.name
+        if names.count((look, name)) > 1 and row.configuration.provenance in ("measured", "simulated"):
+            return f"{name} ({row.configuration.source.rpartition(' ')[2]})"
+        return name
+
+    return told
 
 
 def _after(row: Row) -> str:

@@ -64,8 +64,8 @@ class RunSummary:
 
 _COLUMNS = """
     r.run_id, r.name, r.state, r.failure, coalesce(r.own_command, false) AS own_command, r.host,
-    coalesce(r.tags, []) AS tags, epoch(r.created_at) AS created_at_s, r.step AS steps, r.steps_total, r.torch_version,
-    r.driver_version, s.workload, s.model, s.sku, coalesce(s.gpu_count, 0) AS gpu_count,
+    coalesce(r.tags, []) AS tags, coalesce(epoch(r.created_at), 0) AS created_at_s, r.step AS steps, r.steps_total,
+    r.torch_version, r.driver_version, s.workload, s.model, s.sku, coalesce(s.gpu_count, 0) AS gpu_count,
     coalesce(s.world_size, r.world_size, 1) AS ranks, coalesce(s.coupling, 'ddp') AS coupling, s.tok_s, s.tok_s_ci95,
     s.mean_step_tok_s, s.step_p50_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
     s.tokens / nullif(s.energy_all_gpus_j, 0) AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
@@ -85,8 +85,10 @@ def run_summaries(*, deadline_s: float = 2.0) -> tuple[list[RunSummary], dict[st
     with reading(deadline_s=deadline_s) as connection:
         rows = connection.execute(
             f"SELECT {_COLUMNS} FROM runs AS r LEFT JOIN run_summary AS s ON s.run_id = r.run_id "  # noqa: S608
-            "LEFT JOIN (SELECT run_id, sum(power_limit_w) AS power_limit_w FROM gpus WHERE used GROUP BY run_id) AS g "
-            "ON g.run_id = r.run_id WHERE r.ended_at IS NOT NULL ORDER BY r.run_id"
+            # a sum over GPUs of which one tells no limit would be a limit that nobody set
+            "LEFT JOIN (SELECT run_id, CASE WHEN count(power_limit_w) = count(*) THEN sum(power_limit_w) END "
+            "AS power_limit_w FROM gpus WHERE used GROUP BY run_id) AS g ON g.run_id = r.run_id "
+            "WHERE r.ended_at IS NOT NULL ORDER BY r.run_id"
         ).fetchall()
         recipes = connection.execute(
             "SELECT s.workload, arg_max(r.recipe, r.run_id) FROM run_summary AS s JOIN runs AS r ON r.run_id = s.run_id "

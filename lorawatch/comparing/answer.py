@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorawatch.analysis.cost import Configuration as Priced
 from lorawatch.analysis.cost import break_even_tokens, energy_per_token
-from lorawatch.comparing.words import interval_pct, kilowatt_hours, money, tokens_words
+from lorawatch.comparing.words import after, interval_pct, kilowatt_hours, money, tokens_words
 from lorawatch.text import long_duration
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def _time(row: Row, comparison: Comparison) -> str:
 
 
 def _name(row: Row) -> str:
-    configuration = row.configuration
-    return configuration.label + ("" if configuration.provenance == "measured" else f" ({configuration.provenance})")
+    return row.configuration.label + after(row)
 
 
 def _energy(rows: list[Row], comparison: Comparison) -> Iterator[str]:

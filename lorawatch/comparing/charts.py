@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+_ROOM = 34
 _DASHES = {"measured": "", "published": "6 4", "extrapolated": "2 4", "simulated": "1 3"}
 
 
@@ -75,12 +76,15 @@ def lines(
                 f'<line class="ideal" stroke="{colour}" x1="{x(1):.1f}" y1="{y(first.y):.1f}" x2="{x(last):.1f}" '
                 f'y2="{y(first.y * last):.1f}"/>'
             )
-        parts += _curve(one, colour, x, y)
+        parts += _curve(one, colour, x, y, marks[0])
     parts.append("</svg>")
     return "\n".join(parts)
 
 
-def _curve(one: Series, colour: str, x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
+def _curve(
+    one: Series, colour: str, x: Callable[[float], float], y: Callable[[float], float], floor: float
+) -> list[str]:
+    """A series' lines, intervals and dots; no interval goes below the axis."""
     parts = []
     for before, dot in zip(one.dots, one.dots[1:], strict=False):
         dash = _DASHES.get(dot.provenance, "")
@@ -90,12 +94,12 @@ def _curve(one: Series, colour: str, x: Callable[[float], float], y: Callable[[f
         )
     for dot in one.dots:
         if dot.half:
+            low, high = max(dot.y - dot.half, floor), dot.y + dot.half
             parts.append(
-                f'<line stroke="{colour}" x1="{x(dot.x):.1f}" x2="{x(dot.x):.1f}" y1="{y(dot.y - dot.half):.1f}" '
-                f'y2="{y(dot.y + dot.half):.1f}"/>'
+                f'<line stroke="{colour}" x1="{x(dot.x):.1f}" x2="{x(dot.x):.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'
             )
         fill = colour if dot.provenance == "measured" else "var(--page)"
-        told = html.escape(f"{one.name}: {dot.x} GPUs, {dot.y:,.4g} ({dot.provenance})")
+        told = html.escape(f"{one.name}: {dot.x} GPU{'' if dot.x == 1 else 's'}, {dot.y:,.4g} ({dot.provenance})")
         parts.append(
             f'<circle cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="4.5" fill="{fill}" stroke="{colour}" stroke-width="2">'
             f"<title>{told}</title></circle>"
@@ -124,11 +128,19 @@ def bars(title: str, values: Sequence[tuple[str, float, str, str]]) -> str:
             else f'fill="none" stroke="{COLOURS[0]}" stroke-width="1.5"'
         )
         dash = f' stroke-dasharray="{_DASHES.get(provenance, "")}"' if provenance != "measured" else ""
-        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 15}" text-anchor="end">{html.escape(label)}</text>')
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 15}" text-anchor="end">{_cut(label)}</text>')
         parts.append(f'<rect x="{left}" y="{y + 3}" width="{max(long, 1):.1f}" height="{row - 8}" {style}{dash}/>')
         parts.append(f'<text class="tick" x="{left + long + 6:.1f}" y="{y + 15}">{html.escape(words)}</text>')
     parts.append("</svg>")
     return "\n".join(parts)
+
+
+_LOOKS = {
+    "measured": "filled: measured",
+    "published": "hollow, dashed: published",
+    "extrapolated": "hollow, dotted: extrapolated",
+    "simulated": "hollow, finely dotted: simulated",
+}
 
 
 def legend(series: Sequence[Series]) -> str:
@@ -137,10 +149,16 @@ def legend(series: Sequence[Series]) -> str:
         f'<span class="key"><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{html.escape(s.name)}</span>'
         for i, s in enumerate(series)
     ]
-    return (
-        '<p class="legend">' + " ".join(items) + "<br>filled: measured · hollow, dashed: published · hollow, dotted: "
-        "extrapolated or simulated · thin: ideal scaling</p>"
-    )
+    seen = {d.provenance for s in series for d in s.dots}
+    looks = [*(told for kind, told in _LOOKS.items() if kind in seen), "thin: ideal scaling"]
+    return '<p class="legend">' + " ".join(items) + "<br>" + " · ".join(looks) + "</p>"
+
+
+def _cut(label: str) -> str:
+    """A label as long as there is room for it, with the whole of it where the pointer rests."""
+    if len(label) <= _ROOM:
+        return html.escape(label)
+    return f"{html.escape(label[: _ROOM - 1])}…<title>{html.escape(label)}</title>"
 
 
 def _frame(title: str, width: int, height: int) -> str:

@@ -14,11 +14,12 @@ from lorawatch.comparing.series import lines
 from lorawatch.text import long_duration
 
 _STYLE = """
-:root { --page: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #d9dee6; --shade: #f4f6f9; }
+:root { --page: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #d9dee6; --shade: #f4f6f9;
+  --published: #a34a07; --extrapolated: #6d28d9; --simulated: #be185d; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #12161c; --ink: #e6eaf0; --soft: #9aa5b4; --line: #2c3440; --shade: #1a2029; }
+  :root { --page: #12161c; --ink: #e6eaf0; --soft: #9aa5b4; --line: #2c3440; --shade: #1a2029;
+    --published: #f0a35e; --extrapolated: #b794f6; --simulated: #f48fb1; }
 }
-@media print { :root { --page: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --shade: #f4f4f4; } }
 body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 1320px;
   margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -27,14 +28,25 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-t
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
 th, td { padding: .3rem .45rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { color: var(--soft); font-weight: 600; border-bottom-width: 2px; } .text { text-align: left; white-space: nowrap; }
-tr.published td, tr.extrapolated td, tr.simulated td { font-style: italic; background: var(--shade); }
-tr.baseline td:first-child { font-weight: 700; }
+tr.published td { background: var(--shade); } tr.extrapolated td, tr.simulated td { font-style: italic; }
+tr.published .from { color: var(--published); } tr.extrapolated .from { color: var(--extrapolated); }
+tr.simulated .from { color: var(--simulated); }
+tr.other td { color: var(--soft); } tr.baseline td:first-child { font-weight: 700; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .tick { fill: var(--soft); } svg .heading { font-weight: 600; font-size: 14px; }
 svg .grid { stroke: var(--line); } svg .ideal { stroke-width: 1; opacity: .55; }
 .key i { display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 .8em; }
 li { margin: .15rem 0; }
+@page { size: A4 landscape; margin: 12mm; }
+@media print {
+  :root { --page: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --shade: #f4f4f4;
+    --published: #a34a07; --extrapolated: #6d28d9; --simulated: #be185d; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  body { font-size: 10.5px; margin: 0; max-width: none; padding: 0; } table { font-size: 8.5px; width: 100%; }
+  th, td { padding: .2rem .25rem; } .wide { overflow: visible; } .charts { grid-template-columns: 1fr 1fr; }
+  h2 { break-after: avoid; } svg, tr, .answer, .legend { break-inside: avoid; } thead { display: table-header-group; }
+}
 """
 
 
@@ -43,62 +55,91 @@ def page(comparison: Comparison) -> str:
     columns = words.columns(comparison)
     headings, ladder = words.ladder(comparison)
     series = lines(comparison, "tok_s")
-    title = "Which GPUs, and how many?"
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1>",
-        f'<p class="soft">{_text(works.words(comparison.work))}<br>baseline: {_text(comparison.baseline.label)} · '
-        f"tok/s counts positions computed, padding included · ± is a 95% interval</p>",
+    shown = [row for row in comparison.rows if row.configuration.coupling == "ddp"]
+    kinds = {c.name: "from" for c in columns if c.name == "provenance"}
+    body = [
         '<p class="answer">' + "<br>".join(_text(s) for s in comparison.answer) + "</p>" if comparison.answer else "",
+        f'<p class="soft">{_text(words.heading(comparison))}<br>'
+        "tok/s counts positions computed, padding included · ± is a 95% interval</p>",
         "<h2>Configurations</h2>",
         _table(
             [c.heading for c in columns],
             [(_class(row, comparison), [c.text(row) for c in columns]) for row in comparison.rows],
             [c.right for c in columns],
+            [kinds.get(c.name, "") for c in columns],
         ),
-        "<h2>Scaling</h2>",
+        f"<h2>{_text(_capital(words.ladder_title(comparison)))}</h2>",
+        _table(headings, [(_class(r, comparison), line) for r, line in zip(shown, ladder, strict=True)],
+               [False] + [True] * len(comparison.ladder)),
+        _prices(comparison),
+        "<h2>Charts</h2>",
         '<div class="charts">',
         charts.lines("tok/s, all GPUs together", series, ideal=True),
-        charts.lines("scaling efficiency", lines(comparison, "efficiency_pct"), least=None, unit="%"),
+        charts.lines("scaling efficiency", lines(comparison, "efficiency_pct"), least=None, unit="%")
+        if any(r.configuration.count > 1 and r.efficiency_pct is not None for r in shown)
+        else "",
         charts.lines("tokens per joule", lines(comparison, "tok_per_j")),
         charts.bars(
             f"time of {words.tokens_words(comparison.tokens)} tokens",
-            [
-                (
-                    row.configuration.label,
-                    row.epochs[comparison.ladder.index(comparison.tokens)].time.value,
-                    long_duration(row.epochs[comparison.ladder.index(comparison.tokens)].time.value),
-                    row.configuration.provenance,
-                )
-                for row in comparison.rows
-                if row.configuration.coupling == "ddp"
-            ],
+            [_bar(row, comparison) for row in shown],
         ),
         "</div>",
         charts.legend(series),
-        "<h2>One epoch of so many tokens</h2>",
-        _table(headings, [("", line) for line in ladder], [False] + [True] * len(comparison.ladder)),
-        _prices(comparison),
         _notes(words.notes(comparison)),
-        f"<footer><p>lorawatch {__version__}, {time.strftime('%Y-%m-%d %H:%M')}. Measured rows name their runs: "
-        + "; ".join(
-            _text(f"{r.configuration.label}: {r.configuration.source}")
-            for r in comparison.rows
-            if r.configuration.provenance == "measured"
-        )
-        + "</p></footer></body></html>",
+        _footer(comparison),
+    ]  # fmt: skip
+    return frame("Which GPUs, and how many?", body)
+
+
+def frame(title: str, body: Iterable[str]) -> str:
+    """A whole page around its parts, which are HTML already; empty ones are left out."""
+    head = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{_text(title)}</h1>",
     ]
-    return "\n".join(p for p in parts if p)
+    return "\n".join([*head, *(part for part in body if part), "</body></html>"])
 
 
-def _table(headings: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], right: Sequence[bool]) -> str:
+def _bar(row: Row, comparison: Comparison) -> tuple[str, float, str, str]:
+    seconds = row.epochs[comparison.ladder.index(comparison.tokens)].time.value
+    return row.configuration.label + words.after(row), seconds, long_duration(seconds), row.configuration.provenance
+
+
+def _footer(comparison: Comparison) -> str:
+    """Which lorawatch wrote this and when, and the runs behind each row that somebody of the house has measured."""
+    own = [r.configuration for r in comparison.rows if r.configuration.provenance in ("measured", "simulated")]
+    runs = "; ".join(f"{c.label}: {c.source}" for c in own)
+    told = f" Runs of the rows: {runs}." if runs else ""
+    return f"<footer><p>lorawatch {__version__}, {time.strftime('%Y-%m-%d %H:%M')}.{_text(told)}</p></footer>"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _table(
+    headings: Sequence[str],
+    rows: Iterable[tuple[str, Sequence[str]]],
+    right: Sequence[bool],
+    kinds: Sequence[str] | None = None,
+) -> str:
+    """A table; a row is its class and its cells.
+
+    Args:
+        kinds: More classes of each column's cells.
+    """
+    classes = [
+        " ".join(filter(None, ("" if to_right else "text", kind)))
+        for to_right, kind in zip(right, kinds or [""] * len(right), strict=True)
+    ]
+
     def cells(tag: str, line: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}>{_text(c)}</{tag}>" if to_right else f'<{tag} class="text">{_text(c)}</{tag}>'
-            for c, to_right in zip(line, right, strict=True)
+            f'<{tag} class="{kind}">{_text(c)}</{tag}>' if kind else f"<{tag}>{_text(c)}</{tag}>"
+            for c, kind in zip(line, classes, strict=True)
         )
 
     body = "\n".join(f'<tr class="{kind}">{cells("td", line)}</tr>' for kind, line in rows)
@@ -106,7 +147,8 @@ def _table(headings: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], r
 
 
 def _class(row: Row, comparison: Comparison) -> str:
-    kind = row.configuration.provenance
+    kind: str = row.configuration.provenance
+    kind += " other" if row.other_work else ""
     return f"{kind} baseline" if row.configuration is comparison.baseline else kind
 
 
@@ -115,9 +157,9 @@ def _prices(comparison: Comparison) -> str:
     if prices.price_per_kwh is None and not prices.gpu_prices:
         return ""
     said = [f"{prices.price_per_kwh:g} per kWh"] if prices.price_per_kwh is not None else []
-    said += [f"{price:g} for a {sku}" for sku, price in prices.gpu_prices.items()]
+    said += [f"{price:g} for a {works.one_line(sku)}" for sku, price in prices.gpu_prices.items()]
     said += [f"{prices.host_price:g} for the machine around them"] if prices.host_price else []
-    said.append(f"hardware lives {prices.life_years:g} years and works {100 * prices.utilisation:g}% of them")
+    said.append(f"hardware serves {prices.life_years:g} years and works {100 * prices.utilisation:g}% of that time")
     return f'<p class="soft">Prices: {_text("; ".join(said))}.</p>'
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lorawatch.analysis.interval import Figure
 from lorawatch.comparing.charts import Dot, Series
 from lorawatch.comparing.comparison import Comparison, Row
+from lorawatch.comparing.words import after
 
 FIGURES: Mapping[str, Callable[[Row], Figure | None]] = {
     "tok_s": lambda row: row.configuration.tok_s,
@@ -35,7 +36,6 @@ def lines(comparison: Comparison, what: str) -> list[Series]:
             figure = FIGURES[what](row)
             if figure is not None:
                 dots.append(Dot(row.configuration.count, figure.value, figure.ci95, row.configuration.provenance))
-        first = rows[0].configuration
-        name = first.short_sku + ("" if first.provenance == "measured" else f" ({first.provenance})")
+        name = rows[0].configuration.short_sku + after(rows[0])
         found.append(Series(name, tuple(dots)))
     return found

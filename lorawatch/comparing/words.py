@@ -138,7 +138,7 @@ def ladder(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     short = [tokens_words(t) for t in comparison.ladder]
     exact = [f"{t:,}" if short.count(s) > 1 else s for s, t in zip(short, comparison.ladder, strict=True)]
     return ["configuration", *exact], [
-        [row.configuration.label + _after(row), *(_epoch(row, e) for e in row.epochs)]
+        [row.configuration.label + after(row), *(_epoch(row, e) for e in row.epochs)]
         for row in comparison.rows
         if row.configuration.coupling == "ddp"
     ]
@@ -161,7 +161,7 @@ def notes(comparison: Comparison, *, force: str = "--force") -> list[str]:
     found = [f"{tokens_words(comparison.tokens)} tokens: {comparison.tokens_from}"] if comparison.tokens_from else []
     said: dict[str, list[str]] = {}
     for row in comparison.rows:
-        label = row.configuration.label + _after(row)
+        label = row.configuration.label + after(row)
         marks = [f"other work: {'; '.join(row.other_work)}"] if row.other_work else []
         marks += row.marks
         marks += differing(row)
@@ -170,16 +170,19 @@ def notes(comparison: Comparison, *, force: str = "--force") -> list[str]:
             if label not in labels:
                 labels.append(label)
     found += [f"{', '.join(labels)}: {mark}" for mark, labels in said.items()]
-    if any(r.configuration.provenance == "published" for r in comparison.rows):
-        found += [
-            f"{r.configuration.label}: {number(r.configuration.mean_step_tok_s)} tok/s as the mean of the steps' own rates, "
-            "as published tables reckon it"
-            for r in comparison.rows
-            if r.configuration.mean_step_tok_s is not None
-        ]
+    found += _mean_steps(comparison)
     found += references(comparison)
     found += list(comparison.refused)
     return [*found, *_apart(comparison, force), *_excluded(comparison)]
+
+
+def _mean_steps(comparison: Comparison) -> list[str]:
+    """Own rates as published tables reckon them, where there is such a table to hold them against."""
+    own = [r for r in comparison.rows if r.configuration.mean_step_tok_s is not None]
+    if not own or all(r.configuration.provenance != "published" for r in comparison.rows):
+        return []
+    told = (f"{number(r.configuration.mean_step_tok_s)} on {r.configuration.label}{after(r)}" for r in own)
+    return [f"tok/s as the mean of the steps' own rates, as published tables reckon it: {', '.join(told)}"]
 
 
 def differing(row: Row) -> list[str]:
@@ -228,6 +231,8 @@ def _provenance(row: Row) -> str:
     said: str = configuration.provenance
     if said == "published":
         said += f", {configuration.source}"
+    elif said == "extrapolated" and not configuration.family.startswith("measured:"):
+        said += f" from {configuration.family.partition(':')[0]}"
     elif configuration.runs > 1:
         said += f", {configuration.runs} runs"
     return f"{said}, OTHER WORK" if row.other_work else said
@@ -251,8 +256,11 @@ def _name(rows: Sequence[Row]) -> Callable[[Row], str]:
     return told
 
 
-def _after(row: Row) -> str:
-    return "" if row.configuration.provenance == "measured" else f" ({row.configuration.provenance})"
+def after(row: Row) -> str:
+    """What a label alone does not tell: ` (published)`, ` (other work)`."""
+    kind = row.configuration.provenance
+    told = ([] if kind == "measured" else [kind]) + (["other work"] if row.other_work else [])
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _efficiency(row: Row) -> str:

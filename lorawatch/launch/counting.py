@@ -16,6 +16,9 @@ BYTES_PER_TOKEN = 4.0
 """Of English text under the vocabularies of today's models, roughly; used where the tokenizer is not here."""
 # What tells that the model is missing and not the data.
 _NO_TOKENIZER = ("ModelNotFound", "MissingDependency")
+_CRASHED = "crashed"
+_TEXTS = (".jsonl", ".json", ".csv", ".txt")
+_LOOKED_AT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,17 @@ class _Answer(msgspec.Struct):
 def count_tokens(path: Path, model: str, sequence_length: int, *, timeout_s: float = 600.0) -> Counted:
     """Count a data file's tokens as training would see them; from its size where the tokenizer cannot be had.
 
+    Args:
+        path: The data file.
+        model: As a recipe names it; empty where nothing tells.
+        sequence_length: At which rows are cut.
+
     Raises:
         DataError: The file is missing, empty or broken; names file and line.
         UsageError: It takes longer than the timeout.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}", hint="give a data file")
+    where = clean(str(path))
+    _check(path, where)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "lorawatch.training.counting", str(path), model, str(sequence_length)],
@@ -59,21 +67,56 @@ def count_tokens(path: Path, model: str, sequence_length: int, *, timeout_s: flo
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"{path}: counting its tokens took longer than {timeout_s:.0f} s", hint="give their number: --tokens 50M"
+            f"{where}: counting its tokens took longer than {timeout_s:.0f} s", hint="give their number: --tokens 50M"
         ) from None
     except OSError as error:
         raise LorawatchError(f"the counting did not start: {error}") from None
     try:
         answer = msgspec.json.decode(done.stdout.strip().rpartition(b"\n")[2], type=_Answer)
     except msgspec.MsgspecError:
-        answer = _Answer(error=done.stderr.decode(errors="replace").strip()[-300:] or "it ended", kind="ModelNotFound")
+        last = clean(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])[:200]
+        answer = _Answer(error=last or f"it ended with {done.returncode}", kind=_CRASHED)
+    if answer.error is None and answer.tokens < 1:
+        raise DataError(f"{where}: nothing is left to train on: every row is empty or dropped", hint="look at its rows")
     if answer.error is None:
         said = f"{answer.tokens:,} tokens in {answer.rows:,} rows"
         said += f", {answer.cut:,} of them cut at {sequence_length}" if answer.cut else ""
         return Counted(answer.tokens, True, said + (f", {answer.dropped:,} dropped" if answer.dropped else ""))
-    if answer.kind not in _NO_TOKENIZER:
+    if answer.kind not in (*_NO_TOKENIZER, _CRASHED):
         raise DataError(clean(answer.error), hint=clean(answer.hint) if answer.hint else None)
     tokens = max(int(path.stat().st_size / BYTES_PER_TOKEN), 1)
-    return Counted(
-        tokens, False, f"about {tokens:,} tokens, from its size: the tokenizer of {clean(model)} is not here"
-    )
+    why = f"the tokenizer of {clean(model)} is not here" if model else "nothing tells which tokenizer"
+    if answer.kind == _CRASHED:
+        why = f"counting them failed ({answer.error})"
+    return Counted(tokens, False, f"about {tokens:,} tokens, from its size: {why}")
+
+
+def _check(path: Path, where: str) -> None:
+    """See that it is a data file by its beginning, since its size would count for anything.
+
+    Raises:
+        DataError: It is none; names file and, where there is one, line.
+    """
+    hint = f"give a data file: {', '.join(_TEXTS)}, .parquet; or the number: --tokens 50M"
+    if not path.is_file():
+        raise DataError(f"{where}: {'a folder' if path.is_dir() else 'no such file'}", hint=hint)
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(_LOOKED_AT)
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror or error}", hint=hint) from None
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        if not begin.startswith(b"PAR1"):
+            raise DataError(f"{where}: not a Parquet file", hint=hint)
+        return
+    if kind not in _TEXTS:
+        raise DataError(f"{where}: unknown kind of file {clean(kind)!r}", hint=hint)
+    if not begin.strip():
+        raise DataError(f"{where}: the data set is empty", hint=hint)
+    try:
+        # a block may end within a letter
+        begin.decode("utf-8-sig") if len(begin) < _LOOKED_AT else begin[: begin.rfind(b"\n") + 1].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = begin.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{where}, line {line}: not UTF-8 text", hint="convert it: iconv -t UTF-8") from None

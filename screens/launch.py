@@ -1,323 +1,330 @@
-"""Launch: choose a recipe, edit it, see what it will take, and start it as a shell would."""
+"""Launch: choose a recipe, change it in a form or as YAML, see what it will take, and start it as a shell would."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import msgspec
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
-from textual.widgets import Input, OptionList, Static, TextArea
-from textual.widgets.option_list import Option
+from textual.containers import Horizontal, VerticalScroll
+from textual.events import DescendantFocus
+from textual.widgets import Input, OptionList, Static
 
-from lorawatch import paths, recipe
-from lorawatch.devices import parse_gpus
-from lorawatch.errors import LorawatchError, RecipeError, UsageError
+from lorawatch import recipe, yaml_edit
+from lorawatch.errors import HistoryBusy, LorawatchError
+from lorawatch.recipe_fields import ABSENT, recipe_fields
 from lorawatch.rundir import Gpu
 from lorawatch.sanitize import clean
+from lorawatch.screens import launching
 from lorawatch.screens.background import Answered
 from lorawatch.screens.base import HouseScreen
-from lorawatch.text import duration, number
+from lorawatch.screens.launching import Choice
+from lorawatch.screens.widgets.recipe_list import RecipeList
 
-RECENT = 12
-EPOCH_TOKENS = 50_000_000
+if TYPE_CHECKING:
+    from textual.widgets import TextArea
 
-
-@dataclass(frozen=True)
-class Choice:
-    """A recipe to begin with."""
-
-    name: str
-    text: str
-    source: str
-
-
-def load_choices() -> list[Choice]:
-    """Built-in recipes, then those of the latest runs, each text once."""
-    found = [Choice(name, recipe.load(name).to_yaml(), "built-in") for name in recipe.builtin_names()]
-    seen = {c.text for c in found}
-    folder = paths.runs_folder()
-    roots = sorted(folder.iterdir(), reverse=True)[:200] if folder.is_dir() else []
-    recent = []
-    for root in roots:
-        try:
-            text = (root / "recipe.yaml").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if text not in seen:
-            seen.add(text)
-            recent.append(Choice(text.partition("\n")[0].removeprefix("name:").strip()[:32], text, root.name))
-        if len(recent) >= RECENT:
-            break
-    return found + recent
-
-
-def measured(name: str, sku: str | None, ranks: int) -> tuple[float, float | None] | None:
-    """What history measured for a recipe of this name on this SKU and count: tok/s and its 95% half-width."""
-    from lorawatch.storage.queries import list_runs
-
-    for row in list_runs(limit=50, name=name, state="completed", deadline_s=0.3):
-        if row["tok_s"] and row["sku"] == sku and (row["world_size"] or 1) == ranks:
-            return row["tok_s"], row["tok_s_ci95"]
-    return None
-
-
-def start(text: str, gpus: str) -> str:
-    """Start a recorder on this recipe, as a shell would. Returns the run's id.
-
-    Raises:
-        UsageError: It did not start; the message is what the command said.
-    """
-    folder = paths.home() / "launch"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{time.time_ns()}.yaml"
-    path.write_text(text, encoding="utf-8")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "lorawatch", "--record", str(path), "--gpus", gpus, "--detach", "--json"],
-            capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"the recorder did not start: {error}") from None
-    finally:
-        path.unlink(missing_ok=True)
-    try:
-        answer = msgspec.json.decode(done.stdout)
-        return str(answer["run_ids"][0])
-    except (msgspec.MsgspecError, KeyError, IndexError, TypeError):
-        raise UsageError((done.stderr or done.stdout).strip().removeprefix("lorawatch: ")[-800:]) from None
+    from lorawatch.screens.widgets.gpu_list import GpuList
+    from lorawatch.screens.widgets.recipe_form import RecipeForm
 
 
 class LaunchScreen(HouseScreen):
-    """A list of recipes, an editor that checks as you type, and what the run would take."""
+    """A list of recipes, the chosen one as a form and as YAML, the GPUs, and what the run would take.
+
+    The YAML text is the one truth: the form and the GPU list change it, and show what it says.
+    """
 
     MODE = "launch"
     HELP = """\
-Choose a recipe on the left (built-in ones first, then those of the latest runs), or open a file with ctrl+o. Change it
-in the editor: every mistake is named below it as you type. GPUs takes all, indices such as 0,2, or cpu:2.
+Choose a recipe on the left: built-in ones, those of the latest runs, then every other recipe of the history. ctrl+o
+opens a file. Enter goes to the form, escape back to the list; your changes to a recipe stay with it (marked *) until
+you leave the program, and r on the list takes them back.
+
+In the form up and down go from key to key; left and right, space or a click change a choice; an emptied key is left
+out of the recipe, and its default counts. ctrl+e shows the same recipe as YAML (from 140 columns on both are shown).
+Space ticks a GPU, a ticks all. Tags are words to find the run by.
 
 F5 (or ctrl+s) starts the run: a recorder of its own, exactly as lorawatch --record would; leaving this program does
-not stop it."""
+not stop it. If it does not start, its words and the log's last lines are shown; escape leaves them."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f5,ctrl+s", "start", "Start", key_display="F5", priority=True),
+        Binding("ctrl+e", "other_view", "Form/YAML", priority=True),
         Binding("ctrl+o", "open", "Open file", priority=True),
-        Binding("escape", "to_list", "List", show=False, priority=True),
+        Binding("escape", "to_list", "List", priority=True),
     ]
     CSS = """
-    LaunchScreen #recipes { width: 30; height: 1fr; border: round $foreground 40%; border-title-color: $primary; }
-    LaunchScreen.-narrow #recipes { width: 18; }
-    LaunchScreen #text { height: 1fr; border: round $foreground 40%; border-title-color: $primary; padding: 0; }
-    LaunchScreen #text:focus, LaunchScreen #recipes:focus { border: round $primary; }
-    LaunchScreen #where { height: 1; }
-    LaunchScreen #gpus { height: 1; border: none; width: 16; background: $surface; padding: 0 1; }
-    LaunchScreen #where Static { width: auto; padding: 0 1; }
-    LaunchScreen #free { width: 1fr; color: $text-muted; }
-    LaunchScreen #verdict { height: auto; max-height: 6; min-height: 3; padding: 0 1; }
+    LaunchScreen #middle { height: 1fr; }
+    LaunchScreen #recipes { width: 30; height: 1fr; padding: 0; }
+    LaunchScreen #recipes, LaunchScreen #form, LaunchScreen #text, LaunchScreen #failure {
+        border: round $foreground 40%; border-title-color: $primary; background: $background; }
+    LaunchScreen #recipes:focus, LaunchScreen #text:focus, LaunchScreen #failure:focus, LaunchScreen #form:focus-within {
+        border: round $primary; }
+    LaunchScreen.-medium #recipes { width: 21; }
+    LaunchScreen #form, LaunchScreen #text { width: 1fr; height: 1fr; display: none; padding: 0; }
+    LaunchScreen.show-form #form, LaunchScreen.show-text #text { display: block; }
+    LaunchScreen.-wide #form { display: block; width: 3fr; }
+    LaunchScreen.-wide #text { display: block; width: 2fr; }
+    LaunchScreen #failure { width: 1fr; height: 1fr; border: round $error; padding: 0 1; }
+    LaunchScreen.failed #form, LaunchScreen.failed #text { display: none; }
+    LaunchScreen.-narrow #recipes { width: 1fr; }
+    LaunchScreen.-narrow.editing #recipes { display: none; }
+    LaunchScreen.-narrow.show-form #form, LaunchScreen.-narrow.show-text #text { display: none; }
+    LaunchScreen.-narrow.editing.show-form #form, LaunchScreen.-narrow.editing.show-text #text { display: block; }
+    LaunchScreen.-narrow.failed.failed #form, LaunchScreen.-narrow.failed.failed #text { display: none; }
+    LaunchScreen.-narrow.-low #gpus Ticks { max-height: 2; }
+    LaunchScreen.-narrow.-low #help { display: none; }
+    LaunchScreen #tags-row { height: 1; padding: 0 1; }
+    LaunchScreen #tags-row Static { width: 10; }
+    LaunchScreen #tags { width: 1fr; max-width: 60; background: $surface; padding: 0 1; }
+    LaunchScreen #tags:focus { background: $primary 30%; }
+    LaunchScreen #verdict { height: auto; max-height: 7; min-height: 3; padding: 0 1; }
+    LaunchScreen.-low #verdict { max-height: 4; }
+    LaunchScreen.-narrow.-low #verdict { min-height: 1; max-height: 2; }
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._choices: list[Choice] = []
+        self._list = RecipeList(id="recipes")
+        self._text = ""
+        self._checked = launching.Checked({}, {})
+        self._asked: tuple[object, ...] = ()
+        self._history = self._disk = ""
         self._starting = False
-        self._valid: recipe.Recipe | None = None
-        self._history: str = ""
+        self._form: RecipeForm | None = None
+        self._editor: TextArea | None = None
+        self._gpus: GpuList | None = None
+
+    # --- what the screen is made of
 
     def compose_body(self) -> ComposeResult:
-        with Horizontal():
-            choices = OptionList(id="recipes")
-            choices.border_title = "recipe"
-            yield choices
-            with Vertical():
-                editor = TextArea(id="text", show_line_numbers=False, tab_behavior="focus")
-                editor.border_title = "recipe.yaml"
-                yield editor
-                with Horizontal(id="where"):
-                    yield Static("GPUs")
-                    yield Input("all", id="gpus")
-                    yield Static(id="free")
-                yield Static(id="verdict")
+        self.add_class("show-form")
+        with Horizontal(id="middle"):
+            yield self._list
+        with Horizontal(id="tags-row"):
+            yield Static("tags")
+            yield Input(placeholder="words to find the run by", id="tags", compact=True)
+        yield Static(id="verdict")
 
     def on_mount(self) -> None:
-        self.query_one("#recipes").focus()
+        self._list.focus()
+        self.call_after_refresh(self._fill_middle)
+
+    async def _fill_middle(self) -> None:
+        """Form, editor and GPU list come behind the first frame: they cost more to make than all the rest."""
+        if not self.is_attached:  # the user may have left already
+            return
+        from textual.widgets import TextArea
+
+        from lorawatch.screens.widgets.gpu_list import GpuList
+        from lorawatch.screens.widgets.recipe_form import RecipeForm
+
+        form = RecipeForm(id="form")
+        form.border_title = "form"
+        editor = TextArea(id="text", show_line_numbers=False, tab_behavior="focus", compact=True)
+        editor.border_title = "recipe.yaml"
+        gpus = GpuList(id="gpus")
+        await self.query_one("#middle").mount(form, editor)
+        await self.mount(gpus, before="#tags-row")
+        self._form, self._editor, self._gpus = form, editor, gpus
+        with editor.prevent(TextArea.Changed):
+            editor.text = self._text
+        self._check()
+
+    def on_gpu_list_ready(self) -> None:
+        self._check()
 
     def on_screen_resume(self) -> None:
-        self.house.background.ask(self, "choices", load_choices)
-        self._show_free()
+        ask = self.house.background.ask
+        if not self._list.knows("builtin"):
+            ask(self, "builtin", launching.builtin_choices)
+        ask(self, "recent", launching.recent_choices)
+        ask(self, "history", launching.history_choices)
+        ask(self, "disk", launching.disk_line)
 
     def on_answered(self, message: Answered) -> None:
+        error = message.error
         match message.key:
-            case "choices" if message.error is None:
-                self._fill(message.value)
+            case "builtin" | "recent" | "history" if error is None:
+                self._list.show(message.key, message.value)
+                self._list.border_subtitle = ""
+            case "history":
+                self._list.border_subtitle = "history: " + ("busy" if isinstance(error, HistoryBusy) else "not read")
+            case "disk":
+                self._disk = clean(str(error)) if error else message.value
+                self._show_verdict()
             case "measured":
-                self._history = self._measured_words(message.value) if message.error is None else ""
+                self._history = f"history: {clean(error.message)}" if error else ""
+                valid, placement = self._checked.valid, self._checked.placement
+                if error is None and valid and placement and message.value[0] == self._asked:
+                    rows, ranks = message.value[1], placement.world_size
+                    self._history = launching.history_line(rows, self._sku(), valid, ranks)
                 self._show_verdict()
             case "start":
                 self._starting = False
-                if message.error is not None:
-                    self._say(f"not started: {message.error}", "error")
-                else:
+                if error is None:
+                    self._show_verdict()
                     self.house.open_live(message.value)
-            case _ if message.error is not None:
-                self._say(str(message.error), "error")
+                else:
+                    self._show_failure(error)
 
-    def _fill(self, choices: list[Choice]) -> None:
-        if [c.text for c in choices] == [c.text for c in self._choices]:
-            return
-        self._choices = choices
-        listing = self.query_one("#recipes", OptionList)
-        listing.clear_options()
-        for choice in choices:
-            listing.add_option(Option(Text(f"{clean(choice.name)}  ", end="").append(clean(choice.source), "dim")))
-        if not self.query_one("#text", TextArea).text:
-            first = next((i for i, c in enumerate(choices) if c.name == "demo"), 0)
-            listing.highlighted = first
+    # --- the recipe
 
-    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        choice = self._choices[event.option_index]
-        self.query_one("#text", TextArea).text = clean(choice.text)
-        gpus = self.query_one("#gpus", Input)
-        try:
-            wanted = recipe.from_dict(recipe.parse_yaml(choice.text, choice.name)).launch.gpus
-            gpus.value = ",".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
-        except LorawatchError:
-            gpus.value = "all"
-        self._check()
+    def on_recipe_list_chosen(self, event: RecipeList.Chosen) -> None:
+        self._close_failure()
+        self._set_text(event.text)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.query_one("#text").focus()
+        self._focus_view()
+
+    def _set_text(self, text: str) -> None:
+        self._text = text
+        if self._editor is not None:
+            with self._editor.prevent(type(self._editor).Changed):
+                self._editor.text = text
+        self._check()
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        self._check()
+        if event.text_area.text != self._text:
+            self._text = event.text_area.text
+            self._list.edited(self._text)
+            self._check()
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        self._check()
+    def on_recipe_form_edited(self, event: RecipeForm.Edited) -> None:
+        self._change(event.path, event.value)
 
-    # --- what it would take
+    def on_gpu_list_chosen(self, event: GpuList.Chosen) -> None:
+        self._change("launch.gpus", event.gpus)
+
+    def _change(self, path: str, value: object) -> None:
+        try:
+            if value is ABSENT:
+                text = yaml_edit.remove(self._text, path)
+            else:
+                text = yaml_edit.set_value(self._text, path, value, [key.path for key in recipe_fields()])
+        except LorawatchError as error:
+            self.notify(f"the YAML must be mended first (ctrl+e): {error.message}", severity="warning", markup=False)
+            return
+        self._set_text(text)
+        self._list.edited(text)
 
     def _check(self) -> None:
-        text = self.query_one("#text", TextArea).text
-        self._valid, self._history = None, ""
-        try:
-            data = recipe.parse_yaml(text, "recipe")
-            if not isinstance(data, dict):
-                raise RecipeError("a recipe is a mapping", hint="it starts with `name:` and `model:`")
-            valid = recipe.from_dict(data)
-            self._places()
-        except LorawatchError as error:
-            self._say(str(error), "error")
-            return
-        except ValueError as error:
-            self._say(f"GPUs: {error}", "error")
-            return
-        self._valid = valid
-        sku, ranks = self._sku(), self._places()
-        self._show_verdict()
-        self.house.background.ask(self, "measured", lambda: measured(valid.name, sku, ranks))
+        """What the text says, what is wrong with it, and where it would run: shown everywhere."""
+        machine = self.house.machine if self._gpus is not None and self._gpus.ready else None
+        found = self._checked = launching.check(self._text, machine)
+        if self._form is not None:
+            broken = found.data is None
+            self._form.border_title = "form: the YAML must be mended first" if broken else "form"
+            if found.data is not None:
+                self._form.show(found.data, found.wrong)
+        if self._gpus is not None:
+            self._gpus.show_chosen(found.placement)
+        if found.error is not None:
+            where = f"line {found.line}: " if found.line and found.path else ""
+            self._say(f"✗ {where}{str(found.error).removeprefix('recipe: ')}", "error")
+        elif found.valid is not None and found.placement is not None:
+            self._ask_history(found.valid)
+            self._show_verdict()
 
     def _used(self) -> list[Gpu]:
-        request = parse_gpus(self.query_one("#gpus", Input).value)
-        if request.cpu_ranks is not None:
-            return []
-        machine = self.house.machine
-        return [g for g in machine if request.indices is None or g.gpu_index in request.indices]
-
-    def _places(self) -> int:
-        request = parse_gpus(self.query_one("#gpus", Input).value)
-        if request.cpu_ranks is not None:
-            return request.cpu_ranks
-        if request.indices is not None:
-            missing = set(request.indices) - {g.gpu_index for g in self.house.machine}
-            if missing and self.house.machine:
-                raise ValueError(f"there is no GPU {min(missing)} here")
-            return len(request.indices)
-        return len(self.house.machine) or 2
+        chosen = self._checked.placement.gpu_uuids if self._checked.placement else ()
+        return [g for g in self.house.machine if g.gpu_uuid in chosen]
 
     def _sku(self) -> str | None:
-        return next((g.sku for g in self._used()), None)
+        return " + ".join(sorted({g.sku for g in self._used()})) or None
+
+    def _ask_history(self, valid: recipe.Recipe) -> None:
+        sku = self._sku()
+        asked = (valid.to_dict(), self._checked.placement)
+        if asked != self._asked:
+            self._asked, self._history = asked, ""
+            self.house.background.ask(self, "measured", lambda: (asked, launching.measured(valid, sku)))
+
+    # --- what is said below
 
     def _show_verdict(self) -> None:
-        valid = self._valid
-        if valid is None:
+        valid, placement = self._checked.valid, self._checked.placement
+        if valid is None or placement is None or self._starting or self.has_class("failed"):
             return
-        ranks = self._places()
-        batch, length = valid.train.batch_size_per_gpu, valid.data.sequence_length
-        tokens = ranks * batch * length * valid.train.gradient_accumulation
-        device = "GPU" if self._used() else "CPU rank"
-        words = Text(f"✓ {ranks} {device}{'s' if ranks != 1 else ''} × batch {batch} × {length} tokens")
-        if valid.train.gradient_accumulation > 1:
-            words.append(f" × {valid.train.gradient_accumulation} accumulated")
-        words.append(f" = up to {tokens:,} tokens a step")
-        if valid.train.steps:
-            words.append(f", {valid.train.steps} steps")
-        if self._history:
-            words.append(f"\n{self._history}")
-        words.append(f"\ndisk free: {_free_words()}", "dim")
-        self.query_one("#verdict", Static).update(words)
+        fit = launching.fit_lines(valid, placement, self._used())
+        lines = [f"✓ {launching.plan_line(valid, placement)}", *fit, self._history, self._disk]
+        self.query_one("#verdict", Static).update(Text("\n".join(filter(None, lines))))
 
-    def _measured_words(self, found: tuple[float, float | None] | None) -> str:
-        if found is None or self._valid is None:
-            return "history has no completed run of this recipe here"
-        tok_s, interval = found
-        spread = f" ± {number(interval)}" if interval else ""
-        return f"history: {number(tok_s)}{spread} tok/s here; an epoch of 50M tokens takes {duration(EPOCH_TOKENS / tok_s)}"
+    def _say(self, text: str, colour: str) -> None:
+        style = f"bold {self.app.theme_variables.get(f'text-{colour}', '')}".strip()
+        self.query_one("#verdict", Static).update(Text(clean(text), style))
 
-    def _show_free(self) -> None:
-        gpus = self.house.machine
-        frame = self.house.last_frame
-        parts = []
-        for gpu in gpus:
-            pane = next((p for p in frame.panes if p.key == gpu.gpu_uuid), None) if frame else None
-            used = pane.values.get("memory_bytes") if pane else None
-            free = f" {(gpu.memory_total_bytes - used) / 2**30:.0f} GiB free" if used and gpu.memory_total_bytes else ""
-            parts.append(f"{gpu.gpu_index} {clean(gpu.sku).removeprefix('NVIDIA ')}{free}")
-        words = " · ".join(parts) if parts else "no GPU here: all means 2 ranks on the CPU"
-        self.query_one("#free", Static).update(Text(words))
+    def _show_failure(self, error: LorawatchError) -> None:
+        self._say("✗ not started: " + error.message.partition("\n")[0] + "\n  escape goes back to the recipe", "error")
+        box = VerticalScroll(Static(Text(launching.told(error))), id="failure")
+        box.border_title = "not started"
+        self.add_class("failed", "editing")
+        self.query_one("#middle").mount(box)
+        box.focus()
 
-    def _say(self, text: str, severity: str) -> None:
-        style = "bold " + self.app.theme_variables.get(severity, "")
-        self.query_one("#verdict", Static).update(Text(("✗ " if severity == "error" else "") + clean(text), style))
+    def _close_failure(self) -> bool:
+        """Whether there was one."""
+        failed = self.has_class("failed")
+        self.remove_class("failed")
+        self.query("#failure").remove()
+        if failed:
+            self._check()
+        return failed
 
     # --- keys
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        self.set_class(event.widget.id != "recipes", "editing")
+
+    def _focus_view(self) -> None:
+        self.add_class("editing")
+        broken = self._checked.data is None
+        if broken and not self.has_class("show-text"):
+            self.toggle_class("show-form", "show-text")
+        if self.has_class("show-text") and self._editor is not None:
+            self._editor.focus()
+            if broken:
+                self._editor.move_cursor(((self._checked.line or 1) - 1, 0))
+        elif self._form is not None:
+            self._form.focus_key()
+
+    def action_other_view(self) -> None:
+        self._close_failure()
+        if self._checked.data is None and self.has_class("show-text"):
+            self.notify("the YAML must be mended before the form can show it", severity="warning")
+            return
+        self.toggle_class("show-form", "show-text")
+        self._focus_view()
+
+    def action_to_list(self) -> None:
+        if self._close_failure():
+            self._focus_view()
+        else:
+            self._list.focus()
 
     def action_start(self) -> None:
         if self._starting:
             return
-        if self._valid is None:
-            self.notify("the recipe is not valid yet: see below the editor", severity="warning")
+        self._close_failure()
+        if self._checked.valid is None or self._checked.placement is None:
+            waits = self._gpus is None or not self._gpus.ready
+            why = "the NVIDIA driver has not answered yet" if waits else "the recipe is not valid yet: see below it"
+            self.notify(why, severity="warning")
             return
         self._starting = True
-        text, gpus = self.query_one("#text", TextArea).text, self.query_one("#gpus", Input).value
+        text, closing = self._text, self.house.background.closing
+        tags = [clean(w) for w in self.query_one("#tags", Input).value.replace(",", " ").split()]
         self._say("starting …", "primary")
-        self.house.background.ask(self, "start", lambda: start(text, gpus))
-
-    def action_to_list(self) -> None:
-        self.query_one("#recipes").focus()
+        self.house.background.ask(self, "start", lambda: launching.start(text, tags, closing))
 
     def action_open(self) -> None:
-        from lorawatch.screens.confirm import Ask
+        from lorawatch.screens.widgets.open_file import OpenFile
 
-        def answered(name: Any) -> None:
-            if not name:
-                return
-            try:
-                self.query_one("#text", TextArea).text = Path(name).expanduser().read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                self._say(f"{name}: {error}", "error")
+        self.app.push_screen(OpenFile(), self._opened)
 
-        self.app.push_screen(Ask("Recipe file to open"), answered)
-
-
-def _free_words() -> str:
-    import shutil
-
-    home = paths.home()
-    while not home.exists():
-        home = home.parent
-    return f"{shutil.disk_usage(home).free / 2**30:.0f} GiB at {paths.home()}"
+    def _opened(self, choice: Choice | None) -> None:
+        if choice is not None:
+            self._list.open(choice)
+            self._close_failure()
+            self._set_text(choice.text)
+            self._focus_view()

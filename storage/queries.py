@@ -5,12 +5,15 @@ Times are unix seconds in keys that end in `_s`. A history that does not exist y
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from lorawatch import paths
 from lorawatch.errors import RunNotFound
 from lorawatch.storage.connection import reading
+from lorawatch.storage.summary import _workload
 
 _LIST = (
     "run_id, name, state, failure, sku, gpu_count, world_size, device, steps, steps_total, tok_s, tok_s_ci95, tok_per_j, "
@@ -116,6 +119,48 @@ def find_run(name: str) -> str | None:
     if parts:
         return parts[0]
     return rows[0]["run_id"] if rows else None
+
+
+def distinct_recipes(limit: int = 200, *, deadline_s: float = 2.0) -> list[dict[str, Any]]:
+    """Every recipe of the history once, the latest used first; where it ran (`launch.gpus`) makes no other recipe.
+
+    Keys: `recipe`, plain data as the latest run had it; `run_id` of that run; `runs`, how many there were.
+
+    Raises:
+        HistoryBusy, HistoryError: As `list_runs`.
+    """
+    rows = _rows(
+        "SELECT arg_max(recipe, run_id) AS recipe, max(run_id) AS run_id, count(*) AS runs FROM runs "
+        "WHERE recipe IS NOT NULL AND NOT coalesce(own_command, false) "
+        """GROUP BY json_merge_patch(recipe, '{"launch": {"gpus": null}}') ORDER BY run_id DESC LIMIT ?""",
+        [limit],
+        deadline_s,
+    )
+    return [{**row, "recipe": msgspec.json.decode(row["recipe"])} for row in rows]
+
+
+def measured(recipe: Mapping[str, Any], sku: str | None, *, deadline_s: float = 2.0) -> list[dict[str, Any]]:
+    """What completed runs of the same workload reached on this SKU, a row a number of ranks, fewest first.
+
+    The workload is what a step computes: model, adapter, data and batch; a recipe of another name may have it too.
+
+    Args:
+        recipe: Plain data, complete.
+        sku: The GPU model; None for ranks on the CPU.
+
+    Returns:
+        Rows with `ranks`, `runs`, `tok_s`, `tok_s_ci95` (None where several runs are averaged), `peak_vram_bytes`.
+
+    Raises:
+        HistoryBusy, HistoryError: As `list_runs`.
+    """
+    coupling = "separate" if (recipe.get("launch") or {}).get("strategy") == "separate" else "ddp"
+    return _rows(
+        "SELECT ranks, runs, tok_s, tok_s_ci95, peak_vram_bytes FROM v_scaling "
+        "WHERE workload = ? AND sku = ? AND coupling = ? AND tok_s > 0 ORDER BY ranks",
+        [_workload(dict(recipe), None), sku or "CPU", coupling],
+        deadline_s,
+    )
 
 
 def _rows(query: str, values: Sequence[Any], deadline_s: float = 2.0) -> list[dict[str, Any]]:

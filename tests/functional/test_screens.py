@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from history import DATA, T0, a_whole_run, make_run, step, write
 from textual.pilot import Pilot
-from textual.widgets import DataTable, Input, Static, TextArea
+from textual.widgets import DataTable, Input
 
 from lorawatch.records import Event, RankStarted
 from lorawatch.rundir import RunDir, RunState
@@ -174,25 +174,6 @@ def test_the_history_filters_sorts_opens_tags_and_deletes(lorawatch_home: Path) 
         assert not first.root.exists()
         await pilot.press("escape")
         await until(pilot, lambda: app.screen.query_one(DataTable).row_count == 1)
-
-    drive(act)
-
-
-def test_launch_checks_as_you_type_and_says_why_a_start_failed() -> None:
-    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
-        await pilot.press("3")
-        await until(pilot, lambda: "tokens a step" in screen_text(app))
-        editor = app.screen.query_one("#text", TextArea)
-        editor.text = editor.text.replace("rank: 16", "rnak: 16")
-        await until(pilot, lambda: "rnak" in str(app.screen.query_one("#verdict", Static).render()))
-        assert "did you mean" in screen_text(app)
-        await pilot.press("f5")
-        await until(pilot, lambda: any("not valid yet" in n.message for n in app._notifications))
-        editor.text = editor.text.replace("rnak: 16", "rank: 16")
-        app.screen.query_one("#gpus", Input).value = "7"
-        await until(pilot, lambda: "tokens a step" in screen_text(app))
-        await pilot.press("f5")
-        await until(pilot, lambda: "not started" in screen_text(app), 60)
 
     drive(act)
 

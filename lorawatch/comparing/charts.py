@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
-_ROOM = 34
+_ROOM = 50
 _DASHES = {"measured": "", "published": "6 4", "extrapolated": "2 4", "simulated": "1 3"}
 
 
@@ -115,10 +115,10 @@ def bars(title: str, values: Sequence[tuple[str, float, str, str]]) -> str:
     """
     if not values:
         return ""
-    width, row, top, left = 560, 24, 34, 220
+    width, row, top, left = 1120, 22, 34, 320
     height = top + row * len(values) + 10
     most = max(v for _, v, _, _ in values) or 1.0
-    parts = [_frame(title, width, height)]
+    parts = [_frame(title, width, height, "broad")]
     for index, (label, value, words, provenance) in enumerate(values):
         y = top + index * row
         long = (width - left - 90) * value / most
@@ -161,9 +161,9 @@ def _cut(label: str) -> str:
     return f"{html.escape(label[: _ROOM - 1])}…<title>{html.escape(label)}</title>"
 
 
-def _frame(title: str, width: int, height: int) -> str:
+def _frame(title: str, width: int, height: int, kind: str = "narrow") -> str:
     return (
-        f'<svg role="img" aria-label="{html.escape(title, quote=True)}" viewBox="0 0 {width} {height}" '
+        f'<svg class="{kind}" role="img" aria-label="{html.escape(title, quote=True)}" viewBox="0 0 {width} {height}" '
         f'xmlns="http://www.w3.org/2000/svg">\n<text class="heading" x="8" y="20">{html.escape(title)}</text>'
     )
 

@@ -26,14 +26,15 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-t
 .soft, .legend, footer { color: var(--soft); font-size: .87rem; }
 .answer { font-size: 1.12rem; border-left: 4px solid #2563eb; padding: .3rem 1rem; background: var(--shade); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
-th, td { padding: .3rem .45rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { color: var(--soft); font-weight: 600; border-bottom-width: 2px; } .text { text-align: left; white-space: nowrap; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; border-bottom-width: 2px; } .text { text-align: left; }
 tr.published td { background: var(--shade); } tr.extrapolated td, tr.simulated td { font-style: italic; }
 tr.published .from { color: var(--published); } tr.extrapolated .from { color: var(--extrapolated); }
 tr.simulated .from { color: var(--simulated); }
 tr.other td { color: var(--soft); } tr.baseline td:first-child { font-weight: 700; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+svg { width: 100%; height: auto; } svg.broad { grid-column: 1 / -1; }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .tick { fill: var(--soft); } svg .heading { font-weight: 600; font-size: 14px; }
 svg .grid { stroke: var(--line); } svg .ideal { stroke-width: 1; opacity: .55; }
 .key i { display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 .8em; }
@@ -43,8 +44,8 @@ li { margin: .15rem 0; }
   :root { --page: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --shade: #f4f4f4;
     --published: #a34a07; --extrapolated: #6d28d9; --simulated: #be185d; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  body { font-size: 10.5px; margin: 0; max-width: none; padding: 0; } table { font-size: 8.5px; width: 100%; }
-  th, td { padding: .2rem .25rem; } .wide { overflow: visible; } .charts { grid-template-columns: 1fr 1fr; }
+  html { font-size: 10.5px; } body { font-size: 1rem; margin: 0; max-width: none; padding: 0; }
+  th, td { padding: .2rem .35rem; } .wide { overflow: visible; } .charts { grid-template-columns: 1fr 1fr 1fr; }
   h2 { break-after: avoid; } svg, tr, .answer, .legend { break-inside: avoid; } thead { display: table-header-group; }
 }
 """
@@ -56,22 +57,20 @@ def page(comparison: Comparison) -> str:
     headings, ladder = words.ladder(comparison)
     series = lines(comparison, "tok_s")
     shown = [row for row in comparison.rows if row.configuration.coupling == "ddp"]
-    kinds = {c.name: "from" for c in columns if c.name == "provenance"}
+    rates = 1 + next(i for i, c in enumerate(columns) if c.name == "against_baseline")
+    named = [c for c in columns if c.name in ("configuration", "provenance", "name")]
     body = [
         '<p class="answer">' + "<br>".join(_text(s) for s in comparison.answer) + "</p>" if comparison.answer else "",
         f'<p class="soft">{_text(words.heading(comparison))}<br>'
         "tok/s counts positions computed, padding included · ± is a 95% interval</p>",
-        "<h2>Configurations</h2>",
-        _table(
-            [c.heading for c in columns],
-            [(_class(row, comparison), [c.text(row) for c in columns]) for row in comparison.rows],
-            [c.right for c in columns],
-            [kinds.get(c.name, "") for c in columns],
-        ),
+        "<h2>Throughput</h2>",
+        _rows(columns[:rates], comparison),
+        f"<h2>Power, memory, and one epoch of {words.tokens_words(comparison.tokens)} tokens</h2>",
+        _rows([*named, *columns[rates:]], comparison),
+        _prices(comparison),
         f"<h2>{_text(_capital(words.ladder_title(comparison)))}</h2>",
         _table(headings, [(_class(r, comparison), line) for r, line in zip(shown, ladder, strict=True)],
                [False] + [True] * len(comparison.ladder)),
-        _prices(comparison),
         "<h2>Charts</h2>",
         '<div class="charts">',
         charts.lines("tok/s, all GPUs together", series, ideal=True),
@@ -101,6 +100,16 @@ def frame(title: str, body: Iterable[str]) -> str:
         f"<h1>{_text(title)}</h1>",
     ]
     return "\n".join([*head, *(part for part in body if part), "</body></html>"])
+
+
+def _rows(columns: Sequence[words.Column], comparison: Comparison) -> str:
+    """Some of the columns; a table of all of them is wider than a page."""
+    return _table(
+        [c.heading for c in columns],
+        [(_class(row, comparison), [c.text(row) for c in columns]) for row in comparison.rows],
+        [c.right for c in columns],
+        ["from" if c.name == "provenance" else "" for c in columns],
+    )
 
 
 def _bar(row: Row, comparison: Comparison) -> tuple[str, float, str, str]:

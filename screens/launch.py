@@ -43,7 +43,7 @@ you leave the program, and r on the list takes them back.
 
 In the form up and down go from key to key; left and right, space or a click change a choice; an emptied key is left
 out of the recipe, and its default counts. ctrl+e shows the same recipe as YAML (from 140 columns on both are shown).
-Space ticks a GPU, a ticks all. Tags are words to find the run by.
+Space ticks a GPU, a ticks all. Tags are words to find the run by. While you type, 1 to 4 are digits: escape first.
 
 F5 (or ctrl+s) starts the run: a recorder of its own, exactly as lorawatch --record would; leaving this program does
 not stop it. If it does not start, its words and the log's last lines are shown; escape leaves them."""
@@ -141,6 +141,8 @@ not stop it. If it does not start, its words and the log's last lines are shown;
         ask(self, "recent", launching.recent_choices)
         ask(self, "history", launching.history_choices)
         ask(self, "disk", launching.disk_line)
+        self._asked = ()  # a run may have ended meanwhile
+        self._check()
 
     def on_answered(self, message: Answered) -> None:
         error = message.error
@@ -163,7 +165,7 @@ not stop it. If it does not start, its words and the log's last lines are shown;
             case "start":
                 self._starting = False
                 if error is None:
-                    self._show_verdict()
+                    self._list.focus()  # so that the keys of the screens work when the user comes back
                     self.house.open_live(message.value)
                 else:
                     self._show_failure(error)
@@ -210,6 +212,8 @@ not stop it. If it does not start, its words and the log's last lines are shown;
 
     def _check(self) -> None:
         """What the text says, what is wrong with it, and where it would run: shown everywhere."""
+        if not self._list.knows("builtin"):  # nothing is chosen yet
+            return
         machine = self.house.machine if self._gpus is not None and self._gpus.ready else None
         found = self._checked = launching.check(self._text, machine)
         if self._form is not None:

@@ -27,6 +27,7 @@ from lorawatch.screens.widgets.gpu_list import GpuList, Ticks
 from lorawatch.screens.widgets.recipe_form import FormLines
 from lorawatch.screens.widgets.recipe_list import RecipeList
 from lorawatch.storage.ingest import finish_run
+from lorawatch.storage.queries import list_runs
 from lorawatch.telemetry.device import GpuProcess
 from lorawatch.telemetry.snapshot import GpuNow, Snapshot
 
@@ -331,6 +332,9 @@ def test_a_start_is_what_the_shell_starts_with_tags(lorawatch_home: Path) -> Non
         await until(pilot, lambda: "COMPLETED" in screen_text(app), 90)
         assert RunDir(root).info().tags == ["lab", "night"]
         assert list((lorawatch_home / "launch").iterdir()) == []
+        await until(pilot, lambda: any(row["tok_s"] for row in list_runs()), 30)
+        await pilot.press("3")
+        await until(pilot, lambda: "tok/s on 2×CPU; 10 steps take" in verdict(app))
 
     launch(act)
     assert sql(lorawatch_home, "SELECT name, state FROM runs") == [("tiny", "completed")]

@@ -191,7 +191,7 @@ def compare(
     rows = [
         _row(c, other, members, base, ladder, prices, (differences or {}).get(c.key, {}), unlike) for c, other in shown
     ]
-    rows.sort(key=lambda r: _order(r.configuration))
+    rows.sort(key=lambda r: (bool(r.other_work), order(r.configuration)))
     chosen: list[Row] = []
     others: list[Row] = []
     for row in rows:
@@ -227,7 +227,8 @@ def _labels(configuration: Configuration) -> set[str]:
     apart = " separate" if configuration.coupling == "separate" else ""
     names = (configuration.label, f"{count}×{configuration.sku}{apart}", f"{short}×{count}{apart}")
     found = {_plain(name) for name in names}
-    return found | {f"{label}({told})" for label in found for told in (configuration.provenance, configuration.source)}
+    origins = {_plain(origin) for origin in (configuration.provenance, configuration.source)}
+    return found | {f"{label}({origin})" for label in found for origin in origins}
 
 
 def _plain(text: str) -> str:
@@ -259,7 +260,7 @@ def choose_baseline(configurations: Sequence[Configuration], name: str | None = 
     return min(family or [latest], key=lambda c: c.count)
 
 
-def _order(configuration: Configuration) -> tuple[bool, str, bool, int, bool]:
+def order(configuration: Configuration) -> tuple[bool, str, bool, int, bool]:
     """Own runs first, then published ones; a family stands together, its extrapolated rows last."""
     of_published = configuration.family.startswith("published:")
     extrapolated = configuration.provenance == "extrapolated"

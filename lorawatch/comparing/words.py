@@ -9,6 +9,7 @@ from lorawatch.analysis.interval import Figure
 from lorawatch.comparing import work as works
 from lorawatch.comparing.comparison import Comparison, Epoch, Row
 from lorawatch.comparing.configuration import epoch_cell
+from lorawatch.printed import compare_cell
 from lorawatch.text import MISSING, long_duration, number
 
 
@@ -76,17 +77,29 @@ PRINTED = {
 
 
 def printed_beside(row: Row, column: str, computed: str, unit: str = "") -> str:
-    """A cell of a published row as printed; what its table's own figures give comes first where that differs.
-
-    A printed cell was rounded from figures that are not: where it can follow from the table's own, it is the better one.
-    """
+    """A cell of a published row: as printed where the computed figure rounds to it, else the computed one beside it."""
     text = row.configuration.printed.get(column)
     if text is None:
         return computed
-    if column in row.differs:
+    if column in row.differs or not _rounds_to(row, column):
         return f"{computed} (printed {text})"
     text = f"{int(text):,}" if text.isascii() and text.isdigit() else text
     return text if text.endswith((unit, "x")) else text + unit
+
+
+def _rounds_to(row: Row, column: str) -> bool:
+    """Whether the table's own figures give a printed cell to its last digit."""
+    figures = {
+        "tok_s_per_gpu": row.per_gpu,
+        "scaling": row.speedup,
+        "efficiency_pct": row.efficiency_pct,
+        "tok_per_j": row.configuration.tok_per_j,
+    }
+    figure = figures[column]
+    try:
+        return figure is None or compare_cell(row.configuration.printed[column], figure.value)
+    except ValueError:
+        return True
 
 
 def columns(comparison: Comparison) -> list[Column]:
@@ -186,11 +199,16 @@ def _mean_steps(comparison: Comparison) -> list[str]:
 
 
 def differing(row: Row) -> list[str]:
-    """Each printed cell that its table's own figures do not give, with the figure that they give and how."""
+    """Each printed cell that its table's own figures do not give to its last digit, with what they give and why."""
+    printed = row.configuration.printed
     found = []
     for name, value in row.differs.items():
         told = PRINTED.get(name) or f"epoch time of {tokens_words(float(name.rpartition(' ')[2]))} tokens"
-        found.append(f"prints {told} {row.configuration.printed.get(name, '?')}; its own figures give {value}")
+        found.append(f"prints {told} {printed.get(name, '?')}; its own figures give {value}")
+    close = [name for name in PRINTED if name in printed and name not in row.differs and not _rounds_to(row, name)]
+    if close:
+        told = " and ".join(f"{PRINTED[name]} {printed[name]}" for name in close)
+        found.append(f"prints {told}; its own figures, which are rounded too, give a little less or more")
     return found
 
 

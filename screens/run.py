@@ -25,7 +25,7 @@ from lorawatch.screens.run_pages import (
     rank_cells,
     title_words,
 )
-from lorawatch.screens.run_words import ask_delete, ask_tags
+from lorawatch.screens.run_words import ask_delete, ask_tags, paragraphs
 from lorawatch.screens.widgets.curve_plot import CurvePlot
 
 RETRY_S = 2.0
@@ -38,19 +38,17 @@ class RunScreen(HouseScreen):
     """A run's pages; a run that lives is read again every few seconds."""
 
     MODE = "runs"
-    HELP = """\
+    HELP = paragraphs("""\
 One run. [ and ] turn the pages; tab goes to their names.
 
-Curves: x between time and steps. p from all ranks together to each alone to a row a rank, P the other way round. m shows
-one curve alone. + and - zoom around the cursor, 0 shows the whole run; left, right (with shift farther), home, end and a
-click move the cursor; the mouse wheel zooms. A column shows the lowest to the highest value in its time, so that no spike
-is hidden; ✗ marks a loss that was no number. Together, W, VRAM and °C go from the lowest to the highest GPU. Over steps,
-readings from before, between and after the steps are left out.
+x: over steps or over time. p: all ranks together, each alone, a row a rank (P: the other way). m: one curve alone. + - 0: zoom
+around the cursor, the whole run. left, right (shift: farther), home, end, a click: the cursor. Wheel: zoom.
 
-Ranks: enter shows a rank's curves. l opens the log, and then the next file (L the one before).
+A column goes from the lowest to the highest value in it, so that no spike is hidden; the line is their mean; ✗: a loss that was
+no number. Together, W, VRAM and °C span the GPUs. Over steps, readings outside the steps are left out.
 
-r replays the run on the Live screen, v shows it there. t changes its tags, d deletes it (asked first), g reads again.
-escape goes back to the list."""
+Enter on a rank shows its curves. l: the log, its next file (L: the one before). r replays the run, v shows it live, t changes
+its tags, d deletes it (asked first), g reads again.""")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),
         Binding("x", "plot('turn_axis')", "Axis"),
@@ -131,11 +129,11 @@ escape goes back to the list."""
             self, "detail" if question.window else "curves", lambda: (question, load_curves(self.run_id, question))
         )
 
-    def _ask_log(self, name: str | None = None) -> None:
+    def _ask_log(self) -> None:
         from lorawatch.screens.widgets.log_page import LogPage
 
         pages = self.query(LogPage)
-        wanted = name if name is not None else pages.first().name_shown if pages else ""
+        wanted = pages.first().wanted if pages else ""
         self.house.background.ask(self, "log", lambda: load_log(self.run_id, wanted))
 
     async def on_answered(self, message: Answered) -> None:
@@ -270,7 +268,8 @@ escape goes back to the list."""
         if self.page != "log":
             self._turn_to("log")
         elif self.query(LogPage):
-            self._ask_log(self.query_one(LogPage).neighbour(forth))
+            self.query_one(LogPage).turn(forth)
+            self._ask_log()
 
     def action_back(self) -> None:
         self.app.pop_screen()

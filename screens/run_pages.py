@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EVENTS = 500
 STRAGGLER = 1 / 1.25  # of the fastest's rate, as Live's alert has it
 RANK_COLUMNS = (
-    ("rank", 6), ("tok/s", 9), ("of fastest", 12), ("p50 ms", 9), ("p95 ms", 9), ("wait ms", 7), ("peak GiB", 8),
+    ("rank", 4), ("tok/s", 7), ("of fastest", 10), ("p50 ms", 7), ("p95 ms", 7), ("wait ms", 7), ("max GiB", 7),
     ("mean W", 6), ("max °C", 6), ("steps", 9), ("GPU", 28),
 )  # fmt: skip
 """Headings and widths, the ones that fit 80 columns first."""
@@ -93,7 +93,7 @@ def rank_cells(row: RankRow, fastest: float | None) -> list[str]:
         fastest: tok/s of the fastest rank.
     """
     share = row.tok_s / fastest if row.tok_s is not None and fastest else None
-    of_fastest = MISSING if share is None else f"{100 * share:.1f}%" + (" ◄ slow" if share < STRAGGLER else "")
+    of_fastest = MISSING if share is None else f"{100 * share:.1f}%" + (" ◄" if share < STRAGGLER else "")
     gpu = MISSING
     if row.sku:
         gpu = f"{row.gpu_index if row.gpu_index is not None else '?'} · {one_line(row.sku).removeprefix('NVIDIA ')}"

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 from lorawatch.sanitize import clean
 
 if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
     from lorawatch.screens.base import HouseScreen
 
 GLYPHS = {"running": "▶", "starting": "◌", "queued": "◌", "stopping": "■", "completed": "✓", "stopped": "■", "failed": "✗",
           "lost": "✗"}  # fmt: skip
+
+
+def paragraphs(text: str) -> str:
+    """Text without its line breaks, but for empty lines: it is broken where it is shown."""
+    return "\n\n".join(" ".join(p.split()) for p in text.split("\n\n"))
 
 
 def one_line(text: object) -> str:
@@ -33,6 +40,8 @@ def state_words(row: Mapping[str, Any]) -> str:
 
 def ask_tags(screen: HouseScreen, run_id: str, tags: Sequence[str]) -> None:
     """Let the user type a run's tags; the change is answered to the screen as `changed`."""
+    from textual.widgets import Input
+
     from lorawatch.screens.confirm import Ask
 
     def answered(text: str | None) -> None:
@@ -42,8 +51,15 @@ def ask_tags(screen: HouseScreen, run_id: str, tags: Sequence[str]) -> None:
             words = list(dict.fromkeys(w for w in clean(text).replace(",", " ").split()))
             screen.house.background.ask(screen, "changed", lambda: set_tags(run_id, words))
 
-    now = " ".join(one_line(t) for t in tags)
-    screen.app.push_screen(Ask(f"Tags of {run_id}, separated by spaces", now), answered)
+    class AskTags(Ask):
+        def compose(self) -> ComposeResult:
+            for widget in super().compose():
+                if isinstance(widget, Input):
+                    widget.select_on_focus = False  # what is typed is added to what is there
+                yield widget
+
+    now = "".join(one_line(t) + " " for t in tags)
+    screen.app.push_screen(AskTags(f"Tags of {run_id}, separated by spaces", now), answered)
 
 
 def ask_delete(screen: HouseScreen, run_id: str, before: Callable[[], None] | None = None) -> None:

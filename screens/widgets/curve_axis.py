@@ -83,6 +83,15 @@ def cell_of(view: View, cells: int) -> int:
     return min(max(int((view.cursor - view.begin) / (view.end - view.begin) * cells), 0), cells - 1)
 
 
+def under_cursor(curve: Thinned, view: View, cells: int) -> slice:
+    """The columns, two a cell, that the cursor is on: the cell's; only the one where a bin is wider than a cell."""
+    at = cell_of(view, cells)
+    if curve.width * cells > view.end - view.begin:
+        column = min(max(int((view.cursor - view.begin) / (view.end - view.begin) * 2 * cells), 0), 2 * cells - 1)
+        return slice(column, column + 1)
+    return slice(2 * at, 2 * at + 2)
+
+
 def axis_line(curves: Curves, view: View, left: int, cells: int, alone: bool) -> Line:
     """Ticks under the only plot; under several, where they all begin and end."""
     if not alone:
@@ -132,12 +141,13 @@ def place_words(
     """Step and time under the cursor."""
     at, span = cell_of(view, cells), (view.end - view.begin) / cells
     other = next((s[name] for s in mine.values() for name in ("step", "at") if name in s), None)
-    found = columns(other, view.begin, view.end, 2 * cells)[2 * at : 2 * at + 2] if other is not None else []
-    here = [c for c in found if c is not None]
+    found = columns(other, view.begin, view.end, 2 * cells) if other is not None else []
+    here = [c for c in found[under_cursor(other, view, cells)] if c is not None] if other is not None else []
     low, high = (min(c[0] for c in here), max(c[1] for c in here)) if here else (None, None)
     if curves.axis == "step":
-        first = math.floor(view.begin + at * span + 1e-9)
-        steps, when = _steps(first, max(math.ceil(view.begin + (at + 1) * span - 1e-9) - 1, first)), low
+        first = math.floor(view.begin + at * span + 1e-9 if span >= 1 else view.cursor)
+        last = math.ceil(view.begin + (at + 1) * span - 1e-9) - 1 if span >= 1 else first
+        steps, when = _steps(first, max(last, first)), low
     else:
         when = view.begin + (at + 0.5) * span
         steps = _steps(int(low), int(high)) if low is not None and high is not None else _beside(other, when)

@@ -10,7 +10,16 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lorawatch.screens.widgets.braille import braille
-from lorawatch.screens.widgets.curve_axis import Column, Line, View, axis_line, cell_of, columns, place_words
+from lorawatch.screens.widgets.curve_axis import (
+    Column,
+    Line,
+    View,
+    axis_line,
+    cell_of,
+    columns,
+    place_words,
+    under_cursor,
+)
 from lorawatch.text import MISSING
 
 if TYPE_CHECKING:
@@ -40,10 +49,11 @@ METRICS = (
 
 @dataclass(frozen=True)
 class _Found:
-    """A curve's columns, two a cell, and the cells in which it was no number."""
+    """A curve's columns, two a cell; those under the cursor; and the cells in which it was no number."""
 
     extremes: list[Column]
     means: list[Column]
+    here: slice
     bad: frozenset[int]
 
 
@@ -180,11 +190,12 @@ def _found(mine: Mapping[str, Thinned], metric: Metric, view: View, cells: int) 
     curve, bad = mine.get(metric.name), mine.get("loss_bad") if metric.name == "loss" else None
     if curve is None:
         nothing: list[Column] = [None] * (2 * cells)
-        return _Found(nothing, nothing, frozenset() if bad is None else _places(bad, view, cells))
+        return _Found(nothing, nothing, slice(0), frozenset() if bad is None else _places(bad, view, cells))
     means = replace(curve, low=curve.mean, high=curve.mean)
     return _Found(
         columns(curve, view.begin, view.end, 2 * cells),
         columns(means, view.begin, view.end, 2 * cells),
+        under_cursor(curve, view, cells),
         frozenset() if bad is None else _places(bad, view, cells),
     )
 
@@ -211,7 +222,7 @@ def _ends(text: str, right: str, width: int, text_part: str, right_part: str) ->
 
 def _value(metric: Metric, found: _Found, at: int, room: int) -> str:
     """What the curve says under the cursor: one value, or from the lowest to the highest."""
-    here = [c for c in found.extremes[2 * at : 2 * at + 2] if c is not None]
+    here = [c for c in found.extremes[found.here] if c is not None]
     if at in found.bad:
         return "NaN" if not here or room < 12 else "NaN, " + metric.write(max(c[1] for c in here))
     if not here:
@@ -223,8 +234,8 @@ def _value(metric: Metric, found: _Found, at: int, room: int) -> str:
 
 def _mean(metric: Metric, found: _Found, at: int) -> str:
     """The mean under the cursor; empty where there is only one value."""
-    here = [c for c in found.extremes[2 * at : 2 * at + 2] if c is not None]
-    means = [c for c in found.means[2 * at : 2 * at + 2] if c is not None]
+    here = [c for c in found.extremes[found.here] if c is not None]
+    means = [c for c in found.means[found.here] if c is not None]
     if not means or at in found.bad or metric.write(min(c[0] for c in here)) == metric.write(max(c[1] for c in here)):
         return ""
     return "mean " + metric.write(sum(c[0] + c[1] for c in means) / (2 * len(means)))

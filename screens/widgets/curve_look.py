@@ -52,6 +52,7 @@ class CurveLook:
         self._all: dict[tuple[Axis, bool], Curves] = {}
         self._fine: Curves | None = None
         self._asked: tuple[float, float] | None = None
+        self._answered: tuple[float, float] | None = None
 
     # --- what there is
 
@@ -94,7 +95,7 @@ class CurveLook:
     @property
     def waiting(self) -> bool:
         """Whether something better than what is drawn was asked for."""
-        asked = self._asked is not None and self.window is not None and not self.detailed
+        asked = self._asked is not None and self.window is not None and self._asked != self._answered
         return asked or self._wish != (self.axis, self.part)
 
     def take(self, question: Question, curves: Curves) -> None:
@@ -102,7 +103,8 @@ class CurveLook:
         key = (question.axis, question.each_rank)
         mine = (self.axis, self.part is not None)
         if question.window is not None:
-            self._fine = curves if key == mine else self._fine
+            if key == mine:
+                self._fine, self._answered = curves, question.window
         elif key != mine:
             self._all[key] = curves
         else:

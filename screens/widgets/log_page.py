@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.containers import Vertical
-from textual.widgets import Log, Static
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import Static
 
 if TYPE_CHECKING:
     from lorawatch.watching.logs import LogTail
@@ -18,57 +18,55 @@ class LogPage(Vertical):
 
     Attributes:
         shown: What was read last.
+        wanted: The name of the log that is to be read; empty before any was.
     """
 
     DEFAULT_CSS = """
     LogPage { height: 1fr; }
     LogPage #log-name { height: auto; max-height: 2; padding: 0 1; color: $text-muted; }
-    LogPage Log { height: 1fr; padding: 0 1; background: $background; }
+    LogPage VerticalScroll { height: 1fr; padding: 0 1; }
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.shown: LogTail | None = None
+        self.wanted = ""
         self._newer: LogTail | None = None
 
     def compose(self) -> ComposeResult:
         yield Static("reading …", id="log-name")
-        yield Log(auto_scroll=False)
+        with VerticalScroll():
+            yield Static(id="log-lines")
 
     def on_mount(self) -> None:
-        self.watch(self.query_one(Log), "scroll_y", self._scrolled, init=False)
+        self.watch(self.query_one(VerticalScroll), "scroll_y", self._scrolled, init=False)
 
     def _scrolled(self) -> None:
-        if self._newer is not None and self.query_one(Log).is_vertical_scroll_end:
+        if self._newer is not None and self.query_one(VerticalScroll).is_vertical_scroll_end:
             self.show(self._newer)
 
-    @property
-    def name_shown(self) -> str:
-        """The log that is shown; empty before there is one."""
-        return self.shown.name if self.shown else ""
-
-    def neighbour(self, forth: bool) -> str:
-        """The name of the next log, or of the one before."""
-        if self.shown is None or not self.shown.names:
-            return ""
-        names = self.shown.names
-        at = names.index(self.shown.name) if self.shown.name in names else 0
-        return names[(at + (1 if forth else -1)) % len(names)]
+    def turn(self, forth: bool) -> None:
+        """Want the next log, or the one before."""
+        names = self.shown.names if self.shown else ()
+        if names:
+            at = names.index(self.wanted) if self.wanted in names else 0
+            self.wanted = names[(at + (1 if forth else -1)) % len(names)]
 
     def show(self, tail: LogTail) -> None:
         """Draw this; a reader who has scrolled up keeps the lines they read."""
-        log = self.query_one(Log)
+        scroll = self.query_one(VerticalScroll)
         before, same = self.shown, self.shown is not None and self.shown.name == tail.name
         if same and before == tail:
             return
-        if same and tail.lines and not log.is_vertical_scroll_end:
+        if same and tail.lines and not scroll.is_vertical_scroll_end:
             self._newer = tail
             self._head(tail, "more has come: end shows it")
             return
         self.shown, self._newer = tail, None
-        log.clear()
-        log.write_lines(tail.lines or (tail.note,))
-        log.scroll_end(animate=False)
+        if self.wanted not in tail.names:
+            self.wanted = tail.name
+        self.query_one("#log-lines", Static).update(Text("\n".join(tail.lines or (tail.note,))))
+        scroll.scroll_end(animate=False)
         self._head(
             tail, f"the last {_size(64 << 10)} of {_size(tail.size_bytes)}" if tail.cut else _size(tail.size_bytes)
         )

@@ -11,6 +11,7 @@ from lorawatch.comparing import work as works
 from lorawatch.comparing.configuration import Configuration, Excluded
 from lorawatch.comparing.work import Work, one_line
 from lorawatch.errors import UsageError
+from lorawatch.sanitize import clean
 from lorawatch.storage.skus import short_name, spelling
 
 LADDER = (5_000_000, 50_000_000, 500_000_000, 5_000_000_000)
@@ -199,7 +200,7 @@ def compare(
     comparison = Comparison(
         rows=tuple(chosen), baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices,
         left_out=tuple(others), apart=tuple(apart), excluded=tuple(excluded), refused=tuple(refused),
-        tokens_from=tokens_from,
+        tokens_from=" ".join(clean(tokens_from).split()),
     )  # fmt: skip
     from lorawatch.comparing.answer import sentences
 

@@ -37,6 +37,10 @@ def table(comparison: Comparison, width: int | None = None) -> str:
     cells = [[c.text(row) for c in columns] for row in comparison.rows]
     headings = [c.heading for c in columns]
     parts = sheets.split(headings, cells, width)
+    if len(parts) > 1:  # the tables further down lack the column that tells where figures come from
+        for line, row in zip(cells, comparison.rows, strict=True):
+            line[0] += words.after(row)
+        parts = sheets.split(headings, cells, width)
     right = [c.right for c in columns]
     lines = [*comparison.answer, ""] if comparison.answer else []
     lines += [words.heading(comparison), ""]

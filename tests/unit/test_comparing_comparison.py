@@ -10,7 +10,7 @@ from comparing_runs import EXXACT, PRO_4500, PRO_5000, a_run, compared, configur
 from lorawatch.comparing.comparison import Prices, choose_baseline, compare
 from lorawatch.comparing.configuration import epoch_cell, measured, published
 from lorawatch.comparing.gather import gather
-from lorawatch.comparing.words import ladder, notes
+from lorawatch.comparing.words import columns, ladder, notes
 from lorawatch.errors import UsageError
 from lorawatch.printed import compare_cell, seconds
 from lorawatch.published import PublishedRow, builtin_rows
@@ -291,6 +291,8 @@ def test_other_work_is_left_out_with_what_differs_and_forced_rows_are_marked() -
     forced = compare(runs, baseline="1 x RTX PRO 4500", force=True)
     assert row(forced, "2 × RTX PRO 4500").other_work == ("rows of demo, not full length",)
     assert row(forced, "2 × RTX PRO 4500").speedup is None
+    origin = next(c for c in columns(forced) if c.name == "provenance")
+    assert [origin.text(r) for r in forced.rows] == ["measured", "measured, OTHER WORK"]
     assert [line[0] for line in ladder(forced)[1]] == ["1 × RTX PRO 4500", "2 × RTX PRO 4500 (other work)"]
     assert forced.answer == ("1 × RTX PRO 4500 takes 13.9 h (13.8 to 14.0 h) for 50M tokens.",)
 

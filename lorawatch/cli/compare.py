@@ -48,7 +48,8 @@ def compare(
     lorawatch compare --name exxact-8b --extrapolate 4,8 --format markdown
 
     Only configurations of the same work stand beside each other: model shape, precision, LoRA, sequence length, batch
-    per GPU, engine. Runs with the tag `simulated` are labelled so.
+    per GPU, engine, token definition. Others are left out and named with what differs; --force shows them, marked. Runs
+    with the tag `simulated` are labelled so.
     """
     from lorawatch.analysis.epoch import parse_tokens
     from lorawatch.comparing import formats

@@ -10,7 +10,8 @@ from lorawatch import paths
 from lorawatch.errors import UsageError
 from lorawatch.published import PublishedRow, builtin_rows, builtin_sources
 from lorawatch.storage import builtin, schema
-from lorawatch.storage.connection import reading, writing
+from lorawatch.storage.connection import reading_with, writing
+from lorawatch.storage.engine import Connection
 
 _FIELDS = tuple(PublishedRow.__dataclass_fields__)
 _SINCE = 2  # the migration that gave rows their printed cells
@@ -50,10 +51,13 @@ def replace_source(rows: Sequence[PublishedRow], *, replace: bool = True, deadli
     return sum(count for _, count in there)
 
 
-def list_published(*, deadline_s: float = 2.0) -> list[PublishedRow]:
+def list_published(*, connection: Connection | None = None, deadline_s: float = 2.0) -> list[PublishedRow]:
     """The package's rows, then the imported ones, by source in the order in which they stand in their tables.
 
     Without a history, and in one that an older lorawatch has written, there are only the package's.
+
+    Args:
+        connection: The history where it is open already.
 
     Raises:
         HistoryBusy: A writer held the history that long.
@@ -63,7 +67,7 @@ def list_published(*, deadline_s: float = 2.0) -> list[PublishedRow]:
     path = paths.history_file()
     if not path.exists():
         return own
-    with reading(deadline_s=deadline_s) as connection:
+    with reading_with(connection, deadline_s=deadline_s) as connection:
         if schema.version(connection) < _SINCE:
             return own
         found = connection.execute(

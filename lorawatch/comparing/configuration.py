@@ -203,7 +203,7 @@ def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
     for what, values in (
         ("torch", {r.torch_version for r in runs}),
         ("driver", {r.driver_version for r in runs}),
-        ("power limit", {_power_limit(r) for r in runs}),
+        ("power limit", {_power_limit(*both) for both in {(r.power_limit_w, r.gpu_count) for r in runs}}),
         ("host", {r.host for r in runs}),
     ):
         known = sorted(one_line(v) for v in values if v)
@@ -265,11 +265,15 @@ def epoch_cell(tokens: int) -> str:
 
 
 def _settings(run: RunSummary) -> dict[str, str]:
-    found = {"torch": run.torch_version, "driver": run.driver_version, "power limit": _power_limit(run)}
+    found = {
+        "torch": run.torch_version,
+        "driver": run.driver_version,
+        "power limit": _power_limit(run.power_limit_w, run.gpu_count),
+    }
     return {name: one_line(value) for name, value in found.items() if value}
 
 
-def _power_limit(run: RunSummary) -> str | None:
-    if not run.power_limit_w or not run.gpu_count:
+def _power_limit(power_limit_w: float | None, gpu_count: int) -> str | None:
+    if not power_limit_w or not gpu_count:
         return None
-    return f"{number(run.power_limit_w / run.gpu_count)} W a GPU"
+    return f"{number(power_limit_w / gpu_count)} W a GPU"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lorawatch import paths
 from lorawatch.comparing.configuration import (
     Configuration,
     Excluded,
@@ -18,6 +20,7 @@ from lorawatch.errors import UsageError
 from lorawatch.printed import compact
 from lorawatch.published import PublishedRow, builtin_rows, differences
 from lorawatch.storage.configurations import RunSummary, run_summaries
+from lorawatch.storage.connection import reading
 from lorawatch.storage.published import list_published
 
 
@@ -54,12 +57,16 @@ def gather(
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
-    runs, recipes = run_summaries(deadline_s=deadline_s)
+    opened = reading(deadline_s=deadline_s) if paths.history_file().exists() else contextlib.nullcontext()
+    with opened as connection:
+        runs, recipes = run_summaries(connection=connection)
+        rows: Sequence[PublishedRow] = (
+            (list_published(connection=connection) or builtin_rows()) if with_published else ()
+        )
     wanted = [r for r in runs if _wanted(r, name, tag, sweep)]
     if not wanted and (name is not None or tag is not None or sweep is not None):
         raise _no_such_run(runs, name, tag, sweep)
     found, excluded = measured(wanted, recipes, unfinished=unfinished)
-    rows: Sequence[PublishedRow] = (list_published() or builtin_rows()) if with_published else ()
     return Gathered((*found, *published(rows)), tuple(excluded), _differences(rows))
 
 

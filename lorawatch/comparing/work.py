@@ -129,6 +129,8 @@ def shape_name(model: str) -> str:
 
 def one_line(text: str) -> str:
     """Text from outside as it may stand in a table: harmless, in one line, not longer than a cell can be."""
+    if len(text) <= _LONGEST and " " not in text and text.isascii() and text.isprintable():
+        return text  # the most of them: ids of thousands of runs
     text = " ".join(clean(text).split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 

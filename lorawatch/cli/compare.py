@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.errors import UsageError
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
-_ENDINGS = {".md": "markdown", ".markdown": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 
 
 @click.command()
@@ -52,7 +51,7 @@ def compare(
     with the tag `simulated` are labelled so.
     """
     from lorawatch.analysis.epoch import parse_tokens
-    from lorawatch.comparing import formats
+    from lorawatch.comparing import documents, formats
     from lorawatch.comparing.comparison import Prices
     from lorawatch.comparing.comparison import compare as put_together
     from lorawatch.comparing.gather import gather
@@ -79,19 +78,9 @@ def compare(
         found.configurations, baseline=baseline, tokens=count, prices=prices, force=force,
         extrapolate=counts, excluded=found.excluded, differences=found.differences, tokens_from=tokens_from,
     )  # fmt: skip
-    if form is None:
-        form = _ENDINGS.get(output.suffix.lower(), "table") if output is not None else "table"
+    form = documents.format_of(form, output)
     text = formats.write(comparison, form, width=_width() if output is None else None)
-    if output is None:
-        click.echo(text)
-        return 0
-    try:
-        output.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise LorawatchError(
-            f"{output} cannot be written: {error.strerror}", hint="choose another place with -o"
-        ) from None
-    click.echo(f"{output} ({len(comparison.rows)} configurations)", err=True)
+    documents.save(text, output, f"{len(comparison.rows)} configurations")
     return 0
 
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("control", "Stop a run at its next step and save; twice ends it at once."),
     "adopt": ("control", "Record on a run whose recorder died."),
     "compare": ("compare", "Which GPUs, how many, how long, at what price: own runs beside published tables."),
+    "estimate": ("estimate", "Whether a recipe fits which GPU, and how long an epoch takes, before it starts."),
     "sql": ("sql", "Ask the history with one read-only SELECT."),
     "snapshot": ("sql", "Copy the history into a file of your own."),
     "import": ("importing", "Take a published table into the history and check its arithmetic."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from lorawatch import __version__
 from lorawatch.comparing import charts, words
@@ -12,6 +13,9 @@ from lorawatch.comparing import work as works
 from lorawatch.comparing.comparison import Comparison, Row
 from lorawatch.comparing.series import lines
 from lorawatch.text import long_duration
+
+if TYPE_CHECKING:
+    from lorawatch.comparing.documents import Document
 
 _STYLE = """
 :root { --page: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #d9dee6; --shade: #f4f6f9;
@@ -100,6 +104,23 @@ def frame(title: str, body: Iterable[str]) -> str:
         f"<h1>{_text(title)}</h1>",
     ]
     return "\n".join([*head, *(part for part in body if part), "</body></html>"])
+
+
+def document_page(document: Document) -> str:
+    """Sentences, tables and notes as a page of the same look."""
+    return frame(
+        document.title,
+        [
+            f'<p class="soft">{_text(document.work)}</p>',
+            f'<p class="answer">{"<br>".join(_text(s) for s in document.answer)}</p>' if document.answer else "",
+            *(
+                f"<h2>{_text(_capital(s.title))}</h2>" + _table(s.headings, [("", row) for row in s.rows], s.right)
+                for s in document.sheets
+            ),
+            _notes(document.notes),
+            f"<footer><p>lorawatch {__version__}, {time.strftime('%Y-%m-%d %H:%M')}.</p></footer>",
+        ],
+    )
 
 
 def _rows(columns: Sequence[words.Column], comparison: Comparison) -> str:

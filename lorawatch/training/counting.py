@@ -18,12 +18,13 @@ def main() -> int:
     try:
         from lorawatch.training import hub
         from lorawatch.training.data import tokenize
-        from lorawatch.training.model import load_tokenizer
+        from lorawatch.training.model import load_tokenizer, read_config
         from lorawatch.training.sources import read_rows
 
+        rows = list(read_rows(source))  # a broken file is named even where there is no tokenizer
         files = hub.find(model)
-        tokenizer = load_tokenizer(SimpleNamespace(folder=files.folder, files=files))  # type: ignore[arg-type]
-        data = tokenize(read_rows(source), tokenizer, length)
+        found = SimpleNamespace(folder=files.folder, files=files, config=read_config(files))
+        data = tokenize(rows, load_tokenizer(found), length)  # type: ignore[arg-type]
     except LorawatchError as error:
         _say({"error": error.message, "hint": error.hint, "kind": type(error).__name__})
         return error.exit_code

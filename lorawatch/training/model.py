@@ -68,7 +68,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
         if recipe.model.name in _table():
             _table_only(recipe.model.name)
         files = hub.find(recipe.model.name)
-        config, folder = _read_config(files), files.folder
+        config, folder = read_config(files), files.folder
     with torch.device("meta"), no_init_weights():
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
     skeleton.tie_weights()
@@ -244,7 +244,13 @@ def _shape(name: str) -> tuple[Any, Path | None]:
     return AutoConfig.from_pretrained(folder), folder
 
 
-def _read_config(files: hub.ModelFiles) -> Any:
+def read_config(files: hub.ModelFiles) -> Any:
+    """transformers' config of a model on this machine.
+
+    Raises:
+        ModelNotFound: There is none that can be used.
+        MissingDependency: A GGUF file without the package that reads it.
+    """
     if files.gguf is None:
         try:
             return AutoConfig.from_pretrained(files.folder)

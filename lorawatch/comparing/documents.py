@@ -1,0 +1,216 @@
+"""A document of sentences, tables and notes in every format; and the estimate as one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lorawatch.comparing import sheets
+from lorawatch.comparing import work as works
+from lorawatch.comparing.estimating import Estimate, Place
+from lorawatch.comparing.words import tokens_words, with_interval
+from lorawatch.errors import LorawatchError
+from lorawatch.text import MISSING, gib, long_duration
+
+_ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
+_ADVISED = 3  # GPU models whose remedies are told
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A titled table of words; `right` tells which columns are figures."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What is said first, the tables, the notes; `records` are the same figures unrounded, for programs."""
+
+    title: str
+    work: str
+    answer: tuple[str, ...]
+    sheets: tuple[Sheet, ...]
+    notes: tuple[str, ...]
+    records: tuple[Mapping[str, Any], ...]
+
+
+def format_of(form: str | None, output: Path | None) -> str:
+    """The format asked for, or the one that a file's ending means."""
+    if form is not None:
+        return form
+    return _ENDINGS.get(output.suffix.lower(), "table") if output is not None else "table"
+
+
+def write(document: Document, form: str) -> str:
+    """The document as `table`, `markdown`, `csv`, `json` or `html`."""
+    match form:
+        case "csv":
+            buffer = io.StringIO()
+            names = list(dict.fromkeys(name for record in document.records for name in record))
+            writer = csv.DictWriter(buffer, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: sheets.csv_cell(v) for k, v in record.items()} for record in document.records)
+            return buffer.getvalue().rstrip("\n")
+        case "json":
+            told = {"answer": document.answer, "work": document.work, "rows": document.records, "notes": document.notes}
+            return msgspec.json.format(msgspec.json.encode(told), indent=1).decode()
+        case "html":
+            from lorawatch.comparing.html import document_page
+
+            return document_page(document)
+        case "markdown":
+            lines = ["  \n".join(sheets.escaped(s) for s in document.answer), "", sheets.escaped(document.work)]
+            for sheet in document.sheets:
+                lines += ["", f"**{sheets.escaped(sheet.title)}**", ""]
+                lines += sheets.piped(sheet.headings, sheet.rows, sheet.right)
+            lines += ["", *(f"- {sheets.escaped(n)}" for n in document.notes)] if document.notes else []
+            return "\n".join(lines)
+        case _:
+            lines = [*document.answer, "", document.work]
+            for sheet in document.sheets:
+                lines += ["", sheet.title, *sheets.ruled(sheet.headings, sheet.rows, sheet.right)]
+            lines += ["", *(f"· {n}" for n in document.notes)] if document.notes else []
+            return "\n".join(lines)
+
+
+def deliver(document: Document, form: str | None, output: Path | None) -> None:
+    """Write the document to a file, or to stdout.
+
+    Raises:
+        LorawatchError: The file cannot be written.
+    """
+    save(write(document, format_of(form, output)), output)
+
+
+def save(text: str, output: Path | None, what: str = "") -> None:
+    """Write text to a file as a whole, or to stdout.
+
+    Args:
+        what: Said beside the file's name on stderr.
+
+    Raises:
+        LorawatchError: The file cannot be written.
+    """
+    if output is None:
+        sys.stdout.write(text + "\n")
+        return
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise LorawatchError(
+            f"{output} cannot be written: {error.strerror}", hint="choose another place with -o"
+        ) from None
+    sys.stderr.write(f"{output} ({what})\n" if what else f"{output}\n")
+
+
+def of_estimate(found: Estimate) -> Document:
+    """The estimate of a recipe as a document: whether it fits, what takes the memory, how long an epoch takes."""
+    tables = [s for s in (_places(found), _breakdown(found), _epochs(found)) if s.rows]
+    notes = [f"memory is not reckoned: {found.unknown}"] if found.unknown else []
+    advised: dict[tuple[str, ...], list[str]] = {}
+    for place in found.places:
+        if len(place.advice) > 1:
+            advised.setdefault(place.advice, []).append(place.sku)
+    for advice, skus in list(advised.items())[:_ADVISED]:
+        notes += [f"{', '.join(skus)}: or {line}" for line in advice[1:]]
+    if found.nearest:
+        notes.append(found.nearest)
+    return Document(
+        title=f"What {found.recipe.name} will take",
+        work=works.words(found.work),
+        answer=tuple(_answer(found)),
+        sheets=tuple(tables),
+        notes=tuple(notes),
+        records=tuple(_records(found)),
+    )
+
+
+def _answer(found: Estimate) -> list[str]:
+    said = []
+    mine = [p for p in found.places if p.here]
+    if found.memory is not None:
+        said.append(f"{found.recipe.name} needs about {gib(found.memory.device_bytes)} on each GPU.")
+        said += [f"{len(p.here)} × {p.sku} here: {p.words}." for p in mine]
+        if not mine:
+            roomy = [p for p in found.places if p.fit.verdict == "fits" and not p.remark]
+            if roomy:
+                smallest = min(roomy, key=lambda p: p.memory_total_bytes)
+                said.append(f"The smallest known GPU that it fits on is {smallest.sku}.")
+            else:
+                said.append("It fits on no GPU that is known here.")
+    if found.epochs:
+        best = found.epochs[0]
+        origin = best.configuration.provenance
+        took = long_duration(best.time.value)
+        said.append(f"{best.configuration.label} ({origin}) takes {took} for {tokens_words(found.tokens)} tokens.")
+    return said
+
+
+def _places(found: Estimate) -> Sheet:
+    """Models of one memory size and verdict share a line."""
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for place in found.places:
+        name = place.sku + (f" (here: {', '.join(map(str, place.here))})" if place.here else "")
+        advice = place.advice[0] if place.advice else ""
+        lines.setdefault((gib(place.memory_total_bytes), place.words, advice), []).append(name)
+    rows = [(has, words, ", ".join(names), advice) for (has, words, advice), names in lines.items()]
+    headings = ("memory", "verdict", "GPU", "what would make it fit")
+    return Sheet("memory of each GPU", headings, tuple(rows), (True, False, False, False))
+
+
+def _breakdown(found: Estimate) -> Sheet:
+    if found.memory is None:
+        return Sheet("", (), (), ())
+    rows = tuple((name.replace("_", " "), gib(value)) for name, value in found.memory.breakdown().items() if value)
+    return Sheet("where it goes", ("part", "at the peak"), rows, (False, True))
+
+
+def _epochs(found: Estimate) -> Sheet:
+    rows = []
+    for epoch in found.epochs:
+        own, time = epoch.configuration, epoch.time
+        spread = MISSING
+        if time.low is not None and time.high is not None:
+            spread = f"{long_duration(time.low)} to {long_duration(time.high)}"
+        rows.append((own.label, own.provenance, with_interval(own.tok_s, 0), long_duration(time.value), spread))
+    title = f"an epoch of {tokens_words(found.tokens)} tokens, where the same work was measured"
+    return Sheet(
+        title, ("configuration", "from", "tok/s", "time", "95%"), tuple(rows), (False, False, True, True, True)
+    )
+
+
+def _records(found: Estimate) -> list[dict[str, Any]]:
+    needed = found.memory
+
+    def place(p: Place) -> dict[str, Any]:
+        return {
+            "kind": "memory", "sku": p.sku, "gpus_here": len(p.here), "memory_total_bytes": p.memory_total_bytes,
+            "needed_bytes": needed.device_bytes if needed else None, "verdict": p.fit.verdict,
+            "spare_bytes": p.fit.spare_bytes, "advice": "; ".join(p.advice),
+        }  # fmt: skip
+
+    parts = [
+        {"kind": "part", "part": name, "needed_bytes": value}
+        for name, value in (needed.breakdown().items() if needed else ())
+    ]
+    epochs = [
+        {
+            "kind": "epoch", "sku": e.configuration.sku, "count": e.configuration.count,
+            "provenance": e.configuration.provenance, "tok_s": e.configuration.tok_s.value,
+            "tok_s_ci95": e.configuration.tok_s.ci95, "dataset_tokens": found.tokens, "epoch_s": e.time.value,
+            "epoch_low_s": e.time.low, "epoch_high_s": e.time.high,
+        }
+        for e in found.epochs
+    ]  # fmt: skip
+    return [*(place(p) for p in found.places), *parts, *epochs]

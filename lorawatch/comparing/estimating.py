@@ -1,0 +1,150 @@
+"""What a recipe will take before it starts: memory on every GPU model that is known, and the time of an epoch from history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorawatch import fit
+from lorawatch.analysis.epoch import Span, epoch_time_s
+from lorawatch.analysis.memory import Fit, MemoryEstimate, Workload, estimate, verdict, what_would_fit
+from lorawatch.comparing import work as works
+from lorawatch.comparing.comparison import compare
+from lorawatch.comparing.configuration import Configuration
+from lorawatch.comparing.gather import Gathered
+from lorawatch.errors import LorawatchError
+from lorawatch.recipe import Recipe
+from lorawatch.rundir import Gpu
+from lorawatch.sanitize import clean
+from lorawatch.storage.skus import all_skus, find_sku
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A GPU model that a recipe may go on.
+
+    Attributes:
+        here: Indices of this machine's GPUs of that model; empty for a model that is not in this machine.
+        advice: What would make it fit where it does not.
+        remark: What else speaks against it.
+    """
+
+    sku: str
+    memory_total_bytes: int
+    fit: Fit
+    here: tuple[int, ...] = ()
+    advice: tuple[str, ...] = ()
+    remark: str = ""
+
+    @property
+    def words(self) -> str:
+        """`fits, 9.9 GiB to spare`, with the remark."""
+        return fit_words(self.fit) + (f"; {self.remark}" if self.remark else "")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochTime:
+    """How long an epoch takes on a configuration that was measured, published or extrapolated at the same work."""
+
+    configuration: Configuration
+    time: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What `lorawatch estimate` says of a recipe.
+
+    Attributes:
+        memory: None where the model's shape is not known; `unknown` says why.
+        places: This machine's GPUs first, then every known model by its memory.
+        epochs: Configurations of the same work, the fastest first.
+        nearest: Where there is none: what differs to the nearest that there is.
+    """
+
+    recipe: Recipe
+    work: works.Work
+    workload: Workload | None
+    memory: MemoryEstimate | None
+    unknown: str
+    places: tuple[Place, ...]
+    tokens: int
+    epochs: tuple[EpochTime, ...]
+    nearest: str = ""
+
+
+def estimate_recipe(
+    recipe: Recipe, gathered: Gathered, gpus: Sequence[Gpu], tokens: int, world_size: int = 1
+) -> Estimate:
+    """Reckon memory and time; starts nothing and loads no torch.
+
+    Args:
+        gathered: What history and published tables have.
+        gpus: This machine's.
+        tokens: Of the epoch.
+        world_size: Ranks that train together; DDP keeps buckets of gradients.
+    """
+    wanted = works.facts(recipe.to_dict())
+    needed, workload, unknown = None, None, ""
+    places: tuple[Place, ...] = ()
+    try:
+        workload = fit.workload(recipe, world_size)
+        needed = estimate(workload)
+        places = tuple(_places(workload, needed, gpus))
+    except LorawatchError as error:
+        unknown = str(error).replace("\n", ";")
+    same = [c for c in gathered.configurations if not works.differences(c.work, wanted)]
+    epochs: tuple[EpochTime, ...] = ()
+    nearest = ""
+    if same:
+        counts = {len(gpus)} if gpus else set()
+        rows = compare(same, tokens=tokens, extrapolate=counts).rows
+        ordered = sorted(rows, key=lambda r: -r.configuration.tok_s.value)
+        epochs = tuple(EpochTime(r.configuration, epoch_time_s(tokens, r.configuration.tok_s)) for r in ordered)
+    else:
+        nearest = _nearest(wanted, gathered.configurations)
+    return Estimate(recipe, wanted, workload, needed, unknown, places, tokens, epochs, nearest)
+
+
+def memory_words(needed: MemoryEstimate, total: int) -> str:
+    """`needs about 21.9 of 31.8 GiB a GPU: fits`; the Launch screen's line."""
+    found = verdict(needed, total)
+    return f"needs about {needed.device_bytes / 2**30:.1f} of {total / 2**30:.1f} GiB a GPU: {fit_words(found)}"
+
+
+def fit_words(found: Fit) -> str:
+    """`fits, 9.9 GiB to spare`, `does not fit, 3.1 GiB short`."""
+    if found.spare_bytes >= 0:
+        return f"{found.verdict}, {found.spare_bytes / 2**30:.1f} GiB to spare"
+    return f"{found.verdict}, {-found.spare_bytes / 2**30:.1f} GiB short"
+
+
+def _places(workload: Workload, needed: MemoryEstimate, gpus: Sequence[Gpu]) -> list[Place]:
+    mine: dict[tuple[str, int], list[int]] = {}
+    for gpu in gpus:
+        if gpu.memory_total_bytes:
+            mine.setdefault((clean(gpu.sku), gpu.memory_total_bytes), []).append(gpu.gpu_index)
+    found = [_place(workload, needed, sku, total, tuple(where)) for (sku, total), where in mine.items()]
+    here = {known.sku for sku, _ in mine if (known := find_sku(sku))}
+    others = sorted((s for s in all_skus() if s.sku not in here), key=lambda s: (-s.memory_total_bytes, s.sku))
+    return found + [_place(workload, needed, s.sku, s.memory_total_bytes, ()) for s in others]
+
+
+def _place(workload: Workload, needed: MemoryEstimate, sku: str, total: int, here: tuple[int, ...]) -> Place:
+    found = verdict(needed, total)
+    advice = tuple(what_would_fit(workload, total)) if found.verdict != "fits" else ()
+    if found.verdict == "does not fit" and not advice:
+        advice = (f"nothing short of a smaller model: its weights alone are {needed.weights / 2**30:.1f} GiB",)
+    known = find_sku(sku)
+    emulated = known is not None and not known.bf16 and workload.dtype_bytes == 2
+    return Place(sku.removeprefix("NVIDIA "), total, found, here, advice, "it has no BF16" if emulated else "")
+
+
+def _nearest(wanted: works.Work, configurations: Sequence[Configuration]) -> str:
+    apart = [(works.differences(c.work, wanted), c) for c in configurations]
+    if not apart:
+        return "history has no run yet: record a few steps of it, and the time of an epoch follows"
+    fewest, nearest = min(apart, key=lambda pair: len(pair[0]))
+    return (
+        f"neither history nor a published table has this work; the nearest, {nearest.name} on {nearest.label}, has "
+        f"{'; '.join(fewest)}. Record a few steps of it: --set train.steps=60"
+    )

@@ -19,6 +19,7 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         else f"{row.get('world_size') or 1} × {row.get('device') or 'process'}"
     )
     ended = f"{row['state']}" + (f" ({row['failure']})" if row.get("failure") else "")
+    where += ", each for itself" if row.get("coupling") == "separate" else ""
     lines = [("run", f"{row['run_id']}  {clean(row['name'])}  {where} on {clean(row['host'])}"), ("state", ended)]
     if row.get("message"):
         lines.append(("", clean(row["message"]).replace("\n", "\n" + " " * 15)))

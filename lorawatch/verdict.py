@@ -75,7 +75,10 @@ def judge(evidence: Evidence) -> Verdict:
         if all(r.status == "completed" for r in records):
             return Verdict("completed")
         if evidence.stop_requested and all(r.status in ("stopped", "completed") for r in records):
-            return Verdict("stopped", message=f"stopped together at step {max(r.step for r in records)}")
+            steps = sorted({r.step for r in records})
+            # ranks that train each for itself stop each at its own next step
+            where = f"together at step {steps[0]}" if len(steps) == 1 else f"at steps {steps[0]} to {steps[-1]}"
+            return Verdict("stopped", message=f"stopped {where}")
     failed = sorted((r for r in records if r.status == "failed"), key=lambda r: r.at)
     causes = [r for r in failed if not _lost_its_peer(r)]
     if causes:

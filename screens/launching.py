@@ -210,8 +210,24 @@ def step_tokens(wanted: recipe.Recipe, ranks: int) -> int:
 
 
 def fit_lines(wanted: recipe.Recipe, placement: Placement, gpus: Sequence[Gpu]) -> list[str]:
-    """Whether the run fits the memory of these GPUs; nothing where nobody can tell."""
-    return []
+    """Whether the run fits the memory of these GPUs, and what would make it fit; nothing where nobody can tell."""
+    totals = [g.memory_total_bytes for g in gpus if g.memory_total_bytes]
+    if placement.device != "cuda" or not totals:
+        return []
+    from lorawatch import fit
+    from lorawatch.analysis.memory import estimate, what_would_fit
+    from lorawatch.comparing.estimating import memory_words
+
+    together = 1 if wanted.launch.strategy == "separate" else placement.world_size
+    try:
+        workload = fit.workload(wanted, together)
+    except LorawatchError as error:
+        return [f"VRAM: not reckoned: {error.message}"]
+    least = min(totals)
+    return [
+        f"VRAM: {memory_words(estimate(workload), least)}",
+        *(f"  {line}" for line in what_would_fit(workload, least)[:2]),
+    ]
 
 
 def measured(wanted: recipe.Recipe, sku: str | None) -> list[dict[str, Any]]:

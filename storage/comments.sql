@@ -286,7 +286,7 @@ COMMENT ON COLUMN v_runs.torch_version IS 'Version of torch.';
 COMMENT ON COLUMN v_runs.driver_version IS 'Version of the NVIDIA driver.';
 COMMENT ON COLUMN v_runs.git_commit IS 'Commit of the folder it was started in.';
 
-COMMENT ON VIEW v_scaling IS 'One row a workload and configuration: completed runs averaged, compared with one rank of the same and with separate ranks at the same time.';
+COMMENT ON VIEW v_scaling IS 'One row a workload and configuration: completed runs averaged, those tagged simulated left out, compared with one rank of the same and with separate ranks at the same time.';
 COMMENT ON COLUMN v_scaling.workload IS 'Digest of what makes runs comparable: model, adapter, data and batch, not the GPUs.';
 COMMENT ON COLUMN v_scaling.name IS 'The recipe''s name, or the own command''s.';
 COMMENT ON COLUMN v_scaling.model IS 'The model''s name in the recipe.';

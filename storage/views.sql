@@ -117,6 +117,7 @@ grouped AS (
     FROM run_summary AS s
     JOIN runs AS r ON r.run_id = s.run_id
     WHERE r.state = 'completed' AND s.tok_s IS NOT NULL
+        AND NOT list_contains(coalesce(r.tags, []), 'simulated')
     GROUP BY s.workload, coalesce(s.sku, 'CPU'), s.world_size, s.coupling
 ),
 configurations AS (

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lorawatch.analysis.mfu import mfu
-from lorawatch.live import GpuView, LiveView, RankView
+from lorawatch.live import GpuView, LiveView, RankView, is_separate
 from lorawatch.records import AnyLine, Event, GpuSample, HostSample, RankStarted, Step
 from lorawatch.rundir import ENDED, Gpu, RunInfo, RunState
 from lorawatch.sanitize import clean
@@ -45,7 +45,7 @@ class Watch:
     def __init__(self, info: RunInfo | None, gpus: list[Gpu] | None = None) -> None:
         self.info = info
         self.gpus = list(info.gpus if info else gpus or [])
-        self.view = LiveView(info.world_size if info else 0)
+        self.view = LiveView(info.world_size, separate=is_separate(info)) if info else LiveView(0)
         self.lost: set[str] = set()
         self._curves: dict[str, dict[str, Curve]] = {}
         self._loss = Curve(width_s=0.05)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lorawatch.storage.past import Past
     from lorawatch.telemetry.nvml import Nvml
     from lorawatch.telemetry.sampler import Sampler
+    from lorawatch.telemetry.snapshot import Snapshot
 
 PERIOD_S = 0.1
 QUIET_S = 1.0
@@ -112,6 +113,10 @@ class Watcher:
     def next_log(self) -> None:
         """Show the log of the next rank."""
         self._orders.append(self._next_log)
+
+    def machine_now(self) -> Snapshot | None:
+        """This machine's own last readings, whatever run is shown; None before there are any."""
+        return self._sampler.latest() if self._sampler is not None else None
 
     # --- on the thread
 

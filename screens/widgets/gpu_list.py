@@ -143,9 +143,9 @@ class GpuList(Vertical):
         if not self.ready and self.house.machine_words != self.house.host:  # it is known what machine this is
             self.ready = True
             await self._meet(self.house.machine)
-        sampler = self.house.watcher._sampler  # the machine's own, whatever run Live shows
-        if self.gpus and sampler is not None and self.screen.is_current:
-            self.house.background.ask(self, "use", lambda: read_use(sampler.latest()))
+        now = self.house.watcher.machine_now()
+        if self.gpus and now is not None and self.screen.is_current:
+            self.house.background.ask(self, "use", lambda: read_use(now))
 
     async def _meet(self, gpus: tuple[Gpu, ...]) -> None:
         self.gpus = gpus

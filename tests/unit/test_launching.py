@@ -89,6 +89,20 @@ def test_the_plan_counts_the_tokens_of_a_step() -> None:
     )
 
 
+def test_whether_it_fits_is_said_of_the_smallest_gpu_with_what_would_help() -> None:
+    def card(index: int, gib: int) -> Gpu:
+        return Gpu(host="h", gpu_index=index, gpu_uuid=f"GPU-{index}", sku="X", memory_total_bytes=gib * GIB)
+
+    wanted, two = recipe.load("exxact-8b"), Placement("cuda", 2, ("GPU-0", "GPU-1"))
+    (line,) = launching.fit_lines(wanted, two, [card(0, 80), card(1, 80)])
+    assert line.startswith("VRAM: needs about 2")
+    assert "of 80.0 GiB a GPU: fits" in line
+    first, *advice = launching.fit_lines(wanted, two, [card(0, 80), card(1, 20)])
+    assert "of 20.0 GiB a GPU: does not fit" in first
+    assert "gradient_checkpointing" in advice[0]
+    assert launching.fit_lines(wanted, Placement("cpu", 2), []) == []
+
+
 @pytest.mark.parametrize("kind", ["absent", "folder", "binary", "huge"])
 def test_a_file_that_is_no_recipe_says_what_it_is(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.yaml"

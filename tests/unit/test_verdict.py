@@ -28,6 +28,11 @@ def test_a_stop_that_all_ranks_followed() -> None:
     assert "step 7" in (verdict.message or "")
 
 
+def test_separate_ranks_each_stop_at_a_step_of_their_own() -> None:
+    verdict = judge(Evidence(0, [record(0, "stopped", step=9), record(1, "stopped", step=7)], 2, stop_requested="stop"))
+    assert verdict.message == "stopped at steps 7 to 9"
+
+
 def test_siblings_ended_by_torchrun_do_not_hide_the_cause() -> None:
     records = [
         record(0, "stopped", step=3),

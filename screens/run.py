@@ -118,7 +118,9 @@ its tags, d deletes it (asked first), g reads again.""")
             return
         question = self.plot.look.question
         self._asked_at = time.monotonic()
-        self.house.background.ask(self, "run", lambda: load_run(self.run_id, question))
+        # The curves first: they are what the page opens with.
+        self.house.background.ask(self, "curves", lambda: (question, load_curves(self.run_id, question)))
+        self.house.background.ask(self, "run", lambda: load_run(self.run_id))
         self.house.background.ask(self, "pages", lambda: load_pages(self.run_id))
         if self.page == "log":
             self._ask_log()
@@ -126,7 +128,7 @@ its tags, d deletes it (asked first), g reads again.""")
     def on_curve_plot_wanted(self, message: CurvePlot.Wanted) -> None:
         question = message.question
         self.house.background.ask(
-            self, "detail" if question.window else "curves", lambda: (question, load_curves(self.run_id, question))
+            self, "detail" if question.window else "view", lambda: (question, load_curves(self.run_id, question))
         )
 
     def _ask_log(self) -> None:
@@ -146,7 +148,7 @@ its tags, d deletes it (asked first), g reads again.""")
             case "pages":
                 self._pages = message.value
                 await self._show_page()
-            case "curves" | "detail":
+            case "curves" | "view" | "detail":
                 self.plot.take(*message.value)
             case "log":
                 await self._show_log(message.value)
@@ -162,7 +164,7 @@ its tags, d deletes it (asked first), g reads again.""")
             self.notify(why, severity="error", markup=False)
             return
         self.query_one("#title", Static).update(Text(f"! {why}; trying again"))
-        self._retry_plot = self._retry_plot or key in ("curves", "detail")
+        self._retry_plot = self._retry_plot or key in ("view", "detail")
         self._read_in(RETRY_S)
 
     def _take_run(self, found: dict[str, Any]) -> None:
@@ -173,7 +175,6 @@ its tags, d deletes it (asked first), g reads again.""")
             self._read_in(RETRY_S)
             return
         title.update(Text(title_words(row)))
-        self.plot.take(found["question"], found["curves"])
         self._put("figures", found["figures"])
         self._put("recipe", found["recipe"])
         if row["state"] not in ENDED:

@@ -24,8 +24,8 @@ RANK_COLUMNS = (
 """Headings and widths, the ones that fit 80 columns first."""
 
 
-def load_run(run_id: str, question: Question) -> dict[str, Any]:
-    """What the page opens with: the run's row, its figures and the whole run's curves."""
+def load_run(run_id: str) -> dict[str, Any]:
+    """The run's row, and the pages that it makes."""
     from lorawatch.figures import summary_lines
     from lorawatch.storage.queries import run_figures
 
@@ -34,8 +34,6 @@ def load_run(run_id: str, question: Question) -> dict[str, Any]:
         "row": row,
         "figures": figure_lines(row, list(summary_lines(row))) if row else [],
         "recipe": recipe_lines(row) if row else [],
-        "question": question,
-        "curves": load_curves(run_id, question) if row else None,
     }
 
 

@@ -39,8 +39,8 @@ COLUMNS = (  # the first ones fit 80 columns; left and right scroll to the other
     Column("loss", "final_loss", 5, 7, right=True),
     Column("time", "duration_s", 8, 9, right=True, down=True),
     Column("VRAM", "peak_vram_bytes", 8, 9, right=True, down=True),
-    Column("tags", "tags", 12, 40),
-    Column("steps", "steps", 7, 9, right=True, down=True),
+    Column("tags", "tags", 10, 40),
+    Column("steps", "steps", 6, 9, right=True, down=True),
 )
 
 
@@ -49,18 +49,15 @@ def load_runs() -> list[dict[str, Any]]:
     from lorawatch.storage.queries import list_runs
 
     rows = list_runs(limit=None, deadline_s=0.5)
+    where: dict[tuple[Any, ...], str] = {}
     for row in rows:
-        tags = row["tags"] or ()
-        words = (
-            row["run_id"],
-            row["name"],
-            row["state"],
-            row["failure"] or "",
-            where_words(row),
-            row["sku"] or "",
-            *tags,
-        )
-        row["search"] = " ".join(one_line(w) for w in words).lower()
+        place = row["sku"], row["gpu_count"], row["world_size"], row["device"]
+        if place not in where:
+            where[place] = f"{where_words(row)} {row['sku'] or ''}"
+        row["search"] = (
+            f"{row['run_id']} {row['name']} {row['state']} {row['failure'] or ''} {where[place]} "
+            f"{' '.join(row['tags'] or ())}"
+        ).lower()
     return rows
 
 

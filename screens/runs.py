@@ -16,15 +16,19 @@ from lorawatch.screens.base import HouseScreen
 from lorawatch.screens.run_rows import COLUMNS, Column, cells, load_runs, sort_key, widths
 from lorawatch.screens.run_words import ask_delete, ask_tags, paragraphs
 
-SHOWN = 100  # rows put into the table at once: more than a screen has, and quick enough to be made at every key
+SHOWN = 60  # rows put into the table at once: more than a screen has, and quick enough to be made at every key
 RETRY_S = 2.0
 REFRESH_S = 5.0
 
 
 class RunTable(DataTable[Text]):
-    """The table, with its most used key named in the footer."""
+    """The table, with its most used key named in the footer; home and end go through the rows."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select_cursor", "Open"),
+        Binding("home", "scroll_top", "First", show=False),
+        Binding("end", "scroll_bottom", "Last", show=False),
+    ]
 
 
 class RunsScreen(HouseScreen):
@@ -65,6 +69,7 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
         self._sort = COLUMNS[0]
         self._down = COLUMNS[0].down
         self._drawn_for: tuple[Any, ...] = ()
+        self._reading = False
         self._timer: Timer | None = None
 
     def compose_body(self) -> ComposeResult:
@@ -82,9 +87,11 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
         self.call_later(self._more)
 
     def on_screen_resume(self) -> None:
-        self.action_reload()
+        if not self._reading:  # a mode that is opened first resumes twice
+            self.action_reload()
 
     def action_reload(self) -> None:
+        self._reading = True
         self.house.background.ask(self, "runs", load_runs)
 
     def _reload_in(self, seconds: float) -> None:
@@ -98,6 +105,8 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
             self.action_reload()
 
     def on_answered(self, message: Answered) -> None:
+        if message.key == "runs":
+            self._reading = False
         if message.error is not None:
             if message.key == "runs":
                 self._say(f"! {message.error.message}; trying again")
@@ -145,6 +154,7 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
                 if chosen in self._cells:
                     table.scroll_to(scrolled.x, scrolled.y, animate=False)
         self._say_count()
+        self._moved()
 
     def _refill(self, table: DataTable[Text], count: int, chosen: str | None) -> None:
         table.clear(columns=True)

@@ -33,7 +33,7 @@ class LiveScreen(HouseScreen):
     HELP = """\
 A pane for each GPU (or CPU rank) of the run that lives now. Without a run the panes show this machine.
 
-The curves span the whole run; each column shows the lowest to the highest value in its time. The power curve's top
+The curves span the whole run (of a long loading the end); each column shows the lowest to the highest value in its time. The power curve's top
 edge is the power limit, the VRAM curve's the card's memory. ▲cap says how often the power limit held the clocks back.
 
 [ and ] go through the runs that live at once, and this machine. s stops the run at its next step and saves; twice

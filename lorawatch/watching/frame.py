@@ -111,6 +111,7 @@ class Frame:
         at: Unix time it is true for; where the time axis of the curves ends.
         head: The run; None for the machine alone.
         begin: Where the time axis of the curves begins.
+        origin: When the run began.
         others: Ids of other runs that live at once, in order, this one included.
         host: One line about CPU, memory, disk.
         notice: Why less is shown than a person would expect, or "".
@@ -126,4 +127,5 @@ class Frame:
     notice: str = ""
     others: tuple[str, ...] = ()
     replay: Replaying | None = None
+    origin: float = 0.0
     log: tuple[str, tuple[str, ...]] = field(default=("", ()))

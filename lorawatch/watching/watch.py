@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MONITOR_S = 120.0
 _RECENT_REASONS = 150
 _RECENT_POWER = 3000
+_LOADING_SHARE = 0.25
 _GPU_CURVES = {
     "power_w": "power_w",
     "memory_used_bytes": "memory_bytes",
@@ -52,6 +53,7 @@ class Watch:
         self._reasons: dict[str, deque[int]] = {}
         self._power: dict[str, deque[tuple[float, float]]] = {}
         self._first_at: float | None = None
+        self._steps_at: float | None = None
         self._last_at = 0.0
 
     def feed(self, line: AnyLine) -> None:
@@ -75,6 +77,8 @@ class Watch:
                     self._reasons.setdefault(line.gpu_uuid, deque(maxlen=_RECENT_REASONS)).append(line.event_reasons)
             case Step():
                 self._saw(line.ended_at)
+                if self._steps_at is None:
+                    self._steps_at = line.ended_at - line.duration_s
                 curves = self._curves_of(self._key(line.rank))
                 if line.duration_s > 0 and line.phase == "train":
                     self._curve(curves, "tok_s").add(line.ended_at, (line.tokens or 0) / line.duration_s)
@@ -106,6 +110,7 @@ class Watch:
                 curve = self._curve(curves, metric)
                 curve.add(at, low)
                 curve.add(at, high)
+        self._steps_at = min((at for bins in past.rank_bins.values() for _, at, _, _ in bins), default=None)
         for _, at, low, high in past.loss_bins:
             self._loss.add(at, low)
             self._loss.add(at, high)
@@ -136,7 +141,8 @@ class Watch:
         """What is shown at unix time `at`."""
         ended = state is not None and state.state in ENDED
         until = min(at, state.ended_at or at) if state is not None and ended else at
-        begin = until - MONITOR_S if self.info is None else min(self._first_at or until, until - 1.0)
+        began = min(self._first_at or until, until - 1.0)
+        begin = until - MONITOR_S if self.info is None else self._axis_begin(began, until)
         panes = self._panes(until, ended)
         everywhere = [a for p in panes for a in p.alerts]
         head = None
@@ -147,12 +153,19 @@ class Watch:
         return Frame(
             at=until,
             begin=begin,
+            origin=began,
             head=head,
             panes=panes,
             alerts=tuple(everywhere),
             events=tuple(self.view.events),
             host=_host_words(self.view.host),
         )
+
+    def _axis_begin(self, began: float, until: float) -> float:
+        """The whole run, but of a loading longer than the steps so far only as much as leaves them most of the width."""
+        if self._steps_at is None:
+            return began
+        return max(began, self._steps_at - _LOADING_SHARE * max(until - self._steps_at, 1.0))
 
     def _run_alerts(self, head: Head, at: float) -> list[Alert]:
         view = self.view

@@ -88,7 +88,9 @@ def box(pane: Pane, width: int, height: int, frame: Frame) -> list[Line]:
 def _bottom(pane: Pane, width: int, axis: int, frame: Frame, border: str) -> Line:
     note = f" {pane.note} "[: max(width - 4, 0)] if pane.note else ""
     span = frame.at - frame.begin
-    begin, end = (f" −{duration(span)} ", " now ") if frame.head is None else (" 0:00 ", f" {duration(span)} ")
+    begin, end = f" −{duration(span)} ", " now "
+    if frame.head is not None:
+        begin, end = f" {duration(frame.begin - frame.origin)} ", f" {duration(frame.at - frame.origin)} "
     room = width - axis - len(begin) - len(end) - 2
     if not pane.curves or room < 4 or axis < len(note) + 3:
         return [("╰─", border), (note, "dim"), ("─" * max(width - 3 - len(note), 0) + "╯", border)]

@@ -75,6 +75,21 @@ def test_tokens_per_joule_are_of_the_recent_steps_and_not_of_the_present_watts()
     assert head.tok_per_j == pytest.approx(20.0)
 
 
+def test_a_long_loading_does_not_push_the_steps_into_a_corner() -> None:
+    run = make_run(ranks=1, gpus=[CARD])
+    watch = Watch(run.info())
+    watch.feed(GpuSample(sampled_at=T0 - 600, gpu_uuid="GPU-0", power_w=60.0))
+    assert watch.frame(T0).begin == T0 - 600
+    for n in range(1, 41):
+        watch.feed(step(n, 0, ended_at=T0 + n, duration_s=1.0))
+    frame = watch.frame(T0 + 40)
+    assert frame.begin == pytest.approx(T0 - 10)
+    assert frame.origin == T0 - 600
+    for n in range(41, 4001):
+        watch.feed(step(n, 0, ended_at=T0 + n, duration_s=1.0))
+    assert watch.frame(T0 + 4000).begin == T0 - 600, "a long run is shown whole"
+
+
 def test_slow_readings_leave_no_holes_but_a_long_silence_does() -> None:
     curve = Curve()
     for second in (0, 1, 2, 3, 20, 21):

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from lorawatch.analysis.memory import Workload
-from lorawatch.analysis.shape import LoraShape, ModelShape
-from lorawatch.errors import ModelNotFound, RecipeError
+from lorawatch.analysis.shape import LINEARS, LoraShape, ModelShape
+from lorawatch.errors import LorawatchError, ModelNotFound, RecipeError
 from lorawatch.recipe import Recipe
 from lorawatch.training import hub
 
@@ -32,13 +32,18 @@ def workload(recipe: Recipe, world_size: int = 1) -> Workload:
     Raises:
         ModelNotFound: Nothing here says what shape the model has.
         RecipeError: `lora.targets` names no linear layer of it.
+        LorawatchError: The recipe has something whose memory nothing here reckons.
     """
     shape = model_shape(recipe.model.name)
-    try:
-        # PEFT takes the end of a layer's full name.
-        lora = LoraShape(
-            recipe.lora.rank, tuple(t.rpartition(".")[2] for t in recipe.lora.targets), recipe.lora.dropout
+    if recipe.lora.use_dora:
+        raise LorawatchError(
+            "the memory of DoRA is not modelled", hint="it is more than the same recipe's with lora.use_dora: false"
         )
+    targets = recipe.lora.targets
+    # PEFT takes the end of a layer's full name.
+    names = LINEARS if isinstance(targets, str) else tuple(t.rpartition(".")[2] for t in targets)
+    try:
+        lora = LoraShape(recipe.lora.rank, names, recipe.lora.dropout)
     except ValueError as error:
         raise RecipeError(f"lora.targets: {error}") from None
     train = recipe.train

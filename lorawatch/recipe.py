@@ -45,10 +45,14 @@ class Lora(_Section):
     rank: Positive = 16
     alpha: Annotated[float, msgspec.Meta(gt=0)] = 32
     dropout: Fraction = 0.0
-    targets: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
+    targets: Annotated[list[str], msgspec.Meta(min_length=1)] | Literal["all-linear"] = msgspec.field(
         default_factory=lambda: ["q_proj", "v_proj"]
     )
-    """Names of the linear layers that get an adapter."""
+    """Names of the linear layers that get an adapter; `all-linear`: all of them but the output head."""
+    use_rslora: bool = False
+    """Scale by alpha / √rank instead of alpha / rank, so that a large rank learns as fast as a small one."""
+    use_dora: bool = False
+    """A learned magnitude for each output beside the adapter's direction: closer to full tuning, slower steps, more memory."""
 
 
 class Data(_Section):
@@ -79,6 +83,13 @@ class Train(_Section):
     """0 turns clipping off."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    checkpoint_every: Positive | None = None
+    """Steps between two checkpoints, from which a run can be resumed; null: only at a stop or on request. Ranks that
+    train separately have none."""
+    keep_checkpoints: Positive = 2
+    """How many stay: the newest."""
+    on_nan: Literal["stop", "continue"] = "stop"
+    """A loss that is no finite number: `stop` ends the run and keeps the last good checkpoint; `continue` only warns."""
     engine: Literal["reference"] = "reference"
     seed: NotNegative = 0
 

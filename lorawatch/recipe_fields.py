@@ -87,6 +87,8 @@ def read(key: Field, text: str) -> Any:
             return text
         case "choice":
             return next((v for v in _literals(types_) if write(v) == text), text)
+        case "list" if text in _literals(types_):
+            return text
         case "list" if not text.startswith("["):
             return [word.strip() for word in text.split(",") if word.strip()]
         case "number":
@@ -150,6 +152,8 @@ def problems(data: Mapping[str, Any]) -> dict[str, str]:
 
 def _kind(hint: Any) -> tuple[Kind, tuple[str, ...]]:
     types_ = _alternatives(hint)
+    if any(get_origin(t) is list for t in types_) and {get_origin(t) for t in types_} <= {list, Literal}:
+        return "list", ()  # a word that stands for a list is typed in its place
     choices = tuple(write(v) for v in _literals(types_))
     if choices:
         return "choice", (*choices, "null") if type(None) in types_ else choices

@@ -199,5 +199,8 @@ def _workload(recipe: dict[str, Any], command_name: str | None) -> str:
     work = {k: train.get(k) for k in ("batch_size_per_gpu", "gradient_accumulation", "engine")}
     if train.get("gradient_checkpointing"):  # a recipe from before the key is one that has it turned off
         work["gradient_checkpointing"] = True
-    facts = {"model": recipe.get("model"), "lora": recipe.get("lora"), "data": recipe.get("data"), "train": work}
+    lora = recipe.get("lora")
+    if isinstance(lora, dict):  # a recipe from before these keys is one that has them turned off
+        lora = {k: v for k, v in lora.items() if v or k not in ("use_rslora", "use_dora")}
+    facts = {"model": recipe.get("model"), "lora": lora, "data": recipe.get("data"), "train": work}
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()[:12]

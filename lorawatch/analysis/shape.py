@@ -137,6 +137,7 @@ class LoraShape:
         rank: Their rank.
         targets: The linear layers that have one, in every decoder layer: names out of `LINEARS`.
         dropout: Share of the adapter's input that is dropped.
+        use_dora: Each output has a learned magnitude beside them.
 
     Raises:
         ValueError: A target that is no linear layer of a Llama-like model.
@@ -145,6 +146,7 @@ class LoraShape:
     rank: int
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     dropout: float = 0.0
+    use_dora: bool = False
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -153,4 +155,6 @@ class LoraShape:
 
     def parameters(self, shape: ModelShape) -> int:
         """Weights of all adapters."""
-        return shape.layers * sum(self.rank * sum(shape.linear(name)) for name in set(self.targets))
+        on = [shape.linear(name) for name in set(self.targets)]
+        magnitudes = sum(outputs for _, outputs in on) if self.use_dora else 0
+        return shape.layers * (sum(self.rank * (inputs + outputs) for inputs, outputs in on) + magnitudes)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from lorawatch import fit
+from lorawatch.analysis.shape import LINEARS
+from lorawatch.errors import LorawatchError
 from lorawatch.sanitize import clean
 
 Work = Mapping[str, str]
@@ -36,14 +39,13 @@ def facts(recipe: Mapping[str, Any]) -> Work:
     """
     model, lora = _section(recipe, "model"), _section(recipe, "lora")
     data, train = _section(recipe, "data"), _section(recipe, "train")
-    targets = lora.get("targets") or ["q_proj", "v_proj"]
-    targets = [targets] if isinstance(targets, str) else sorted(str(t) for t in targets)
+    targets = _targets(lora.get("targets") or ["q_proj", "v_proj"], str(model.get("name", "?")))
     batch, accumulated = train.get("batch_size_per_gpu", 2), train.get("gradient_accumulation", 1)
     source = data.get("source", "synthetic")
     found = {
         "model": shape_name(str(model.get("name", "?"))),
         "precision": _precision(model),
-        "LoRA": f"rank {lora.get('rank', 16)} on {', '.join(targets)}",
+        "LoRA": f"rank {lora.get('rank', 16)} on {targets}",
         "sequence length": f"{data.get('sequence_length', 512)} tokens",
         "batch per GPU": f"{batch}" + (f" × {accumulated} accumulated" if accumulated != 1 else ""),
         "engine": str(train.get("engine", "reference")),
@@ -142,6 +144,24 @@ def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _tells(work: Mapping[str, Any], where: tuple[str, str]) -> bool:
     return _section(work, where[0]).get(where[1]) is not None
+
+
+def _targets(targets: Any, model: str) -> str:
+    """The layers that have an adapter, by name; all of a known model's are `all-linear`, however they were listed."""
+    names = [targets] if isinstance(targets, str) else sorted(str(t) for t in targets)
+    if set(names) == set(LINEARS) and _is_known(shape_name(model)):
+        return "all-linear"
+    return ", ".join(names)
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_known(model: str) -> bool:
+    """Whether a model has the linear layers of the Llama family and no others."""
+    try:
+        fit.model_shape(model)
+    except LorawatchError:
+        return False
+    return True
 
 
 def _precision(model: Mapping[str, Any]) -> str:

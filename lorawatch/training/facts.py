@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -48,6 +49,29 @@ def matmul_parameters(model: torch.nn.Module) -> int:
     return total
 
 
+def context_length(config: Any) -> int | None:
+    """Positions that a model was made for; None where its config does not say.
+
+    `max_position_embeddings`, which most kinds of stretched rotary embedding have raised already. For those that have
+    not, it is multiplied by their factor (as vLLM does, `_get_and_verify_max_len`).
+
+    Args:
+        config: transformers', of the model or of the text part of a larger one.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    rope = getattr(text, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return limit
+    factor = rope.get("factor")
+    if rope.get("rope_type") not in ("linear", "dynamic", "yarn") or not isinstance(factor, int | float):
+        return limit
+    raised = (rope.get("original_max_position_embeddings") or limit) != limit
+    return limit if raised else max(limit, int(limit * factor))
+
+
 def model_facts(model: torch.nn.Module, sequence_length: int | None = None) -> ModelFacts:
     """Sizes of a model as it is trained.
 
@@ -55,18 +79,19 @@ def model_facts(model: torch.nn.Module, sequence_length: int | None = None) -> M
         model: With its adapters, if it has any.
         sequence_length: Positions of a full sequence, for the attention's share of the FLOPs.
     """
-    lora, total, dtypes = 0, 0, dict[torch.dtype, int]()
+    lora, magnitudes, total, dtypes = 0, 0, 0, dict[torch.dtype, int]()
     for name, parameter in model.named_parameters():
         total += parameter.numel()
         if "lora_" in name:
             lora += parameter.numel()
+            magnitudes += parameter.numel() if "lora_magnitude" in name else 0
         else:
             dtypes[parameter.dtype] = dtypes.get(parameter.dtype, 0) + parameter.numel()
     dtype = str(max(dtypes, key=lambda d: dtypes[d])).removeprefix("torch.") if dtypes else None
     flops = None
     width, layers = _attention(getattr(model, "config", None))
     if lora and sequence_length and width and layers:
-        flops = lora_flops_per_token(matmul_parameters(model), lora, sequence_length, width, layers)
+        flops = lora_flops_per_token(matmul_parameters(model), lora - magnitudes, sequence_length, width, layers)
     return ModelFacts(total, lora or None, flops, dtype)
 
 

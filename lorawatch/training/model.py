@@ -19,7 +19,7 @@ from lorawatch.analysis.flops import lora_flops_per_token
 from lorawatch.errors import MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
 from lorawatch.recipe import Recipe
 from lorawatch.training import hub
-from lorawatch.training.facts import ModelFacts, is_linear, model_facts
+from lorawatch.training.facts import ModelFacts, context_length, is_linear, model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
 _GIB = 1 << 30
@@ -51,13 +51,18 @@ class ModelPlan:
         """Number of token ids."""
         return int(self.config.get_text_config().vocab_size)
 
+    @property
+    def base_bytes(self) -> int:
+        """Memory of the base weights alone."""
+        return (self.facts.parameters - (self.facts.lora_parameters or 0)) * self.dtype.itemsize
+
 
 def plan_model(recipe: Recipe) -> ModelPlan:
     """Find the model and size it, without reading a weight.
 
     Raises:
         ModelNotFound: It is nowhere.
-        RecipeError: `lora.targets` names no linear layer of it.
+        RecipeError: `lora.targets` names no linear layer of it, or the sequences are longer than its context.
         MissingDependency: A GGUF file without the package that reads it.
     """
     dtype = getattr(torch, recipe.model.dtype)
@@ -69,16 +74,18 @@ def plan_model(recipe: Recipe) -> ModelPlan:
             _table_only(recipe.model.name)
         files = hub.find(recipe.model.name)
         config, folder = read_config(files), files.folder
+    _check_length(recipe, config)
     with torch.device("meta"), no_init_weights():
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
     skeleton.tie_weights()
-    adapters = _adapter_parameters(skeleton, recipe)
+    products, magnitudes = _adapter_parameters(skeleton, recipe)
+    adapters = products + magnitudes
     base = model_facts(skeleton)
     text = config.get_text_config()
     heads, size = text.num_attention_heads, getattr(text, "head_dim", None)
     width = heads * size if size else text.hidden_size
     matmul = sum(m.weight.numel() for m in skeleton.modules() if is_linear(m))
-    flops = lora_flops_per_token(matmul, adapters, recipe.data.sequence_length, width, text.num_hidden_layers)
+    flops = lora_flops_per_token(matmul, products, recipe.data.sequence_length, width, text.num_hidden_layers)
     facts = ModelFacts(base.parameters + adapters, adapters, flops, recipe.model.dtype)
     needed = base.parameters * dtype.itemsize + adapters * _ADAPTER_BYTES
     return ModelPlan(config, files, folder, dtype, facts, needed)
@@ -103,26 +110,16 @@ def check_memory(plan: ModelPlan, device: torch.device) -> None:
 
 
 def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftModel:
-    """The model on its device, base weights frozen, adapters trainable and FP32.
-
-    Random weights are drawn on the device itself: 8 billion of them take well under a second on an H100.
-    """
-    torch.manual_seed(recipe.train.seed)
-    if plan.files is None:
-        with torch.device(device):
-            base = AutoModelForCausalLM.from_config(plan.config, dtype=plan.dtype)
-    else:
-        try:
-            base = _read_weights(plan, plan.files, device)
-        except OSError as error:
-            raise ModelNotFound(f"model {recipe.model.name!r} cannot be read: {_first_line(error)}") from error
-        # So that a saved adapter names its base as the user did, not a path on this machine.
-        base.config._name_or_path = base.name_or_path = recipe.model.name
+    """The model on its device, base weights frozen, adapters trainable and FP32."""
+    base = load_base(plan, recipe, device)
+    targets = recipe.lora.targets
     lora = LoraConfig(
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
-        target_modules=list(recipe.lora.targets),
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=recipe.lora.use_rslora,
+        use_dora=recipe.lora.use_dora,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -133,6 +130,28 @@ def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftMod
         ):
             raise RuntimeError(f"{name} is {parameter.dtype}, trainable {parameter.requires_grad}: not a LoRA set-up")
     return model
+
+
+def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
+    """The model on its device as it is before training.
+
+    Random weights are drawn on the device itself: 8 billion of them take well under a second on an H100. On another kind
+    of device the same seed gives others.
+
+    Raises:
+        ModelNotFound: Its files cannot be read.
+    """
+    torch.manual_seed(recipe.train.seed)
+    if plan.files is None:
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(plan.config, dtype=plan.dtype)
+    try:
+        base = _read_weights(plan, plan.files, device)
+    except OSError as error:
+        raise ModelNotFound(f"model {recipe.model.name!r} cannot be read: {_first_line(error)}") from error
+    # So that a saved adapter names its base as the user did, not a path on this machine.
+    base.config._name_or_path = base.name_or_path = recipe.model.name
+    return base
 
 
 def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device) -> Any:
@@ -189,29 +208,45 @@ def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, int, int]]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     for name, module in model.named_modules():
         if is_linear(module) and module is not head:
-            rows, columns = module.weight.shape
-            yield name, int(columns), int(rows)
+            outputs, inputs = module.weight.shape
+            if not isinstance(module, torch.nn.Linear):  # Conv1D keeps its weight the other way round
+                outputs, inputs = inputs, outputs
+            yield name, int(inputs), int(outputs)
 
 
-def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> int:
+def _check_length(recipe: Recipe, config: Any) -> None:
+    limit, asked = context_length(config), recipe.data.sequence_length
+    if limit is not None and asked > limit:
+        raise RecipeError(
+            f"data.sequence_length is {asked}, but {recipe.model.name} has a context of {limit} tokens",
+            hint=f"set data.sequence_length to {limit} or less, or choose a model with a longer context",
+        )
+
+
+def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> tuple[int, int]:
+    """Weights of the adapters' matrices, and DoRA's magnitudes, one an output."""
     layers = list(linear_layers(skeleton))
-    total = 0
+    targets = recipe.lora.targets
+    products = magnitudes = 0
     matched: set[str] = set()
     for name, inputs, outputs in layers:
-        fits = [t for t in recipe.lora.targets if name == t or name.endswith(f".{t}")]
+        fits = [targets] if isinstance(targets, str) else [t for t in targets if name == t or name.endswith(f".{t}")]
         if fits:
             matched.update(fits)
-            total += recipe.lora.rank * (inputs + outputs)
+            products += recipe.lora.rank * (inputs + outputs)
+            magnitudes += outputs if recipe.lora.use_dora else 0
     names = sorted({name.rpartition(".")[2] for name, _, _ in layers})
-    for target in recipe.lora.targets:
+    for target in [targets] if isinstance(targets, str) else targets:
         if target not in matched:
             close = difflib.get_close_matches(target, names, n=1)
             suggestion = f"did you mean {close[0]}? " if close else ""
+            if target == "all-linear":
+                suggestion = "for all of them write lora.targets: all-linear, without a list; "
             raise RecipeError(
                 f"lora.targets: {recipe.model.name} has no linear layer {target!r}",
                 hint=f"{suggestion}its linear layers: {', '.join(names)}",
             )
-    return total
+    return products, magnitudes
 
 
 def _table() -> dict[str, dict[str, Any]]:

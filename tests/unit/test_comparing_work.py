@@ -28,6 +28,9 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         ("lora", {"rank": 8}, "LoRA rank 8 on q_proj, v_proj, not rank 16 on q_proj, v_proj"),
         ("lora", {"targets": ["q_proj"]}, "LoRA rank 16 on q_proj, not rank 16 on q_proj, v_proj"),
         ("lora", {"dropout": 0.05}, "LoRA rank 16 on q_proj, v_proj, dropout 0.05, not rank 16 on q_proj, v_proj"),
+        ("lora", {"use_dora": True}, "LoRA rank 16 on q_proj, v_proj, dora, not rank 16 on q_proj, v_proj"),
+        ("lora", {"use_rslora": True}, "LoRA rank 16 on q_proj, v_proj, rslora, not rank 16 on q_proj, v_proj"),
+        ("lora", {"targets": "all-linear"}, "LoRA rank 16 on all-linear, not rank 16 on q_proj, v_proj"),
         ("data", {"sequence_length": 1024}, "sequence length 1024 tokens, not 512 tokens"),
         ("data", {"source": "demo"}, "rows of demo, not full length"),
         ("train", {"batch_size_per_gpu": 8}, "batch per GPU 8, not 2"),
@@ -54,12 +57,23 @@ def test_another_token_definition_is_another_work() -> None:
         ("model", {"name": "meta-llama/Llama-3.1-8B-Instruct"}),
         ("lora", {"alpha": 64}),
         ("lora", {"targets": ["v_proj", "q_proj"]}),
+        ("lora", {"use_dora": False, "use_rslora": False}),
         ("train", {"steps": 1000, "learning_rate": 1e-5, "seed": 3, "schedule": "cosine"}),
         ("launch", {"gpus": "0,1", "strategy": "separate"}),
     ],
 )
 def test_what_takes_a_step_no_more_time_does_not(section: str, values: dict[str, Any]) -> None:
     assert differences(facts(changed(section, **values)), facts(EXXACT)) == []
+
+
+def test_all_linear_layers_are_the_same_work_however_they_are_listed() -> None:
+    names = ["up_proj", "gate_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"]
+    listed, every = changed("lora", targets=names), changed("lora", targets="all-linear")
+    assert facts(listed)["LoRA"] == "rank 16 on all-linear"
+    assert differences(facts(listed), facts(every)) == []
+    assert len(differences(facts(changed("lora", targets=names[1:])), facts(every))) == 1
+    unknown = {"name": "somebody/unknown"}  # it may have linear layers of other names
+    assert len(differences(facts({**listed, "model": unknown}), facts({**every, "model": unknown}))) == 1
 
 
 def test_the_built_in_recipe_does_the_published_benchmarks_work() -> None:

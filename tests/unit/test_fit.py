@@ -13,7 +13,7 @@ from lorawatch import fit
 from lorawatch import recipe as recipes
 from lorawatch.analysis.memory import estimate
 from lorawatch.analysis.shape import LoraShape, ModelShape
-from lorawatch.errors import ModelNotFound, RecipeError
+from lorawatch.errors import LorawatchError, ModelNotFound, RecipeError
 
 
 def test_a_recipe_gives_all_that_memory_depends_on() -> None:
@@ -92,6 +92,18 @@ def test_a_config_of_no_use_is_told(config: str, reason: str, tmp_path: Path) ->
 def test_a_target_that_no_layer_has_is_told() -> None:
     with pytest.raises(RecipeError, match=r"lora.targets: 'qproj' is none of q_proj, k_proj"):
         fit.workload(recipes.load("tiny", ["lora.targets=[qproj]"]))
+
+
+def test_all_linear_is_every_layer_by_name() -> None:
+    listed = recipes.load("tiny", ["lora.targets=[down_proj, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj]"])
+    every = recipes.load("tiny", ["lora.targets=all-linear"])
+    assert set(fit.workload(every).lora.targets) == set(fit.workload(listed).lora.targets)
+    assert estimate(fit.workload(every)) == estimate(fit.workload(listed))
+
+
+def test_what_is_not_modelled_is_told_instead_of_a_wrong_number() -> None:
+    with pytest.raises(LorawatchError, match="the memory of DoRA is not modelled"):
+        fit.workload(recipes.load("tiny", ["lora.use_dora=true"]))
 
 
 def test_no_heavy_library_is_loaded() -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, GPT2Config
 
+from lorawatch import fit
 from lorawatch import recipe as recipes
 from lorawatch.analysis.flops import lora_flops_per_token
+from lorawatch.analysis.shape import LINEARS, LoraShape
 from lorawatch.errors import ModelNotFound, NoSuitableGpu, RecipeError
 from lorawatch.training import hub, model
-from lorawatch.training.facts import model_facts
+from lorawatch.training.facts import context_length, model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
 
@@ -60,6 +67,118 @@ def test_adapters_are_fp32_on_a_bf16_base_and_alone_trainable() -> None:
     assert rope.dtype == torch.float32
     assert rope[0] == 1.0
     assert rope[1] == pytest.approx(10000.0 ** (-2 / 16))
+
+
+def one_step(recipe: recipes.Recipe) -> tuple[PeftModel, float]:
+    """The recipe's model after one optimizer step on random tokens, and the step's loss."""
+    torch.manual_seed(0)
+    built = model.load_model(model.plan_model(recipe), recipe, torch.device("cpu"))
+    if recipe.train.gradient_checkpointing:
+        built.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = [p for p in built.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01)
+    ids = torch.randint(320, (1, recipe.data.sequence_length))
+    loss = built(input_ids=ids, labels=ids).loss
+    loss.backward()
+    optimizer.step()
+    return built, float(loss.detach())
+
+
+NAMES = "lora.targets=[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
+
+
+def test_all_linear_layers_are_those_that_peft_takes() -> None:
+    recipe = tiny("lora.targets=all-linear")
+    built, loss = one_step(recipe)
+    plan = model.plan_model(recipe)
+    assert model_facts(built, 32) == plan.facts == model.plan_model(tiny(NAMES)).facts
+    inputs_and_outputs = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)  # q, o; k, v; the MLP's
+    assert plan.facts.lora_parameters == 2 * 4 * inputs_and_outputs == 8192
+    assert LoraShape(4, LINEARS).parameters(fit.model_shape("tiny-llama")) == 8192
+    adapted = {name.split(".lora_B")[0].rpartition(".")[2] for name, _ in built.named_modules() if ".lora_B" in name}
+    assert adapted == set(LINEARS)
+    assert loss == pytest.approx(math.log(320), abs=0.3)
+    assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dora_has_a_magnitude_an_output_in_fp32_and_trains_it(dtype: str) -> None:
+    recipe = tiny("lora.use_dora=true", f"model.dtype={dtype}")
+    plain, plan = model.plan_model(tiny(f"model.dtype={dtype}")), model.plan_model(recipe)
+    assert plain.facts.lora_parameters is not None
+    magnitudes = 2 * (64 + 32)  # of q_proj and v_proj, in two layers
+    assert plan.facts.lora_parameters == plain.facts.lora_parameters + magnitudes
+    assert plan.facts.flops_per_token == plain.facts.flops_per_token  # no product is taken with a magnitude
+    before = model.load_model(plan, recipe, torch.device("cpu"))
+    assert model_facts(before, 32) == plan.facts
+    dora = LoraShape(4, use_dora=True)
+    assert dora.parameters(fit.model_shape("tiny-llama")) == plan.facts.lora_parameters
+    after, _ = one_step(recipe)
+    old = {n: p for n, p in before.named_parameters() if "magnitude" in n}
+    new = {n: p for n, p in after.named_parameters() if "magnitude" in n}
+    assert len(old) == len(new) == 4
+    for name, parameter in new.items():
+        assert parameter.dtype == torch.float32
+        assert not torch.equal(parameter, old[name]), name
+
+
+def test_rslora_scales_by_the_root_of_the_rank() -> None:
+    recipe = tiny("lora.use_rslora=true", "lora.rank=16", "lora.alpha=8")
+    built, _ = one_step(recipe)
+    assert {m.scaling["default"] for m in built.modules() if isinstance(m, LoraLayer)} == {8 / 4}
+    assert built.peft_config["default"].use_rslora
+    assert any(p.grad is not None and bool(p.grad.any()) for p in built.parameters())
+    assert model.plan_model(recipe).facts == model.plan_model(tiny("lora.rank=16")).facts
+
+
+def test_all_linear_in_a_list_is_told_how_it_is_written() -> None:
+    with pytest.raises(RecipeError) as error:
+        model.plan_model(tiny("lora.targets=[all-linear]"))
+    assert error.value.message == "lora.targets: tiny-llama has no linear layer 'all-linear'"
+    assert (error.value.hint or "").startswith("for all of them write lora.targets: all-linear, without a list; its ")
+
+
+def test_layers_that_keep_their_weight_the_other_way_round_are_measured_right() -> None:
+    config = GPT2Config(vocab_size=64, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    with torch.device("meta"):
+        layers = {name: sizes for name, *sizes in model.linear_layers(AutoModelForCausalLM.from_config(config))}
+    assert layers["transformer.h.0.attn.c_attn"] == [8, 24]
+    assert layers["transformer.h.0.mlp.c_proj"] == [32, 8]
+    assert "lm_head" not in layers
+
+
+def test_eight_thousand_tokens_in_one_step() -> None:
+    recipe = tiny("data.sequence_length=8192", "train.gradient_checkpointing=true", "model.dtype=bfloat16")
+    _, loss = one_step(recipe)
+    assert loss == pytest.approx(math.log(320), abs=0.3)
+
+
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_sequences_longer_than_the_context_are_refused_with_the_limit(weights: str, tmp_path: Path) -> None:
+    config, _ = model._shape("tiny-llama")
+    config.max_position_embeddings = 100
+    config.save_pretrained(tmp_path)  # a config alone: weights that are never read need not be there
+    recipe = tiny(f"model.name={tmp_path}", f"model.weights={weights}", "data.sequence_length=101")
+    with pytest.raises(RecipeError) as error:
+        model.plan_model(recipe)
+    assert error.value.message == f"data.sequence_length is 101, but {tmp_path} has a context of 100 tokens"
+    assert "set data.sequence_length to 100 or less" in (error.value.hint or "")
+    model.plan_model(tiny(f"model.name={tmp_path}", f"model.weights={weights}", "data.sequence_length=100"))
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "default"}, 1000),
+        ({"rope_type": "linear", "factor": 4.0}, 4000),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000}, 4000),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 250}, 1000),  # raised already
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 125}, 1000),
+    ],
+)
+def test_a_stretched_context_is_as_long_as_it_was_stretched(rope: dict[str, Any], limit: int) -> None:
+    assert context_length(SimpleNamespace(max_position_embeddings=1000, rope_parameters=rope)) == limit
+    assert context_length(SimpleNamespace(rope_parameters=rope)) is None
 
 
 def test_random_weights_are_seeded() -> None:

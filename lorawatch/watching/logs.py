@@ -56,7 +56,7 @@ def read_tail(run: RunDir, name: str = "") -> LogTail:
         return LogTail(note=f"the run directory was deleted: {clean(str(run.root))}")
     files = log_files(run)
     if not files:
-        return LogTail(note=f"no log yet in {clean(str(run.logs))}")
+        return LogTail(note=f"there is no log in {clean(str(run.logs))}")
     names = tuple(clean(str(p.relative_to(run.logs))) for p in files)
     path = files[names.index(name)] if name in names else _first(run, files)
     name = names[files.index(path)]

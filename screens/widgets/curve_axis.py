@@ -95,8 +95,12 @@ def under_cursor(curve: Thinned, view: View, cells: int) -> slice:
 def axis_line(curves: Curves, view: View, left: int, cells: int, alone: bool) -> Line:
     """Ticks under the only plot; under several, where they all begin and end."""
     if not alone:
-        words = f"each from {_label(curves, view.begin, 1)} to {_label(curves, view.end, 1)}"
-        return [(f" {words}", "label")]
+        ends = (
+            (_since(view.begin - curves.began_at, 1), _since(view.end - curves.began_at, 1))
+            if curves.axis == "time"
+            else (f"step {math.floor(view.begin):,}", f"step {math.ceil(view.end) - 1:,}")
+        )
+        return [(f" each from {ends[0]} to {ends[1]}", "label")]
     span = view.end - view.begin
     origin = curves.began_at if curves.axis == "time" else 0.0
     step = _tick(span / max(cells / 14, 1), curves.axis)

@@ -153,7 +153,7 @@ def _rows(
     wide = (width - left) // len(shown)
     figure = 12 if wide >= 28 else 8
     cells = max(wide - figure - 2, 2)
-    rows = max(min((room - 1) // max(len(mine), 1), 8), 1)
+    rows = max(min((room - 1) // max(len(mine), 1), 12), 1)
     heading: Line = [(" " * left, "")]
     spans, found = {}, {}
     for number, metric in enumerate(shown):
@@ -244,8 +244,8 @@ def _mean(metric: Metric, found: _Found, at: int) -> str:
 def _body(found: _Found, rows: int, low: float, high: float, at: int, part: str) -> list[Line]:
     """The plot itself, with the cursor, and ✗ where the loss was no number.
 
-    The band from the lowest to the highest is dimmed and the mean is a line in it: where the band fills a cell, only the
-    mean's dots are drawn there.
+    The band from the lowest to the highest is dimmed and the mean is a line in it: where the band fills a cell and goes on
+    above or below, only the mean's dots are drawn in that cell.
     """
     if low != low:
         blank = [" " * (len(found.extremes) // 2)] * rows
@@ -254,8 +254,13 @@ def _body(found: _Found, rows: int, low: float, high: float, at: int, part: str)
         bands = braille(_joined(found.extremes), rows, low, high, fill=False)
         means = braille(_joined(found.means), rows, low, high, fill=False)
     lines = []
+    none = " " * len(bands[0])
     for y, (band, mean) in enumerate(zip(bands, means, strict=True)):
-        chars = [m if b == _FULL and m != " " else b for b, m in zip(band, mean, strict=True)]
+        beside = zip(bands[y - 1] if y else none, bands[y + 1] if y + 1 < rows else none, strict=True)
+        chars = [
+            m if b == _FULL and m != " " and (above != " " or below != " ") else b
+            for b, m, (above, below) in zip(band, mean, beside, strict=True)
+        ]
         parts = [part if m != " " else part + "-band" for m in mean]
         for index in found.bad if y == 0 else ():
             if 0 <= index < len(chars):

@@ -64,6 +64,15 @@ def test_a_single_spike_among_many_bins_is_drawn_at_the_top() -> None:
     assert spike == 50
 
 
+def test_a_small_spike_beside_its_mean_is_drawn_too() -> None:
+    found = curves([2.0] * 100, loss=[])
+    highs = [50.0 if n == 10 else 6.0 if n == 60 else 2.0 for n in range(100)]
+    found.series[None]["loss"] = Thinned(1.0, 1.0, [2.0] * 100, highs, [2.0] * 100)
+    bottom = text(found, look_at(found), 119, 14)[10][19:]
+    calm, small = bottom[59], bottom[60]
+    assert (ord(small) - 0x2800).bit_count() > (ord(calm) - 0x2800).bit_count() > 0
+
+
 @pytest.mark.parametrize("size", [(16, 3), (21, 4), (40, 7), (61, 9), (80, 19), (141, 31), (160, 45)])
 @pytest.mark.parametrize("axis", ["time", "step"])
 @pytest.mark.parametrize("ranks", [0, 1, 8, 64])
@@ -116,6 +125,13 @@ def test_ranks_in_rows_name_each_and_say_what_is_hidden() -> None:
     assert "ranks 0–14 seen" in lines[0]
     lines = text(found, look_at(found, each=True, top=49), 80, 19)
     assert " rank 63" in "\n".join(lines)
+
+
+def test_several_plots_say_where_each_begins_and_ends() -> None:
+    found = curves([1.0] * 60, ranks=2, tok_s=[1.0] * 60)
+    assert text(found, look_at(found, each=True), 160, 19)[-2] == " each from step 1 to step 60"
+    found = curves([1.0] * 60, "time", ranks=2, tok_s=[1.0] * 60)
+    assert text(found, look_at(found, each=True), 160, 19)[-2] == " each from 0:00 to 1:00"
 
 
 def whole(axis: str = "time", n: int = 1000, each: bool = False, **more: list[float]) -> Curves:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
@@ -56,8 +56,8 @@ class Help(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q,enter", "app.pop_screen", "Close")]
     CSS = """
     Help { align: center middle; }
-    Help > Static { width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $primary;
-        background: $surface; padding: 0 2; overflow-y: auto; }
+    Help > VerticalScroll { width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $primary;
+        background: $surface; padding: 0 2; }
     """
 
     def __init__(self, text: str) -> None:
@@ -65,7 +65,13 @@ class Help(ModalScreen[None]):
         self._text = text
 
     def compose(self) -> ComposeResult:
-        yield Static(Text(self._text))
+        with VerticalScroll():
+            yield Static(Text(paragraphs(self._text)))
+
+
+def paragraphs(text: str) -> str:
+    """Text without its line breaks, but for empty lines: it is broken where it is shown."""
+    return "\n\n".join(" ".join(p.split()) for p in text.split("\n\n"))
 
 
 class Ask(ModalScreen[str]):
@@ -85,7 +91,7 @@ class Ask(ModalScreen[str]):
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(Text(self._question))
-            yield Input(self._value)
+            yield Input(self._value, select_on_focus=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)

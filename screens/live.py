@@ -33,8 +33,9 @@ class LiveScreen(HouseScreen):
     HELP = """\
 A pane for each GPU (or CPU rank) of the run that lives now. Without a run the panes show this machine.
 
-The curves span the whole run (of a long loading the end); each column shows the lowest to the highest value in its time. The power curve's top
-edge is the power limit, the VRAM curve's the card's memory. ▲cap says how often the power limit held the clocks back.
+The curves span the whole run (of a long loading the end); each column is solid up to the lowest value in its time and
+dotted from there to the highest. The dotted line above a curve is its limit: the power limit, or the card's memory.
+▲cap says how often the power limit held the clocks back.
 
 [ and ] go through the runs that live at once, and this machine. s stops the run at its next step and saves; twice
 ends it at once. Leaving stops nothing. In a replay: space pauses, , and . step, left and right seek, - and + change

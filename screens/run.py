@@ -25,7 +25,7 @@ from lorawatch.screens.run_pages import (
     rank_cells,
     title_words,
 )
-from lorawatch.screens.run_words import ask_delete, ask_tags, paragraphs
+from lorawatch.screens.run_words import ask_delete, ask_tags
 from lorawatch.screens.widgets.curve_plot import CurvePlot
 
 RETRY_S = 2.0
@@ -38,7 +38,7 @@ class RunScreen(HouseScreen):
     """A run's pages; a run that lives is read again every few seconds."""
 
     MODE = "runs"
-    HELP = paragraphs("""\
+    HELP = """\
 One run. [ and ] turn the pages; tab goes to their names.
 
 x: over steps or over time. p: all ranks together, each alone, a row a rank (P: the other way). m: one curve alone. + - 0: zoom
@@ -48,7 +48,7 @@ A column goes from the lowest to the highest value in it, so that no spike is hi
 no number. Together, W, VRAM and °C span the GPUs. Over steps, readings outside the steps are left out.
 
 Enter on a rank shows its curves. l: the log, its next file (L: the one before). r replays the run, v shows it live, t changes
-its tags, d deletes it (asked first), g reads again.""")
+its tags, d deletes it (asked first), g reads again."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),
         Binding("x", "plot('turn_axis')", "Axis"),

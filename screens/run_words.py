@@ -16,20 +16,18 @@ GLYPHS = {"running": "▶", "starting": "◌", "queued": "◌", "stopping": "■
           "lost": "✗"}  # fmt: skip
 
 
-def paragraphs(text: str) -> str:
-    """Text without its line breaks, but for empty lines: it is broken where it is shown."""
-    return "\n\n".join(" ".join(p.split()) for p in text.split("\n\n"))
-
-
 def one_line(text: object) -> str:
     """Text from outside as one harmless line."""
     return " ".join(clean(str(text)).split())
 
 
 def where_words(row: Mapping[str, Any]) -> str:
-    """`4×RTX PRO 4500`, `2×cpu`."""
+    """`4×RTX PRO 4500`, `2×cpu`, `2×H100 80GB HBM3 separate`."""
     sku = one_line(row["sku"] or "").removeprefix("NVIDIA ")
-    return f"{row['gpu_count']}×{sku}" if sku else f"{row['world_size'] or 1}×{row['device'] or 'process'}"
+    apart = " separate" if row.get("coupling") == "separate" else ""
+    if sku:
+        return f"{row['gpu_count']}×{sku}{apart}"
+    return f"{row['world_size'] or 1}×{row['device'] or 'process'}{apart}"
 
 
 def state_words(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from lorawatch.rundir import ENDED
 from lorawatch.screens.background import Answered
 from lorawatch.screens.base import HouseScreen
 from lorawatch.screens.run_rows import COLUMNS, Column, cells, load_runs, sort_key, widths
-from lorawatch.screens.run_words import ask_delete, ask_tags, paragraphs
+from lorawatch.screens.run_words import ask_delete, ask_tags
 
 SHOWN = 60  # rows put into the table at once: more than a screen has, and quick enough to be made at every key
 RETRY_S = 2.0
@@ -35,14 +35,14 @@ class RunsScreen(HouseScreen):
     """A table of all runs, sortable and filterable."""
 
     MODE = "runs"
-    HELP = paragraphs("""\
+    HELP = """\
 All runs in the history, latest first. Enter opens one: its curves, figures, ranks, events, log and recipe.
 
 / filters: every word must be found in a run's id, recipe, state, GPU or tags; escape shows all again. o sorts by the next
 column, O turns the order around; a click on a heading does both. left and right scroll to the columns there is no room
 for. More rows come as you scroll down.
 
-r replays a run. t changes its tags; d deletes it with its directory (asked first). g reads the history again.""")
+r replays a run. t changes its tags; d deletes it with its directory (asked first). g reads the history again."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("o", "sort", "Sort"),

@@ -43,9 +43,13 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
             raise LorawatchError(f"run {run_id} lives", hint="stop it first")
     with writing(deadline_s=deadline_s) as connection:
         connection.execute("BEGIN")
-        for table in _TABLES:
-            connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])  # noqa: S608  names of our own
-        connection.execute("COMMIT")
+        try:
+            for table in _TABLES:
+                connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])  # noqa: S608  names of our own
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
     (paths.open_runs_folder() / run_id).unlink(missing_ok=True)
     try:
         if run.root.is_dir():

@@ -16,8 +16,8 @@ from lorawatch.storage.connection import reading
 from lorawatch.storage.summary import _workload
 
 _LIST = (
-    "run_id, name, state, failure, sku, gpu_count, world_size, device, steps, steps_total, tok_s, tok_s_ci95, tok_per_j, "
-    "avg_power_w, final_loss, peak_vram_bytes, duration_s, epoch(created_at) AS created_at_s, sweep_id, tags"
+    "run_id, name, state, failure, sku, gpu_count, world_size, device, coupling, steps, steps_total, "
+    "tok_s, tok_s_ci95, tok_per_j, avg_power_w, final_loss, peak_vram_bytes, duration_s, epoch(created_at) AS created_at_s, sweep_id, tags"
 )
 
 
@@ -65,7 +65,7 @@ def run_figures(run_id: str, *, deadline_s: float = 2.0) -> dict[str, Any] | Non
     """
     rows = _rows(
         "SELECT v.* EXCLUDE (created_at, started_at, ended_at), "
-        "s.* EXCLUDE (run_id, model, sku, gpu_count, world_size, measured_steps, tok_s, tok_s_ci95, mean_step_tok_s, "
+        "s.* EXCLUDE (run_id, model, sku, gpu_count, world_size, coupling, measured_steps, tok_s, tok_s_ci95, mean_step_tok_s, "
         "tok_s_per_gpu, step_p50_s, step_p95_s, avg_power_w, avg_power_all_gpus_w, energy_j, energy_source, "
         "energy_disagreement_pct, tok_per_j, peak_vram_bytes, throttled_share, mfu, tokens, window_s, final_loss), "
         "epoch(v.created_at) AS created_at_s, epoch(v.started_at) AS started_at_s, epoch(v.ended_at) AS ended_at_s "

@@ -40,6 +40,7 @@ SELECT
     coalesce(s.gpu_count, g.gpu_count, 0) AS gpu_count,
     r.world_size,
     r.device,
+    coalesce(s.coupling, 'ddp') AS coupling,
     r.host,
     r."user",
     r.created_at,

@@ -139,7 +139,7 @@ COMMENT ON TABLE runs IS 'A run: one execution of a recipe, or of a user''s comm
 COMMENT ON COLUMN runs.run_id IS 'The run''s id; sorts by time.';
 COMMENT ON COLUMN runs.name IS 'The recipe''s name, or the own command''s.';
 COMMENT ON COLUMN runs.state IS 'queued, starting, running, stopping, completed, stopped, failed or lost.';
-COMMENT ON COLUMN runs.failure IS 'Why a failed run failed: cuda_oom, host_oom, python_exception, nccl_timeout, hang, signal, gpu_lost, disk_full, preempted, nonzero_exit.';
+COMMENT ON COLUMN runs.failure IS 'Why a failed run failed: cuda_oom, host_oom, python_exception, nccl_timeout, hang, signal, gpu_lost, disk_full, preempted, nan_loss, nonzero_exit.';
 COMMENT ON COLUMN runs.message IS 'Why it failed, one line.';
 COMMENT ON COLUMN runs.exit_code IS 'The recorder''s exit status for the run.';
 COMMENT ON COLUMN runs.recipe IS 'The recipe as resolved; NULL for an own command.';
@@ -240,7 +240,7 @@ COMMENT ON VIEW v_runs IS 'One row a run: what was asked, how it ended, what was
 COMMENT ON COLUMN v_runs.run_id IS 'The run''s id; sorts by time.';
 COMMENT ON COLUMN v_runs.name IS 'The recipe''s name, or the own command''s.';
 COMMENT ON COLUMN v_runs.state IS 'queued, starting, running, stopping, completed, stopped, failed or lost.';
-COMMENT ON COLUMN v_runs.failure IS 'Why a failed run failed: cuda_oom, host_oom, python_exception, nccl_timeout, hang, signal, gpu_lost, disk_full, preempted, nonzero_exit.';
+COMMENT ON COLUMN v_runs.failure IS 'Why a failed run failed: cuda_oom, host_oom, python_exception, nccl_timeout, hang, signal, gpu_lost, disk_full, preempted, nan_loss, nonzero_exit.';
 COMMENT ON COLUMN v_runs.message IS 'Why it failed, one line.';
 COMMENT ON COLUMN v_runs.exit_code IS 'The recorder''s exit status for the run.';
 COMMENT ON COLUMN v_runs.model IS 'The model''s name in the recipe.';
@@ -248,6 +248,7 @@ COMMENT ON COLUMN v_runs.sku IS 'The GPU model as sold, as the driver names it.'
 COMMENT ON COLUMN v_runs.gpu_count IS 'GPUs used; 0 on a CPU.';
 COMMENT ON COLUMN v_runs.world_size IS 'Number of ranks.';
 COMMENT ON COLUMN v_runs.device IS 'cuda or cpu.';
+COMMENT ON COLUMN v_runs.coupling IS 'ddp: the ranks trained one model; separate: each trained alone, at the same time.';
 COMMENT ON COLUMN v_runs.host IS 'The host''s name.';
 COMMENT ON COLUMN v_runs."user" IS 'Who started it.';
 COMMENT ON COLUMN v_runs.created_at IS 'When the run directory was made.';

@@ -16,8 +16,8 @@ from lorawatch.storage.connection import reading
 from lorawatch.storage.summary import _workload
 
 _LIST = (
-    "run_id, name, state, failure, sku, gpu_count, world_size, device, coupling, steps, steps_total, "
-    "tok_s, tok_s_ci95, tok_per_j, avg_power_w, final_loss, peak_vram_bytes, duration_s, epoch(created_at) AS created_at_s, sweep_id, tags"
+    "run_id, name, state, failure, sku, gpu_count, world_size, device, coupling, steps, steps_total, tok_s, tok_s_ci95, "
+    "tok_per_j, avg_power_w, final_loss, peak_vram_bytes, duration_s, epoch(created_at) AS created_at_s, sweep_id, tags"
 )
 
 

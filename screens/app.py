@@ -66,6 +66,12 @@ def _launch() -> Screen[None]:
     return LaunchScreen()
 
 
+def _compare() -> Screen[None]:
+    from lorawatch.screens.compare import CompareScreen
+
+    return CompareScreen()
+
+
 class LorawatchApp(App[None]):
     """lorawatch's screens around one watcher.
 
@@ -76,12 +82,18 @@ class LorawatchApp(App[None]):
     """
 
     TITLE = "lorawatch"
-    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {"live": _live, "runs": _runs, "launch": _launch}
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
+        "live": _live,
+        "runs": _runs,
+        "launch": _launch,
+        "compare": _compare,
+    }
     DEFAULT_MODE = "live"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "switch_mode('live')", "Live", show=False),
         Binding("2", "switch_mode('runs')", "Runs", show=False),
         Binding("3", "switch_mode('launch')", "Launch", show=False),
+        Binding("4", "switch_mode('compare')", "Compare", show=False),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("q", "quit", "Quit"),
         Binding("ctrl+t", "light", "Light/dark", show=False),
@@ -200,7 +212,9 @@ class LorawatchApp(App[None]):
         from lorawatch.screens.confirm import Help
 
         if not isinstance(self.screen, Help):
-            everywhere = "\n\nEverywhere: 1 Live, 2 Runs, 3 Launch, ctrl+p palette, ctrl+t light or dark, q quits."
+            everywhere = (
+                "\n\nEverywhere: 1 Live, 2 Runs, 3 Launch, 4 Compare, ctrl+p palette, ctrl+t light or dark, q quits."
+            )
             self.push_screen(Help(getattr(self.screen, "HELP", "").strip() + everywhere))
 
     def action_light(self) -> None:
@@ -208,7 +222,11 @@ class LorawatchApp(App[None]):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         yield from super().get_system_commands(screen)
-        for mode, words in (("live", "What runs now"), ("runs", "The history"), ("launch", "Start a run")):
+        modes = (
+            ("live", "What runs now"), ("runs", "The history"), ("launch", "Start a run"),
+            ("compare", "Which GPUs, and how many"),
+        )  # fmt: skip
+        for mode, words in modes:
             yield SystemCommand(f"Go to {mode.title()}", words, lambda mode=mode: self.switch_mode(mode))
 
     # --- ways out

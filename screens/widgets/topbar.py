@@ -9,7 +9,7 @@ from textual.widget import Widget
 
 from lorawatch.sanitize import clean
 
-MODES = (("1", "live", "Live"), ("2", "runs", "Runs"), ("3", "launch", "Launch"))
+MODES = (("1", "live", "Live"), ("2", "runs", "Runs"), ("3", "launch", "Launch"), ("4", "compare", "Compare"))
 
 
 class TopBar(Widget):
@@ -38,9 +38,10 @@ class TopBar(Widget):
     def render_line(self, y: int) -> Strip:
         style = self.get_component_rich_style
         width = self.size.width
-        segments = [Segment(" lorawatch ", style("topbar--name"))]
-        x = 11
-        if width >= 60:
+        name = " lorawatch " if width >= 50 else ""
+        segments = [Segment(name, style("topbar--name"))]
+        x = len(name)
+        if width >= 62:
             segments.append(Segment("  ", self.rich_style))
             x += 2
         self._places = []

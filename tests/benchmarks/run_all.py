@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("cli.py", "sampling.py", "recorder.py", "ingest.py", "tui.py")
+SCRIPTS = ("cli.py", "sampling.py", "recorder.py", "ingest.py", "compare.py", "tui.py")
 
 
 def main() -> None:

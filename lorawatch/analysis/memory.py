@@ -18,25 +18,20 @@ from lorawatch.analysis.activations import (
     layer_activations,
     model_activations,
 )
+from lorawatch.analysis.allocator import CUBLAS_WORKSPACE_BYTES, free_blocks
 from lorawatch.analysis.shape import LoraShape, ModelShape
 
 MIB, GIB = 1 << 20, 1 << 30
 Moment = Literal["loss", "backward", "optimizer"]
 
-# cuBLAS's workspace: 32 MiB on Hopper, less elsewhere (aten/src/ATen/cuda/CublasHandlePool.cpp), one for each thread
-# that multiplies: the main thread and autograd's.
-CUBLAS_WORKSPACE_BYTES = 2 * 32 * MIB
-# What a process holds before its first tensor: the CUDA context with the kernels that torch, cuBLAS and cuDNN load. Read
-# as NVML's used memory less torch's reserved memory less what the driver keeps, H100, driver 580, CUDA 13.
-CUDA_CONTEXT_BYTES = 768 * MIB
-# What NVML counts as used with no process on the GPU; H100, driver 580.
+# Beside torch's tensors, read on an H100 (driver 580, CUDA 13); the same in every run there to 16 MiB.
+# What a process holds before its first tensor and loads on the way: the CUDA context with the kernels of torch, cuBLAS and
+# the attention. NVML's used memory less torch's reserved memory less what the driver keeps.
+CUDA_CONTEXT_BYTES = 767 * MIB
+# What NVML counts as used with no process on the GPU.
 DRIVER_BYTES = 480 * MIB
-# NCCL's buffers and the kernels of its collectives, a rank of several.
-NCCL_BYTES = 512 * MIB
-# Reserved and free at the peak, beside what is known of it: blocks of 20 MiB in part, split ones that nothing fits into.
-ALLOCATOR_BASE_BYTES = 40 * MIB
-# Of the transient tensors of a layer's forward pass, whose blocks the larger logits cannot use.
-ALLOCATOR_TRANSIENTS = 1.0
+# NCCL's buffers and the kernels of its collectives: what a rank of two holds beside that, over NVLink.
+NCCL_BYTES = 852 * MIB
 
 TIGHT_SHARE = 0.95
 """From this share of a GPU's memory on, a run that fits is called tight: the estimate is good to a few percent."""
@@ -87,7 +82,6 @@ class MemoryEstimate:
         cuda_context: The process's context and kernels.
         driver: What the driver keeps on an idle GPU.
         moment: Where in a step the peak lies.
-        spare_blocks: The part of the slack that torch gives back when memory runs short.
     """
 
     weights: int
@@ -103,7 +97,6 @@ class MemoryEstimate:
     cuda_context: int
     driver: int
     moment: Moment
-    spare_blocks: int = 0
 
     @property
     def allocated_bytes(self) -> int:
@@ -122,7 +115,7 @@ class MemoryEstimate:
 
     def breakdown(self) -> dict[str, int]:
         """The parts by name; they add up to `device_bytes`."""
-        return {name: value for name, value in vars(self).items() if name not in ("moment", "spare_blocks")}
+        return {name: value for name, value in vars(self).items() if name != "moment"}
 
 
 @dataclass(frozen=True)
@@ -169,8 +162,6 @@ def estimate(work: Workload) -> MemoryEstimate:
         ("optimizer", 0, 0, gradients),
     )
     moment, activations, logits, live_gradients = max(moments, key=lambda m: m[1] + m[2] + m[3])
-    # The forward pass had 16-bit logits in a block of their own; no float32 tensor fits into it.
-    spare_blocks = 2 * given.tokens * shape.vocabulary if moment == "loss" and work.dtype_bytes == 2 else 0
     several = work.world_size > 1
     return MemoryEstimate(
         weights=shape.parameters * work.dtype_bytes,
@@ -180,23 +171,25 @@ def estimate(work: Workload) -> MemoryEstimate:
         activations=activations,
         logits=logits,
         ddp_buckets=gradients if several else 0,
-        workspace=CUBLAS_WORKSPACE_BYTES,
-        allocator_slack=spare_blocks + _fragments(shape, given, moment),
+        workspace=2 * CUBLAS_WORKSPACE_BYTES,  # the main thread's and autograd's
+        allocator_slack=free_blocks(
+            shape, lora, given, at_loss=moment == "loss", checkpointing=work.gradient_checkpointing, ddp=several
+        ),
         nccl=NCCL_BYTES if several else 0,
         cuda_context=CUDA_CONTEXT_BYTES,
         driver=DRIVER_BYTES,
         moment=moment,
-        spare_blocks=spare_blocks,
     )
 
 
 def verdict(needed: MemoryEstimate, memory_total_bytes: int) -> Fit:
     """Whether a GPU with so much memory, as NVML gives its total, has room for a run.
 
-    What torch gives back when memory runs short is no reason not to fit, but to be tight.
+    Torch gives free blocks back before it gives up, but no run can count on that: the next step's logits, in 16 bits, then
+    cut up the blocks that the loss needs whole. Llama-3.1-8B with 10 × 1024 tokens on 80 GB ended so in its second step.
     """
     spare = memory_total_bytes - needed.device_bytes
-    if spare + needed.spare_blocks < 0:
+    if spare < 0:
         return Fit("does not fit", spare)
     return Fit("fits" if needed.device_bytes <= TIGHT_SHARE * memory_total_bytes else "tight", spare)
 
@@ -247,12 +240,3 @@ def _changes(work: Workload, memory_total_bytes: int) -> Iterator[Workload]:
         second = recomputing if fits(recomputing) else smaller(recomputing)
     third = shorter(work) or shorter(replace(recomputing, batch=1))
     yield from (w for w in (first, second, third) if w is not None)
-
-
-def _fragments(shape: ModelShape, given: Batch, moment: Moment) -> int:
-    """What lies free between tensors: beside the logits, the blocks of a layer's transient tensors in the forward pass, too
-    small for them."""
-    if moment != "loss":
-        return ALLOCATOR_BASE_BYTES
-    transients = given.tokens * (2 * shape.intermediate + 6 * shape.hidden) * given.dtype_bytes
-    return ALLOCATOR_BASE_BYTES + round(ALLOCATOR_TRANSIENTS * transients)

@@ -289,7 +289,7 @@ def read_config(files: hub.ModelFiles) -> Any:
     if files.gguf is None:
         try:
             return AutoConfig.from_pretrained(files.folder)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers checks it with errors of many kinds
             raise ModelNotFound(f"{files.folder}/config.json cannot be used: {_first_line(error)}") from error
     try:
         import gguf  # noqa: F401

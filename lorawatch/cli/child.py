@@ -1,0 +1,95 @@
+"""A process of its own for work that needs torch: its signals, its GPU, its exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from lorawatch.errors import LorawatchError
+
+# Set only where the user has not: the libraries say nothing of their own.
+_QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_ETAG_TIMEOUT": "5",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def run_module(
+    module: str, arguments: Sequence[str], *, given: bytes | None = None, capture: bool = False, gpu: str | None = None
+) -> tuple[int, bytes]:
+    """Run a module to its end on this terminal; SIGINT and SIGTERM end it too.
+
+    Args:
+        given: Its standard input; None: this process's.
+        capture: Return its standard output instead of showing it.
+        gpu: The UUID of the only GPU that it sees; None: as the environment has it.
+
+    Returns:
+        Its exit status, as a shell gives it, and what was captured.
+
+    Raises:
+        LorawatchError: It does not start.
+    """
+    environment = {**_QUIET, **os.environ}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    # On a terminal the child gets ctrl-C by itself.
+    alone = not any(os.isatty(fd) for fd in (0, 1, 2) if _is_open(fd))
+    children: list[subprocess.Popen[bytes]] = []
+    waiting: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        waiting.append(number)
+        if children and (alone or number != signal.SIGINT):
+            children[0].send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=environment,
+            stdin=None if given is None else subprocess.PIPE,
+            stdout=subprocess.PIPE if capture else None,
+        )
+        children.append(child)
+        for number in waiting:  # one that came before there was a child
+            child.send_signal(number)
+        out, _ = child.communicate(given)
+    except OSError as error:
+        raise LorawatchError(f"{module} did not start: {error.strerror or error}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode, out or b""
+
+
+def freest_gpu() -> str | None:
+    """The UUID of the GPU with the most free memory, by NVML, which opens no context on any; None where nothing tells or
+    the user has chosen."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return None
+    from lorawatch.cli.machine import open_driver
+
+    nvml = open_driver()
+    if nvml is None:
+        return None
+    free = {device.uuid: nvml.free_memory(device.uuid) or 0 for device in nvml.devices}
+    return max(free, key=lambda uuid: free[uuid]) if free else None
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True

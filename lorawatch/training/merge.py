@@ -1,0 +1,280 @@
+"""`python -m lorawatch.training.merge RUN_DIR REQUEST`: a run's model as plain weights in transformers' format.
+
+REQUEST is a `MergeRequest` as JSON; a `MergeReport` as JSON is printed at the end. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lorawatch.adapters import MergeReport, MergeRequest, recipe_of
+from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.rundir import RunDir
+from lorawatch.sanitize import clean
+
+PROMPT = "An adapter is merged when its product is added to the frozen weights."
+_GIB = 1 << 30
+# How far rounding alone may move the logits (root mean square, relative): some thirty times a format's machine epsilon,
+# since every layer rounds anew; float32 gets a floor for sums taken in another order.
+_ALLOWED = {"float32": 1e-4, "float16": 2**-5, "bfloat16": 2**-3}
+# What a folder of a model is made of: --force replaces such a folder, and nothing else.
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin", ".md", ".gguf", ".gitattributes")
+# The author's own files, taken over as they are: what other programs read of them is not for us to rewrite.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+def merge(run: RunDir, request: MergeRequest) -> MergeReport:
+    """Merge, write, read back, compare, and only then put the folder in its place.
+
+    Raises:
+        LorawatchError: The folder is taken, the disk or the memory too small, the model or the adapter cannot be used, or
+            the written weights do not compute what base and adapter compute.
+    """
+    recipe = recipe_of(run)
+    folder = Path(request.folder)
+    check_folder(folder, force=request.force, sources=[run.adapter])
+    _say(f"loading {clean(recipe.model.name)} with the adapter of run {run.run_id}")
+    import torch
+
+    from lorawatch.training import model as models
+    from lorawatch.training import tuned
+
+    plan = models.plan_model(recipe)
+    if plan.files:
+        check_folder(folder, force=request.force, sources=[plan.files.folder])
+    dtype = request.dtype or recipe.model.dtype
+    size = getattr(torch, dtype).itemsize
+    parameters = plan.facts.parameters - (plan.facts.lora_parameters or 0)
+    check_disk(folder, parameters * size)
+    # Layer by layer the weights become as wide as the wider of both formats.
+    tuned.check_memory(parameters * max(plan.dtype.itemsize, size))
+    loaded = tuned.load(run, recipe, adapter=True, cpu=True)
+    ids = loaded.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        expected = loaded.model(input_ids=ids).logits.float()
+        with loaded.model.disable_adapter():
+            untuned = loaded.model(input_ids=ids).logits.float()
+    _say(f"merging into {dtype}")
+    merged = _merged(loaded.model, getattr(torch, dtype), run)
+    with _in_place(folder) as temporary:
+        _save(merged, loaded.tokenizer, plan, dtype, temporary)
+        del merged, loaded
+        gc.collect()
+        _say("reading it back")
+        logits = _logits(temporary, ids)
+        difference = _relative(logits, expected)
+        allowed = max(_ALLOWED[dtype], _ALLOWED[recipe.model.dtype])
+        if not difference <= allowed:
+            raise LorawatchError(
+                f"the merged weights do not compute what base and adapter compute: their logits differ by {difference:.2g} "
+                f"(root mean square, relative), and rounding explains {allowed:.2g}; nothing was written",
+                hint="--dtype float32 rounds least; the adapter itself is untouched",
+            )
+        files = sorted(p.name for p in temporary.iterdir())
+        written = sum(p.stat().st_size for p in temporary.iterdir())
+    return MergeReport(
+        run_id=run.run_id, folder=str(folder), model=recipe.model.name, dtype=dtype, parameters=parameters,
+        size_bytes=written, files=files, largest_difference=float((logits - expected).abs().max()),
+        relative_difference=difference, allowed_difference=allowed, adapter_difference=_relative(untuned, expected),
+        unpacked_from=plan.files.gguf if plan.files else None,
+    )  # fmt: skip
+
+
+def check_folder(folder: Path, *, force: bool, sources: list[Path]) -> None:
+    """See that a folder may be written, or replaced.
+
+    Args:
+        folder: Where the merged weights go.
+        force: It may be replaced if it is a folder of a model.
+        sources: What is read meanwhile.
+
+    Raises:
+        UsageError: It may not; says why.
+    """
+    if any(folder == source.resolve() for source in sources):
+        raise UsageError(f"{folder} is what the merged weights are made from", hint="give another folder")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file", hint="give a folder")
+    inside = sorted(folder.iterdir())
+    if not inside:
+        return
+    if not force:
+        raise UsageError(
+            f"{folder} is not empty ({len(inside)} entries)", hint="give a new folder, or --force replaces it"
+        )
+    others = [p.name for p in inside if p.is_dir() or not p.name.endswith(_MODEL_FILES)]
+    if others or not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} holds other things than a model{': ' if others else ''}{clean(', '.join(others[:3]))}",
+            hint="--force replaces the folder of a model only; give a new folder",
+        )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """See that a folder's disk has room for so many bytes.
+
+    Raises:
+        LorawatchError: It has not; with the numbers.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    needed += 64 << 20  # tokenizer and configs
+    if needed > free:
+        raise LorawatchError(
+            f"the merged weights take {needed / _GIB:.1f} GiB, and the disk of {place} has {free / _GIB:.1f} GiB free",
+            hint="free some, give a folder on another disk, or --dtype bfloat16",
+        )
+
+
+def _merged(model: Any, dtype: Any, run: RunDir) -> Any:
+    """The base model with the adapter added to its weights, each rounded once."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    with torch.no_grad():
+        for layer in [m for m in model.modules() if isinstance(m, BaseTunerLayer)]:
+            base = layer.get_base_layer()
+            base.float()  # added in the base's 16 bits, most of a small adapter would be rounded away
+            try:
+                layer.merge(safe_merge=True)
+            except ValueError as error:
+                raise LorawatchError(f"the adapter of run {run.run_id} cannot be merged: {error}") from error
+            base.to(dtype)
+        merged = model.unload()
+        for name, parameter in merged.named_parameters():
+            # Parameters only: the rotary embedding's buffers are float32 whatever the weights are.
+            parameter.data = parameter.data.to(dtype)
+            if not torch.isfinite(parameter).all():
+                raise LorawatchError(
+                    f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold",
+                    hint="--dtype bfloat16 holds as large ones as float32",
+                )
+    merged.config.dtype = dtype
+    return merged
+
+
+def _save(model: Any, tokenizer: Any, plan: Any, dtype: str, folder: Path) -> None:
+    generation = model.generation_config
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True  # settings for sampling that their author meant to be used
+    try:
+        model.save_pretrained(folder, max_shard_size="5GB")
+        source = plan.files.folder if plan.files and not plan.files.gguf else None
+        names = [n for n in _TOKENIZER_FILES if source and (source / n).is_file()]
+        if source and names:
+            for name in names:
+                shutil.copyfile(source / name, folder / name)
+        else:
+            tokenizer.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if source:
+            config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+            config.pop("quantization_config", None)
+        path = folder / "config.json"
+        path.write_text(json.dumps(readable_config(config, dtype), indent=2) + "\n", encoding="utf-8")
+        for file in folder.iterdir():
+            file.chmod(path.stat().st_mode)  # weights are written for their owner's eyes only
+    except OSError as error:
+        raise LorawatchError(f"{folder.parent} cannot be written: {error.strerror or error}") from error
+
+
+def readable_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A config.json that says the number format and the rotary embedding under their older names too, which programs with
+    a transformers from before version 5 look for (and quietly take a default where they do not find them)."""
+    config = {**config, "dtype": dtype, "torch_dtype": dtype}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+        if rope.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", {k: v for k, v in rope.items() if k != "rope_theta"})
+    return config
+
+
+def _logits(folder: Path, ids: Any) -> Any:
+    """What a written model computes; float32.
+
+    Raises:
+        LorawatchError: Its tokenizer gives other tokens.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt")["input_ids"]
+    if not torch.equal(again, ids):
+        raise LorawatchError("the written tokenizer does not give the tokens of the base's; nothing was written")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    with torch.inference_mode():
+        return model(input_ids=ids).logits.float()
+
+
+def _relative(logits: Any, expected: Any) -> float:
+    """Root mean square of a difference, over that of what was expected."""
+    return float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+@contextlib.contextmanager
+def _in_place(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside a folder, which takes its place at the end, or goes where anything fails."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except OSError as error:
+        raise LorawatchError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for rest in (temporary, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"lorawatch: {text}\n")
+    sys.stderr.flush()
+
+
+def _terminated(number: int, _frame: object) -> None:
+    sys.exit(128 + number)  # so that the temporary folder goes
+
+
+def main() -> int:
+    """Merge, and print the report. Returns the process's exit status."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        report = merge(RunDir(Path(sys.argv[1])), msgspec.json.decode(sys.argv[2], type=MergeRequest))
+    except LorawatchError as error:
+        _say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal and the parent may both have sent one
+        return 130
+    sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A finished run's model for use: the base as the recipe names it, with the adapter that the run saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from transformers.utils import logging as transformers_logging
+
+from lorawatch.errors import LorawatchError, NoSuitableGpu
+from lorawatch.recipe import Recipe
+from lorawatch.rundir import RunDir
+from lorawatch.training import model as models
+
+_GIB = 1 << 30
+# Beside the weights: the CUDA context, and keys and values of some thousand tokens.
+_BESIDE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model that can be asked.
+
+    Attributes:
+        plan: What it is.
+        model: With its adapter (a PeftModel), or the base alone.
+        tokenizer: The base's.
+        device: Where it is.
+        note: Why it is not on the GPU; empty where nothing needs to be said.
+    """
+
+    plan: models.ModelPlan
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    note: str = ""
+
+
+def load(run: RunDir, recipe: Recipe, *, adapter: bool, cpu: bool = False) -> Tuned:
+    """Load a run's model on the first visible GPU if that has room, else on the CPU.
+
+    Args:
+        adapter: With the run's adapter.
+        cpu: On the CPU in any case.
+
+    Raises:
+        ModelNotFound: The base model is not here (any more).
+        NoSuitableGpu: Its random weights can be drawn on a GPU only, and there is none with room.
+        LorawatchError: The adapter cannot be used, or memory is short.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    plan = models.plan_model(recipe)
+    needed = plan.base_bytes + 4 * (plan.facts.lora_parameters or 0)
+    drawn_on = run.info().device if plan.files is None else None
+    device, note = (torch.device("cpu"), "") if cpu or drawn_on == "cpu" else choose_device(needed)
+    if drawn_on == "cuda" and device.type != "cuda":
+        raise NoSuitableGpu(
+            f"run {run.run_id} drew its random weights on a GPU, and only a GPU draws the same{': ' if note else ''}{note}",
+            hint="use it on a machine with a GPU that has room",
+        )
+    if device.type == "cpu":
+        check_memory(needed)
+    tokenizer = models.load_tokenizer(plan)
+    model = models.load_base(plan, recipe, device)
+    if adapter:
+        model = with_adapter(model, run)
+    return Tuned(plan, model.eval(), tokenizer, device, note)
+
+
+def choose_device(needed: int) -> tuple[torch.device, str]:
+    """The first visible GPU if it has room for so many bytes, else the CPU and why."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), ""
+    try:
+        free, _ = torch.cuda.mem_get_info(0)
+        name = torch.cuda.get_device_name(0)
+    except RuntimeError as error:
+        return torch.device("cpu"), f"the GPU cannot be used: {str(error).splitlines()[0]}"
+    if needed + _BESIDE_BYTES <= free:
+        return torch.device("cuda", 0), ""
+    wanted = (needed + _BESIDE_BYTES) / _GIB
+    return torch.device("cpu"), f"{name} has {free / _GIB:.1f} GiB free, and {wanted:.1f} are needed"
+
+
+def check_memory(needed: int) -> None:
+    """See that the host has room for so many bytes.
+
+    Raises:
+        LorawatchError: It has not; with the numbers.
+    """
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise LorawatchError(
+            f"the model needs {needed / _GIB:.1f} GiB of memory, and this host has {available / _GIB:.1f} GiB available",
+            hint="end what else runs here, or use a machine with more memory",
+        )
+
+
+def with_adapter(base: Any, run: RunDir) -> PeftModel:
+    """A base model with a run's adapter on it, not trainable.
+
+    Raises:
+        LorawatchError: The adapter is damaged, does not fit the base, or is not made of numbers.
+    """
+    try:
+        model = PeftModel.from_pretrained(base, str(run.adapter), is_trainable=False)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise LorawatchError(
+            f"the adapter of run {run.run_id} does not load: {first}",
+            hint=f"is the base model still the one it was trained on? the adapter is {run.adapter}",
+        ) from error
+    weights = [p for name, p in model.named_parameters() if "lora_" in name]
+    if not all(bool(torch.isfinite(p).all()) for p in weights):
+        raise LorawatchError(
+            f"the adapter of run {run.run_id} has weights that are not numbers: its training diverged",
+            hint=f"lorawatch show {run.run_id} has its losses; a smaller train.learning_rate keeps it together",
+        )
+    return model

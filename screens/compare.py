@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,10 +75,10 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
         self._counted: tuple[Path, str, int] | None = None
         self._file_name = exporting.DEFAULT_NAME
         self._asking = self._failing = False
-        self.house.background.ask(self, "warm", comparing.warm)
+        self._loaded = threading.Event()
+        self.action_reload()  # at once: reading takes longer than the making of the first frame
 
     def compose_body(self) -> ComposeResult:
-        self.action_reload()  # at once: reading takes longer than the making of the first frame
         yield Static("reading the history …", id="answer")
         yield FigureTable(ticks=True, id="table")
         yield Static(id="about")
@@ -101,6 +102,9 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
 
     def on_mount(self) -> None:
         self.query_one("#table").focus()
+        if self._loaded.is_set():  # sooner than the answer could be heard
+            self._asking = False
+            self.action_reload()
 
     def on_unmount(self) -> None:
         self._counter.close()
@@ -119,10 +123,10 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
     # --- questions and answers
 
     def action_reload(self) -> None:
-        if not self._asking and (self.is_current or not self._failing):
+        if not self._asking and (not self._failing or self.is_current):
             self._asking = True
             choices, first = self.choices, self._gathered is None
-            self.house.background.ask(self, "history", lambda: comparing.load(choices, first=first))
+            self.house.background.ask(self, "history", lambda: comparing.load(choices, self._loaded, first=first))
 
     def _compare(self, **changes: Any) -> None:
         """Compare again with these choices; until the answer is there the old picture stays."""
@@ -148,7 +152,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             case TokenCounter.KEY, _:
                 self._take_count(message)
             case _, LorawatchError() as error:
-                self._say(f"✗ {told(error)}", wrong=True)
+                self._say(f"✗ {comparing.told(error)}", wrong=True)
 
     def _take_history(self, loaded: Loaded) -> None:
         if self._gathered is None:
@@ -322,7 +326,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             return  # something else was typed meanwhile
         if message.error is not None:
             self._counted = None
-            fields.say("tokens", told(message.error), wrong=True)
+            fields.say("tokens", comparing.told(message.error), wrong=True)
         else:
             path, counted = message.value
             fields.say("tokens", f"{path.name}: {counted.words}")
@@ -343,8 +347,3 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             self._say(f"✓ {words}")
         elif self.picture.comparison is not None:
             exporting.ask_replace(self, self.picture.comparison, name)
-
-
-def told(error: LorawatchError) -> str:
-    """What happened and what to do next, in one line."""
-    return f"{error.message}; {error.hint}" if error.hint else error.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 
 from lorawatch.analysis import cost
 from lorawatch.analysis.epoch import parse_tokens
-from lorawatch.errors import UsageError
+from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.sanitize import clean
 from lorawatch.screens.widgets.figure_table import EMPTY, Line, Table
 
@@ -199,28 +200,22 @@ class Loaded:
     picture: Picture
 
 
-def warm() -> None:
-    """Import and read what `load` needs of the package: a tenth of a second that need not wait for the screen."""
-    from lorawatch.comparing import answer, gather, kinds, series, words  # noqa: F401
-    from lorawatch.published import builtin_rows
-    from lorawatch.storage.skus import find_sku
-
-    builtin_rows()
-    find_sku("H100")
-
-
-def load(choices: Choices, *, first: bool) -> Loaded:
+def load(choices: Choices, done: threading.Event, *, first: bool) -> Loaded:
     """Read runs and published tables and compare them. A tenth of a second for 10,000 runs.
 
     Args:
+        done: Set at the end, however it comes.
         first: Take the fields as they were left the last time.
     """
-    from lorawatch.comparing.gather import gather
+    try:
+        from lorawatch.comparing.gather import gather
 
-    words = remembered() if first else {}
-    choices = replace(choices, **{name: READERS[name](text) for name, text in words.items()})
-    gathered = gather(deadline_s=0.5)
-    return Loaded(gathered, words, choices, put_together(gathered, choices))
+        words = remembered() if first else {}
+        choices = replace(choices, **{name: READERS[name](text) for name, text in words.items()})
+        gathered = gather(deadline_s=0.5)
+        return Loaded(gathered, words, choices, put_together(gathered, choices))
+    finally:
+        done.set()
 
 
 def put_together(gathered: Gathered, choices: Choices) -> Picture:
@@ -303,6 +298,11 @@ def about(row: Row) -> str:
     said += [f"{own.runs} runs {own.source}" if own.runs > 1 else own.source]
     said += [*row.marks, *(f"{name} {value}" for name, value in own.settings.items())]
     return f"{own.label}: " + " · ".join(said)
+
+
+def told(error: LorawatchError) -> str:
+    """What happened and what to do next, in one line."""
+    return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 # --- what is remembered

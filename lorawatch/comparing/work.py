@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from lorawatch import fit
 from lorawatch.analysis.shape import LINEARS
 from lorawatch.errors import LorawatchError
 from lorawatch.sanitize import clean
@@ -133,6 +132,11 @@ def one_line(text: str) -> str:
     """Text from outside as it may stand in a table: harmless, in one line, not longer than a cell can be."""
     if len(text) <= _LONGEST and " " not in text and text.isascii() and text.isprintable():
         return text  # the most of them: ids of thousands of runs
+    return _squeezed(text)
+
+
+@functools.lru_cache(maxsize=1000)  # of GPU models thousands of runs say the same
+def _squeezed(text: str) -> str:
     text = " ".join(clean(text).split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
@@ -157,6 +161,8 @@ def _targets(targets: Any, model: str) -> str:
 @functools.lru_cache(maxsize=1000)
 def _is_known(model: str) -> bool:
     """Whether a model has the linear layers of the Llama family and no others."""
+    from lorawatch import fit  # 30 ms, which few comparisons need
+
     try:
         fit.model_shape(model)
     except LorawatchError:

@@ -56,7 +56,7 @@ def writing(path: Path | None = None, *, deadline_s: float = 2.0) -> Iterator[Co
 def reading(
     path: Path | None = None, *, deadline_s: float = 2.0, config: Mapping[str, str] | None = None
 ) -> Iterator[Connection]:
-    """The history, open for reading.
+    """The history, open for reading; one that an older lorawatch has written is brought up to date first.
 
     Raises:
         HistoryBusy: A writer held it all that time.
@@ -67,10 +67,25 @@ def reading(
     with _errors_told(path), _alone(deadline, path):
         if not path.exists():
             raise HistoryError(f"there is no history in {path.parent} yet", hint="record a run: lorawatch --record")
-        connection = _open(path, deadline, read_only=True, config={**files.CONFIG, **(config or {})})
+        options = {**files.CONFIG, **(config or {})}
+        connection = _open(path, deadline, read_only=True, config=options)
         try:
-            schema.check(connection, str(path))
+            if schema.check(connection, str(path)) < schema.latest():
+                connection.close()
+                with contextlib.suppress(LorawatchError, OSError, Error):  # read-only, or held: what is there is read
+                    _bring_up_to_date(path, deadline)
+                connection = _open(path, deadline, read_only=True, config=options)
             yield connection
+        finally:
+            connection.close()
+
+
+def _bring_up_to_date(path: Path, deadline: float) -> None:
+    """What an older lorawatch has written lacks columns that questions name: it is migrated before it is read."""
+    with _lock_file(path, deadline):
+        connection = _open_or_make(path, deadline)
+        try:
+            schema.migrate(connection, str(path))
         finally:
             connection.close()
 

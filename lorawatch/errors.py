@@ -59,6 +59,14 @@ class ModelNotFound(LorawatchError):
     exit_code = 3
 
 
+class CheckpointError(UsageError):
+    """A checkpoint is absent, damaged, or belongs to other work than the run that should go on from it."""
+
+
+class LossNotFinite(LorawatchError):
+    """The loss of a rank became NaN or infinite, and the recipe asks to stop there."""
+
+
 class RunNotFound(UsageError):
     """No run directory and no recorded run has that id or name."""
 

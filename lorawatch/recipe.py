@@ -208,6 +208,18 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     return from_dict(data, where)
 
 
+def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with `a.b=c` overrides applied.
+
+    Raises:
+        RecipeError: It would not be valid.
+    """
+    data = recipe.to_dict()
+    for override in overrides:
+        _apply(data, override)
+    return from_dict(data, recipe.name)
+
+
 def from_dict(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain data.
 

@@ -22,6 +22,7 @@ Failure = Literal[
     "gpu_lost",
     "disk_full",
     "preempted",
+    "nan_loss",
     "nonzero_exit",
 ]
 Severity = Literal["info", "warning", "error"]

@@ -74,6 +74,8 @@ class RunState(msgspec.Struct, kw_only=True, omit_defaults=True):
     message: str | None = None
     """Why it failed, one line for people."""
     exit_code: int | None = None
+    resumed_at: int | None = None
+    """After which step the run was resumed last; None where it never was."""
     step: int = 0
     steps_total: int | None = None
     recorder: ProcessId | None = None
@@ -148,6 +150,11 @@ class RunDir:
 
     def attempt_logs(self, attempt: int) -> Path:
         return self.logs / f"attempt_{attempt}"
+
+    def last_attempt(self) -> int:
+        """The latest attempt that left logs, whether or not its ranks came to say more."""
+        numbers = (path.name.partition("_")[2] for path in self.logs.glob("attempt_*"))
+        return max((int(n) for n in numbers if n.isdecimal()), default=0)
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.attempt_logs(attempt) / f"rank-{rank}.log"
@@ -232,6 +239,13 @@ class RunDir:
 
     def requested(self, name: str) -> bool:
         return (self.control / name).exists()
+
+    def request_of(self, name: str) -> bytes | None:
+        """What a request says; None where there is none."""
+        try:
+            return (self.control / name).read_bytes()
+        except OSError:
+            return None
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:

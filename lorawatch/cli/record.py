@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 )
 @click.option("--repeat", type=int, metavar="N", help="Each run so many times, in turns (default: 1).")
 @click.option("--hz", type=click.FloatRange(0.5, 10), help="Rate of the power and memory samples (default: 5).")
+@click.option(
+    "--on-nan",
+    type=click.Choice(["stop", "continue"]),
+    help="What a loss that is no finite number does (default: stop).",
+)
+@click.option("--resume", metavar="RUN", help="Go on with a run that ended, from its newest checkpoint.")
+@click.option("--from", "from_name", metavar="step-N", help="With --resume: from this checkpoint.")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A word to find the run by; may be repeated.")
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it to a recorder in the background.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
@@ -53,6 +60,9 @@ def record(
     separate: bool,
     repeat: int | None,
     hz: float | None,
+    on_nan: str | None,
+    resume: str | None,
+    from_name: str | None,
     tags: tuple[str, ...],
     detach: bool,
     as_json: bool,
@@ -64,12 +74,32 @@ def record(
     lorawatch --record exxact-8b --set model.weights=random --gpus 0,1
     lorawatch --record exxact-8b --sweep 1,2,4 --separate --repeat 3 --tag lab
     lorawatch --record -- torchrun --nproc-per-node 2 train.py
+    lorawatch --record --resume last --set train.steps=200
 
     The first Ctrl-C stops all ranks at the same step and saves; the second ends them at once.
     """
     from lorawatch.recorder.prepare import prepare_command, prepare_recipe
 
     own_command: list[str] | None = ctx.obj
+    recipe_named = ctx.get_parameter_source("recipe") is not click.core.ParameterSource.DEFAULT
+    if gpus is not None:
+        overrides = (*overrides, f"launch.gpus={gpus!r}")
+    if on_nan is not None:
+        overrides = (*overrides, f"train.on_nan={on_nan}")
+    if resume is not None:
+        if own_command is not None or recipe_named or sweep or separate or repeat is not None or tags:
+            raise UsageError(
+                "--resume goes on with a run as it is: a recipe, a command, --sweep, --separate, --repeat and --tag do "
+                "not go with it",
+                hint="leave them out; --set, --gpus, --hz and --on-nan may change what does not touch the work",
+            )
+        from lorawatch.cli.resume import resume as go_on
+
+        if hz is not None:
+            overrides = (*overrides, f"measure.sample_hz={hz}")
+        return go_on(resume, overrides=overrides, from_name=from_name, detach=detach, as_json=as_json)
+    if from_name is not None:
+        raise UsageError("--from names a checkpoint of a run that goes on", hint="--resume RUN names the run")
     nvml = open_driver()
     host_gpus = gpus_of(nvml)
     driver = nvml.driver_version if nvml else None
@@ -77,18 +107,16 @@ def record(
     if own_command is not None:
         if not own_command:
             raise UsageError("`--record --` names no command", hint="lorawatch --record -- python train.py")
-        of_a_recipe = sweep or separate or repeat is not None or overrides or gpus
-        if of_a_recipe or ctx.get_parameter_source("recipe") is not click.core.ParameterSource.DEFAULT:
+        of_a_recipe = sweep or separate or repeat is not None or overrides
+        if of_a_recipe or recipe_named:
             raise UsageError(
-                "--sweep, --separate, --repeat, --set, --gpus and a recipe do not go with an own command",
+                "--sweep, --separate, --repeat, --set, --gpus, --on-nan and a recipe do not go with an own command",
                 hint="leave them out",
             )
         runs.append(prepare_command(own_command, host_gpus, driver_version=driver, tags=tags, sample_hz=hz or 5.0))
     else:
         from lorawatch import recipe as recipes
 
-        if gpus is not None:
-            overrides = (*overrides, f"launch.gpus={gpus!r}")
         if hz is not None:
             overrides = (*overrides, f"measure.sample_hz={hz}")
         loaded = recipes.load(recipe, overrides)
@@ -105,7 +133,7 @@ def record(
                 run.write_info(info)
             runs.append(run)
     if detach:
-        return _detach(runs, as_json)
+        return detach_runs(runs, as_json)
     return supervise_all(runs, as_json=as_json, nvml=nvml)
 
 
@@ -120,7 +148,9 @@ def supervise_all(runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None) -
     """Record prepared runs one after the other, with a display. Returns the first bad exit status."""
     worst = 0
     for run in runs:  # the queue has somebody who answers for it
-        run.write_state(RunState(recorder=ProcessId.of(os.getpid())))
+        state = run.state()
+        state.recorder = ProcessId.of(os.getpid())
+        run.write_state(state)
     for index, run in enumerate(runs):
         state, stopped_by = supervise_one(run, as_json=as_json, nvml=nvml)
         code = exit_code(state, stopped_by)
@@ -278,16 +308,21 @@ def plan_sweep(
     return once * repeat
 
 
-def _detach(runs: Sequence[RunDir], as_json: bool) -> int:
+def detach_runs(runs: Sequence[RunDir], as_json: bool) -> int:
     """Hand the runs to a recorder in a session of its own."""
     with open(runs[0].logs / "recorder.log", "ab") as log:
-        subprocess.Popen(
+        recorder = subprocess.Popen(
             [sys.executable, "-m", "lorawatch", "supervise", *(r.run_id for r in runs)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    for run in runs:  # a resumed one is old: without a recorder anybody might take it for given up
+        state = run.state()
+        if state.recorder is not None and state.recorder.pid == os.getpid():
+            state.recorder = ProcessId.of(recorder.pid)
+            run.write_state(state)
     if as_json:
         click.echo(msgspec.json.encode({"type": "detached", "run_ids": [r.run_id for r in runs]}).decode())
     else:

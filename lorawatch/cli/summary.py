@@ -42,7 +42,7 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
         _out(f"the history took no lines: {recorder.history_waits}")
         _out(f"  they wait in {run.journal}; the next command brings them")
     if state.state == "failed":
-        for line in log_end(run, recorder.view.attempt):
+        for line in log_end(run, run.last_attempt()):
             _out(f"  | {line}", err=True)
     _out(f"run directory  {run.root}")
     if run.adapter.is_dir():
@@ -61,7 +61,7 @@ def log_end(run: RunDir, attempt: int, lines: int = 8) -> list[str]:
             return []  # bad input: its message says everything
         if record is not None and record.status == "failed":
             failed.append(run.rank_log(attempt, record.rank))
-    from lorawatch.recorder.recorder import tail
+    from lorawatch.recorder.logs import tail
 
     for path in (*failed, run.logs / "command.log", run.logs / "torchrun.log"):
         text = [clean(line)[:200] for line in tail(path).splitlines() if line.strip()]

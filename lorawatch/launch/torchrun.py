@@ -62,13 +62,27 @@ def arguments(run: RunDir, placement: Placement, *, max_restarts: int, separate:
     ]  # fmt: skip
 
 
-def environment(run: RunDir, placement: Placement, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The ranks' environment: this process's, with what the placement and the guards need."""
+def environment(
+    run: RunDir,
+    placement: Placement,
+    base: Mapping[str, str] | None = None,
+    *,
+    first_attempt: int = 0,
+    resumed_at: int | None = None,
+) -> dict[str, str]:
+    """The ranks' environment: this process's, with what the placement and the guards need.
+
+    Args:
+        first_attempt: How many attempts the run had before: torchrun counts its own from 0.
+        resumed_at: The step of the checkpoint that a resumed run goes on from.
+    """
     env = dict(os.environ if base is None else base)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # left over from an outer torchrun
         env.pop(name, None)
     env.update(placement.environment())
     env["LORAWATCH_RUN_DIR"] = str(run.root)
+    env["LORAWATCH_FIRST_ATTEMPT"] = str(first_attempt)
+    env["LORAWATCH_RESUMED_AT"] = "" if resumed_at is None else str(resumed_at)
     env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     env["TOKENIZERS_PARALLELISM"] = "false"
     env["PYTHONUNBUFFERED"] = "1"

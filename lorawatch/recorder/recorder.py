@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorawatch.errors import LorawatchError
@@ -18,8 +19,20 @@ from lorawatch.processes import ProcessId, oom_kills
 from lorawatch.recipe import Recipe
 from lorawatch.recorder.hang import STEPPING, check_hang, longest_silent, suspects
 from lorawatch.recorder.ingesting import Ingesting
+from lorawatch.recorder.logs import size_of
+from lorawatch.recorder.logs import tail as tail
 from lorawatch.recorder.workers import Workers
-from lorawatch.records import Event, ExitRecord, GpuSample, HostSample, RankStarted, Record, Severity, Step
+from lorawatch.records import (
+    Event,
+    ExitRecord,
+    GpuSample,
+    HostSample,
+    PhaseChange,
+    RankStarted,
+    Record,
+    Severity,
+    Step,
+)
 from lorawatch.rundir import ENDED, RunDir, RunState, read_json
 from lorawatch.telemetry.sampler import Sampler
 from lorawatch.verdict import Evidence, Verdict, judge
@@ -93,6 +106,11 @@ class Recorder:
         self._hang: str | None = None
         self._hang_warned = False
         self._measuring = False
+        # Of earlier attempts nobody is left: a pid that they name may be anybody's today.
+        self._first_attempt = self.state.attempt
+        self._began_at = time.time()
+        self._stepping_since = 0.0
+        self._log_begins = 0
         self._pids: list[int] = []
         self._pids_at = -WORKER_PIDS_EVERY_S
 
@@ -113,8 +131,13 @@ class Recorder:
         Raises:
             MissingDependency: The launcher cannot be started; the run is recorded as failed.
         """
+        if self._first_attempt:  # what the journals have so far is the past, for the history and not for the display
+            past = {path.name: size_of(path) for path in self.run_dir.journal.glob("rank-*.jsonl")}
+            self._follower = Follower(self.run_dir, self.view, skip_host=True, offsets=past)
+            self.view.attempt = self._first_attempt
         self._begin()
-        log = self.run_dir.logs / ("command.log" if self.info.own_command else "torchrun.log")
+        log = self._launcher_log
+        self._log_begins = size_of(log)
         try:
             if self.info.own_command:
                 assert self.info.command is not None
@@ -131,7 +154,12 @@ class Recorder:
                 )
                 self.info.command = command
                 self.run_dir.write_info(self.info)
-                env = torchrun.environment(self.run_dir, self._placement)
+                env = torchrun.environment(
+                    self.run_dir,
+                    self._placement,
+                    first_attempt=self._first_attempt,
+                    resumed_at=self.state.resumed_at,
+                )
                 process = torchrun.start(command, env, log)
         except (LorawatchError, OSError) as error:
             self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
@@ -139,8 +167,9 @@ class Recorder:
         launcher = ProcessId.of(process.pid) or ProcessId(process.pid, 0, "")  # it may have ended already
         self._workers = Workers(launcher, process)
         self.state.launcher = launcher
+        how = f"started again, attempt {self._first_attempt}" if self._first_attempt else "started"
         self._event(
-            Event(at=time.time(), kind="started", message=f"{self.info.name} started", detail={"pid": process.pid})
+            Event(at=time.time(), kind="started", message=f"{self.info.name} {how}", detail={"pid": process.pid})
         )
         return self._supervise()
 
@@ -222,7 +251,7 @@ class Recorder:
         state.message = verdict.message
         state.exit_code = verdict.exit_code
         state.ended_at = time.time()
-        state.step = max(state.step, self.view.step)
+        state.step = self.view.step or state.step
         self._ingesting.stop()
         self._write_state()
         self.history_waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
@@ -248,11 +277,15 @@ class Recorder:
         assert workers is not None
         for line in self._follower.poll():
             match line:
-                case RankStarted():
+                case RankStarted() if line.attempt >= self._first_attempt:
                     self._rank_started(line)
                 case Step():
                     self._watch_window(line)
-        self.state.step = max(self.state.step, self.view.step)
+                case PhaseChange() if line.name in STEPPING:
+                    self._stepping_since = time.monotonic()  # nor is a save that took its time
+                case Event() if line.at >= self._began_at:
+                    self._show(line)  # a rank's own news; its journal has it
+        self.state.step = self.view.step or self.state.step
         if self.state.state == "starting" and (
             self.view.steps or any(r.phase in STEPPING for r in self.view.ranks.values())
         ):
@@ -278,6 +311,7 @@ class Recorder:
         if line.attempt > self.state.attempt:
             self.state.attempt = line.attempt
             self._measuring = False
+            self.view.last_step_seen_at = None  # loading again is no silence of steps
             self._event(
                 Event(
                     at=line.at,
@@ -325,10 +359,13 @@ class Recorder:
             self._stop_kind = "stop"
             self._stopping_since = now
             self.state.state = "stopping"
-            self._quietly(lambda: self.run_dir.request("stop"))
+            if not self.run_dir.requested("stop"):
+                self._quietly(lambda: self.run_dir.request("stop"))
             if any(r.started for r in self.view.ranks.values()):
                 how = "the ranks stop together at the next step and save"
-                if self._separate:
+                if self.run_dir.request_of("stop") == b"nan_loss":
+                    how = "the ranks stop together at the next step"
+                elif self._separate:
                     how = "each rank stops at its own next step, and rank 0 saves"
                 self._say("stopping", f"{how}; once more ends them at once")
             else:
@@ -349,9 +386,9 @@ class Recorder:
         since, what = self.view.last_step_seen_at, "no step"
         if self._separate and (found := longest_silent({r.rank: r.last_seen_at for r in stepping})):
             since, what = found[1], f"no step of rank {found[0]}"
-        if since is None or not stepping or self._stop_kind:
+        if since is None or not stepping or self._stop_kind or self.view.attempt < self.run_dir.last_attempt():
             return
-        silent = time.monotonic() - since
+        silent = time.monotonic() - max(since, self._stepping_since)
         limit = self.recipe.launch.hang_timeout_s if self.recipe else 0.0
         check = check_hang(silent, self.view.usual_step_s(), limit)
         if check.level == "ok":
@@ -378,23 +415,27 @@ class Recorder:
     def _evidence(self) -> Evidence:
         workers = self._workers
         assert workers is not None
-        attempt = self.view.attempt
+        # An attempt may end before a rank has said that it began.
+        attempt = max(self.view.attempt, self.run_dir.last_attempt())
         world = self.view.world_size or (0 if self.info.own_command else self.info.world_size)
         paths = (self.run_dir.exit_record(attempt, rank) for rank in range(world))
         records = [r for r in (read_json(p, ExitRecord) for p in paths) if r is not None]
-        log = self.run_dir.logs / ("command.log" if self.info.own_command else "torchrun.log")
         kills = oom_kills()
         return Evidence(
             exit_code=workers.exit_code,
             records=records,
             world_size=world,
             own_command=self.info.own_command,
-            log_tail=tail(log),
+            log_tail=tail(self._launcher_log, begin=self._log_begins),
             stop_requested="kill" if self._stop_kind == "kill" else "stop" if self._stop_kind else None,
             oom_kills=(kills or 0) - (self._oom_kills or 0),
             hang=self._hang,
             gpu_lost=self._gpu_lost,
         )
+
+    @property
+    def _launcher_log(self) -> Path:
+        return self.run_dir.logs / ("command.log" if self.info.own_command else "torchrun.log")
 
     def _worker_pids(self) -> list[int]:
         """For the host lane, which asks every second; the tree of a run's processes changes rarely."""
@@ -452,14 +493,3 @@ class Recorder:
             write()
         except OSError:
             return
-
-
-def tail(path: os.PathLike[str], limit: int = 64 << 10) -> str:
-    """The end of a log as text; empty where there is none."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - limit, 0))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

@@ -8,18 +8,21 @@ Started under `lorawatch --record -- python script.py` it journals every rank's 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import transformers.trainer
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorawatch.records import Step
+from lorawatch.records import Event, Step
 from lorawatch.rundir import RunDir
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
@@ -33,7 +36,8 @@ RUN_DIR_VARIABLE = "LORAWATCH_RUN_DIR"
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked here
-    """Measures each step of a Trainer and honours `lorawatch stop`, at no cost to the step worth speaking of.
+    """Measures each step of a Trainer and honours `lorawatch stop` and requests for a checkpoint, at no cost to the step
+    worth speaking of.
 
     It finds the run's directory in LORAWATCH_RUN_DIR, which the recorder sets, and its rank in torchrun's environment.
 
@@ -43,6 +47,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         counts: Token counts from the collator; without them they are counted on the device, asynchronously.
         facts: The model's sizes, where the caller knows them already.
         gate: What the ranks of a separate run wait at before their first step.
+        checkpoint_every: Steps between two checkpoints, and one at the end; None leaves that to the Trainer's arguments.
+        on_nan: `stop` asks all ranks to stop once this rank's loss is no finite number; `continue` only warns.
     """
 
     def __init__(
@@ -53,6 +59,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         counts: BatchCounts | None = None,
         facts: ModelFacts | None = None,
         gate: Gate | None = None,
+        checkpoint_every: int | None = None,
+        on_nan: Literal["stop", "continue"] = "continue",
     ) -> None:
         self._exclude = exclude_steps
         self._observer = observer
@@ -66,6 +74,12 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._first_step = 1
         self._learning_rate: float | None = None
         self._scheduler: Any = None
+        self._every = checkpoint_every
+        self._on_nan = on_nan
+        self._stop_wanted = False
+        self._closing = False
+        self.not_finite: tuple[int, float] | None = None
+        """The first step at which this rank's loss was no finite number, and that loss, once it has been read back."""
         self.stopped_at: int | None = None
         """The step at which all ranks (of a separate run: this one) stopped on request."""
 
@@ -96,6 +110,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._gate.wait()
         observer.phase("training")
         observer.stopping.resume_from(state.global_step)
+        observer.saving.resume_from(state.global_step)
         self._gpu_uuid = gpu_identity(device)[0]
         self._first_step = state.global_step + 1
         self._scheduler = lr_scheduler
@@ -104,6 +119,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._hook = model.register_forward_hook(self._after_forward, with_kwargs=True)
         _watch_gradient_norm(self._meter)
         _time_data_loader(train_dataloader, self._meter, self._counts)
+        _watch_skipping(self._meter, self._counts)
         observer.watch(self._journal_steps)
         self._meter.mark()
 
@@ -121,12 +137,22 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         """The step's end; also the place where all ranks stop on request, at the same step, with a checkpoint."""
         if self._meter is None or self._observer is None:
             return control
-        self._meter.end_step(state.global_step, self._learning_rate)
-        if self._observer.stopping.step_completed(state.global_step, state.max_steps):
-            self.stopped_at = state.global_step
+        step, last = state.global_step, state.max_steps
+        self._meter.end_step(step, self._learning_rate)
+        observer = self._observer
+        separate = observer.place.separate
+        asked = observer.saving.step_completed(step, last)
+        if asked and separate and observer.place.rank == 0:
+            words = "no checkpoint is saved: ranks that train separately keep none"
+            observer.append(Event(at=time.time(), kind="checkpoint_refused", severity="warning", message=words))
+        if observer.stopping.step_completed(step, last):
+            self.stopped_at = step
             control.should_training_stop = True
-            # Each rank of a separate run takes itself for the only one: they would save in the same place.
-            control.should_save = not (self._observer.place.separate and self._observer.place.rank)
+            # At the last step not all ranks may have heard of the stop, and a save needs them all.
+            asked = step < last
+        due = self._every is not None and (step % self._every == 0 or step >= last)
+        if (asked or due) and not separate:
+            control.should_save = True
         if control.should_evaluate:
             self._observer.phase("evaluating")
         elif control.should_save:
@@ -147,6 +173,20 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         """Journal the last steps and stop measuring."""
         self.close()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is computed meanwhile belongs to no step."""
+        meter, self._meter = self._meter, None
+        try:
+            yield
+        finally:
+            self._meter = meter
+
+    def look(self) -> None:
+        """Read back all steps so far, now; on a GPU the caller has waited for it."""
+        if self._observer is not None:
+            self._observer.tick()
+
     def close(self) -> None:
         """Stop measuring; the steps that have ended are journaled. Safe to call twice."""
         if self._meter is None or self._observer is None:
@@ -154,6 +194,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if self._hook is not None:
             self._hook.remove()
         _watch_gradient_norm(None)
+        _watch_skipping(None, None)
+        self._closing, self._stop_wanted = True, False  # nobody is left to stop
         self._observer.unwatch(self._journal_steps)
         self._observer.tick()  # waits for a look that is under way
         self._journal(self._meter.drain())
@@ -171,12 +213,19 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
     def _journal_steps(self) -> None:
         if self._meter is not None:
             self._journal(self._meter.poll())
+        if self._stop_wanted and self._observer is not None:
+            with contextlib.suppress(OSError):  # a full disk: asked for again at the next look
+                if not self._observer.run.requested("stop"):
+                    self._observer.run.request("stop", b"nan_loss")
+                self._stop_wanted = False
 
     def _journal(self, readings: list[Reading]) -> None:
         observer = self._observer
         if observer is None:
             return
         for r in readings:
+            if r.loss is not None and not math.isfinite(r.loss) and self.not_finite is None:
+                self._loss_broke(observer, r.step, r.loss)
             observer.append(
                 Step(
                     attempt=observer.place.attempt,
@@ -197,6 +246,21 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
                     gpu_uuid=self._gpu_uuid,
                 )
             )
+
+    def _loss_broke(self, observer: Observer, step: int, loss: float) -> None:
+        self.not_finite = (step, loss)
+        stops = self._on_nan == "stop"
+        self._stop_wanted = stops and not self._closing
+        observer.append(
+            Event(
+                at=time.time(),
+                kind="nan_loss",
+                severity="error" if stops else "warning",
+                rank=observer.place.rank,
+                message=f"rank {observer.place.rank}'s loss is {loss} at step {step}"
+                + ("" if stops else "; training goes on"),
+            )
+        )
 
     def _after_forward(self, module: torch.nn.Module, args: Any, inputs: dict[str, Any], outputs: Any) -> None:
         """Count a training batch and keep its loss; the hook runs before the Trainer scales the loss in place."""
@@ -265,6 +329,23 @@ def _watch_gradient_norm(meter: StepMeter | None) -> None:
         return norm
 
     Accelerator.clip_grad_norm_ = clip_grad_norm_
+
+
+# A resumed epoch begins in the middle, in a data loader of its own that the Trainer hands to nobody.
+_skip_first_batches = transformers.trainer.skip_first_batches
+
+
+def _watch_skipping(meter: StepMeter | None, counts: BatchCounts | None) -> None:
+    if meter is None:
+        transformers.trainer.skip_first_batches = _skip_first_batches
+        return
+
+    def skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
+        rest = _skip_first_batches(loader, num_batches)
+        _time_data_loader(rest, meter, counts)
+        return rest
+
+    transformers.trainer.skip_first_batches = skip_first_batches
 
 
 def _time_data_loader(loader: Any, meter: StepMeter, counts: BatchCounts | None) -> None:

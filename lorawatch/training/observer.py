@@ -12,13 +12,13 @@ from lorawatch.journal import JournalWriter
 from lorawatch.records import PhaseChange, Record
 from lorawatch.rundir import RunDir
 from lorawatch.training.place import Place
-from lorawatch.training.stopping import StopAgreement
+from lorawatch.training.stopping import SaveAgreement, StopAgreement
 
 _log = logging.getLogger(__name__)
 
 
 class Observer:
-    """Owns a rank's journal and its part in the stop agreement.
+    """Owns a rank's journal and its part in the agreements to stop and to save.
 
     Args:
         run: The run's directory.
@@ -30,6 +30,7 @@ class Observer:
         self.run = run
         self.place = place
         self.stopping = StopAgreement(run.control, place)
+        self.saving = SaveAgreement(run.control, place)
         self._journal = JournalWriter(run.rank_journal(place.rank), rank=place.rank)
         self._interval_s = interval_s
         self._watchers: list[Callable[[], None]] = []
@@ -75,6 +76,7 @@ class Observer:
                     self.unwatch(watcher)
             try:
                 self.stopping.tick()
+                self.saving.tick()
             except OSError as error:
                 _log.warning("lorawatch cannot read the run's requests: %s", error)
             self._journal.flush()

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import LorawatchError, LossNotFinite
 from lorawatch.records import ExitRecord, Failure
 from lorawatch.rundir import write_atomically
 from lorawatch.training.place import Place
@@ -68,6 +68,8 @@ def classify(error: BaseException) -> Verdict:
     A rank whose peer died fails in its next collective: that is `nccl_timeout` here, on gloo too, with a hint that
     sends the reader to the other ranks. Such a record is a consequence where any other rank has another failure.
     """
+    if isinstance(error, LossNotFinite):
+        return Verdict("nan_loss", error.hint, error.exit_code)
     if isinstance(error, LorawatchError):
         return Verdict("python_exception", error.hint, error.exit_code)
     name = type(error).__name__

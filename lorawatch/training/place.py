@@ -13,12 +13,19 @@ _GROUP = (
 )  # fmt: skip
 
 
+FIRST_ATTEMPT_VARIABLE = "LORAWATCH_FIRST_ATTEMPT"
+"""How many attempts a resumed run had before; torchrun counts its own from 0."""
+RESUMED_AT_VARIABLE = "LORAWATCH_RESUMED_AT"
+"""The step of the checkpoint that a resumed run goes on from."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A rank's numbers; a process without torchrun is rank 0 of 1.
 
     Attributes:
         separate: Each rank trains its own model by itself, at the same time as the others.
+        resumed: The step that a resume went back to, and the attempt that it began; None where there was none.
     """
 
     rank: int = 0
@@ -26,10 +33,11 @@ class Place:
     world_size: int = 1
     attempt: int = 0
     separate: bool = False
+    resumed: tuple[int, int] | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Place:
-        """Read RANK, LOCAL_RANK, WORLD_SIZE and TORCHELASTIC_RESTART_COUNT."""
+        """Read RANK, LOCAL_RANK, WORLD_SIZE, TORCHELASTIC_RESTART_COUNT and what the recorder adds for a resume."""
         env = os.environ if environment is None else environment
 
         def number(name: str, default: int) -> int:
@@ -38,8 +46,14 @@ class Place:
             except ValueError:
                 return default
 
+        first = number(FIRST_ATTEMPT_VARIABLE, 0)
+        resumed_at = number(RESUMED_AT_VARIABLE, -1)
         return cls(
-            number("RANK", 0), number("LOCAL_RANK", 0), number("WORLD_SIZE", 1), number("TORCHELASTIC_RESTART_COUNT", 0)
+            number("RANK", 0),
+            number("LOCAL_RANK", 0),
+            number("WORLD_SIZE", 1),
+            first + number("TORCHELASTIC_RESTART_COUNT", 0),
+            resumed=(resumed_at, first) if resumed_at >= 0 else None,
         )
 
     def separated(self) -> Place:

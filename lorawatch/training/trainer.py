@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from lorawatch.errors import LorawatchError, NoSuitableGpu
+from lorawatch import checkpoints
+from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import RunDir
 from lorawatch.training import model as models
 from lorawatch.training.callback import StepCallback
+from lorawatch.training.checkpoint import Saver, everyone, find
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, SyntheticData, TokenizedData, build_data
 from lorawatch.training.gate import Gate
@@ -42,10 +45,14 @@ class Outcome:
 
 
 class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked here
-    """The Trainer plus one check before the first step: that no rank will wait in a collective for a batch that another
-    rank does not have."""
+    """The Trainer plus a check before the first step, that no rank will wait in a collective for a batch that another
+    rank does not have, and checkpoints that are whole or not there."""
 
     fingerprint: str = ""
+    rehearse: bool = False
+    """Whether the first step is computed once before it counts."""
+    saver: Saver | None = None
+    steps: StepCallback | None = None
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
         """Sizes of the training, as the Trainer computes them.
@@ -55,11 +62,58 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         """
         values = super().set_initial_training_values(args, dataloader)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            mine = (len(dataloader), len(self.train_dataset), self.fingerprint)
-            everyone: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, mine)
-            check_equal_batches(everyone)
+            check_equal_batches(everyone((len(dataloader), len(self.train_dataset), self.fingerprint)))
         return values
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # Random rows need no shuffling, and in a row their order does not hang on how many there are.
+        if isinstance(self.train_dataset, SyntheticData):
+            return SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.saver is None or self.steps is None:
+            super()._save_checkpoint(model, trial)
+            return
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize(self.args.device)
+        self.steps.look()
+        broken = self.steps.not_finite
+        words = None
+        if broken and self.saver.stops_on_nan:
+            words = f"the loss is {broken[1]} since step {broken[0]}"
+        self.saver.save(self, words)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """A batch forward and back; the first of a resumed training is gone through once more beforehand, for DDP.
+
+        DDP lays the gradients out anew after its first step, and where three ranks or more sum them the layout decides
+        in which order, and so the last digit. A training that goes on must have the layout that it had.
+        """
+        if self.rehearse:
+            self.rehearse = False
+            assert self.steps is not None
+            synced = model.require_backward_grad_sync
+            model.require_backward_grad_sync = True
+            device = self.args.device
+            with self.steps.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                super().training_step(model, dict(inputs), num_items_in_batch)
+            model.zero_grad()
+            model.require_backward_grad_sync = synced
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # The Trainer loads onto "cpu:0" where ranks train on the CPU, which torch does not know. From the host's memory
+        # the states go where the parameters are.
+        if checkpoint is None:
+            return
+        for part, file in ((self.optimizer, "optimizer.pt"), (self.lr_scheduler, "scheduler.pt")):
+            part.load_state_dict(torch.load(Path(checkpoint) / file, map_location="cpu", weights_only=True))
+
+    def save_adapter_into(self, folder: Path) -> None:
+        """Save the adapter in PEFT's format."""
+        # Without this the saving asks the hub whether the base's embedding was resized.
+        self.model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def check_equal_batches(ranks: list[tuple[int, int, str]]) -> None:
@@ -91,8 +145,11 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
         observer: The rank's side thread.
         device_kind: `cuda` or `cpu`.
 
+    A later attempt goes on from the newest good checkpoint.
+
     Raises:
-        LorawatchError: Bad input, a missing model, no suitable GPU.
+        LorawatchError: Bad input, a missing model, no suitable GPU, a checkpoint of other data.
+        LossNotFinite: The loss of a rank became NaN or infinite, and the recipe stops there.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -106,19 +163,33 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     tokenizer = None if recipe.data.source == "synthetic" else models.load_tokenizer(plan)
     observer.phase("tokenizing", recipe.data.source)
     data = build_data(recipe, tokenizer, plan.vocabulary, place.together)
+    start = find(run, recipe, place, observer, data.fingerprint)
     observer.phase("loading", _described(data))
     model = models.load_model(plan, recipe, device)
     set_seed(recipe.train.seed)  # batches in the same order whatever loading drew
     counts = BatchCounts()
     exclude = recipe.measure.exclude_steps
     gate = Gate(run.control, place) if place.separate else None
-    callback = StepCallback(exclude_steps=exclude, observer=observer, counts=counts, facts=plan.facts, gate=gate)
+    callback = StepCallback(
+        exclude_steps=exclude,
+        observer=observer,
+        counts=counts,
+        facts=plan.facts,
+        gate=gate,
+        checkpoint_every=recipe.train.checkpoint_every,
+        on_nan=recipe.train.on_nan,
+    )
     pad_id = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = ReferenceTrainer(
         model=model, args=arguments, train_dataset=data, data_collator=Collator(pad_id, counts), callbacks=[callback]
     )
     trainer.fingerprint = data.fingerprint
-    trainer.train()
+    trainer.saver = Saver(run, recipe, place, observer, data.fingerprint, start)
+    trainer.steps = callback
+    trainer.rehearse = start is not None and place.together > 2
+    trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+    if recipe.train.on_nan == "stop":
+        _check_finite(run, recipe, everyone((place.rank, callback.not_finite)))
     observer.phase("saving", "adapter")
     if place.rank == 0:
         save_adapter(run, model, tokenizer)
@@ -133,6 +204,27 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     stopped = callback.stopped_at is not None and step < trainer.state.max_steps
     observer.phase("finished", f"step {step}")
     return Outcome(step, stopped)
+
+
+def _check_finite(run: RunDir, recipe: Recipe, ranks: list[tuple[int, tuple[int, float] | None]]) -> None:
+    """See that no rank's loss has become NaN or infinite.
+
+    Args:
+        ranks: Each rank with the step at which it did, and its loss there.
+
+    Raises:
+        LossNotFinite: One's did; says whose, when, and what is left.
+    """
+    broken = [(at[0], rank, at[1]) for rank, at in ranks if at is not None]
+    if not broken:
+        return
+    step, rank, loss = min(broken)
+    good = next((f"; {f.name} is the last good checkpoint" for f in checkpoints.folders(run.checkpoints)), "")
+    raise LossNotFinite(
+        f"rank {rank}'s loss is {loss} at step {step}{good}",
+        hint=f"lower train.learning_rate ({recipe.train.learning_rate:g}) or add train.warmup_steps and start anew"
+        + (f", or go on regardless: lorawatch --record --resume {run.run_id} --on-nan continue" if good else ""),
+    )
 
 
 def training_arguments(recipe: Recipe, output: Path, device: torch.device) -> TrainingArguments:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lorawatch import recipe as recipes
-from lorawatch.errors import NoSuitableGpu
+from lorawatch.errors import LossNotFinite, NoSuitableGpu
 from lorawatch.rundir import RunDir
 from lorawatch.training import guards
 from lorawatch.training.observer import Observer
@@ -72,7 +72,8 @@ def main() -> NoReturn:
         report.step = observer.stopping.completed
         code = report.failed(error)
         traceback.print_exception(error)
-        _leave(observer, code)
+        # torchrun starts the ranks again for any other status, and they would meet the same loss.
+        _leave(observer, 0 if isinstance(error, LossNotFinite) else code)
     _leave(observer, 0)
 
 

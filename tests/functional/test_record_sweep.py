@@ -25,8 +25,8 @@ from helpers import (
 )
 
 from lorawatch.journal import JournalTail
-from lorawatch.records import ExitRecord, PhaseChange
-from lorawatch.rundir import RunDir, read_json
+from lorawatch.records import PhaseChange
+from lorawatch.rundir import RunDir
 
 SEPARATE = [*TINY, "--set", "launch.strategy=separate"]
 LONG = ["--set", "train.steps=1000000"]
@@ -153,9 +153,7 @@ def test_no_rank_of_a_separate_run_waits_for_another_to_stop(lorawatch_home: Pat
         assert record is not None
         assert record.status == "stopped"
         assert [s["step"] for s in journal_steps(run, rank)] == list(range(1, record.step + 1))
-    saved = read_json(run.exit_record(0, 0), ExitRecord)
-    assert saved is not None
-    assert [p.name for p in run.checkpoints.iterdir()] == [f"checkpoint-{saved.step}"]  # rank 0's, nobody else's
+    assert not list(run.checkpoints.glob("*"))  # of which rank would it be?
     assert (run.adapter / "adapter_model.safetensors").is_file()
     assert sql(lorawatch_home, "SELECT state, failure FROM runs") == [("stopped", None)]
     assert sql(lorawatch_home, "SELECT coupling, tok_s > 0 FROM run_summary") == [("separate", True)]

@@ -1,4 +1,4 @@
-"""The stop agreement: whatever the moments at which ranks see the request, all stop at the same step."""
+"""The agreements: whatever the moments at which ranks see a request, all stop, or save, at the same step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import threading
 import time
 from pathlib import Path
 
+from lorawatch.rundir import write_atomically
 from lorawatch.training.place import Place
-from lorawatch.training.stopping import StopAgreement
+from lorawatch.training.stopping import SaveAgreement, StopAgreement
 
 
 def test_nobody_stops_unasked(tmp_path: Path) -> None:
@@ -94,3 +95,64 @@ def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
         done.set()
         assert len(ended) == ranks, f"trial {trial}: a rank never stopped"
         assert len(set(ended.values())) == 1, f"trial {trial}: {ended}"
+
+
+def test_a_request_for_a_checkpoint_is_served_once_and_the_next_one_again(tmp_path: Path) -> None:
+    agreement = SaveAgreement(tmp_path, Place())
+    agreement.tick()
+    assert not agreement.step_completed(1)
+    write_atomically(tmp_path / "checkpoint", b"")
+    agreement.tick()
+    assert [agreement.step_completed(step) for step in (2, 3)] == [True, False]
+    agreement.tick()
+    assert not agreement.step_completed(4), "the file is still there, but was served"
+    write_atomically(tmp_path / "checkpoint", b"")
+    agreement.tick()
+    assert agreement.step_completed(5)
+
+
+def test_nobody_saves_on_request_at_the_last_step(tmp_path: Path) -> None:
+    agreement = SaveAgreement(tmp_path, Place())
+    assert not agreement.step_completed(9, 10)
+    write_atomically(tmp_path / "checkpoint", b"")
+    agreement.tick()
+    assert not agreement.step_completed(10, 10)
+
+
+def test_all_ranks_save_at_the_same_steps_however_often_somebody_asks(tmp_path: Path) -> None:
+    """Ranks coupled as by a collective in each step and in each save; requests come faster than they are served."""
+    for trial in range(10):
+        control = tmp_path / str(trial)
+        control.mkdir()
+        ranks, dice = 4, random.Random(trial)
+        together = threading.Barrier(ranks)
+        saved: dict[int, list[int]] = {r: [] for r in range(ranks)}
+        done = threading.Event()
+
+        def run(rank: int, seed: float, control: Path = control, together: threading.Barrier = together,
+                saved: dict[int, list[int]] = saved, done: threading.Event = done) -> None:  # fmt: skip
+            agreement = SaveAgreement(control, Place(rank=rank, world_size=4))
+            chance = random.Random(seed)
+
+            def look() -> None:
+                while not done.wait(chance.uniform(0, 0.004)):
+                    agreement.tick()
+
+            threading.Thread(target=look, daemon=True).start()
+            for step in range(1, 301):
+                together.wait(timeout=10)
+                time.sleep(chance.uniform(0, 0.001))
+                if agreement.step_completed(step, 300):
+                    saved[rank].append(step)
+                    together.wait(timeout=10)
+
+        threads = [threading.Thread(target=run, args=(r, dice.random())) for r in range(ranks)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            write_atomically(control / "checkpoint", b"")
+            time.sleep(dice.uniform(0, 0.02))
+        done.set()
+        assert not together.broken, f"trial {trial}: a rank waited for ever"
+        assert len({tuple(steps) for steps in saved.values()}) == 1, f"trial {trial}: {saved}"
+        assert len(saved[0]) > 2

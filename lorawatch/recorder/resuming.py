@@ -1,0 +1,196 @@
+"""A run that ended goes on: the same run directory, its next attempt, from a checkpoint that was checked first."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from lorawatch import checkpoints, paths
+from lorawatch import recipe as recipes
+from lorawatch.checkpoints import CHANGEABLE, Checkpoint
+from lorawatch.devices import parse_gpus
+from lorawatch.errors import CheckpointError, NoSuitableGpu, UsageError
+from lorawatch.launch.placement import Placement, place
+from lorawatch.live import is_separate
+from lorawatch.paths import host_name
+from lorawatch.processes import ProcessId
+from lorawatch.recipe import Recipe
+from lorawatch.recorder.workers import Workers
+from lorawatch.rundir import ENDED, Gpu, RunDir, RunInfo, RunState, write_atomically
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run goes on with.
+
+    Attributes:
+        start: The checkpoint.
+        attempt: The number of the attempt that begins.
+        changed: Recipe keys that change, each with the old value and the new.
+    """
+
+    start: Checkpoint
+    attempt: int
+    changed: list[tuple[str, object, object]]
+
+
+def prepare_resumption(
+    run: RunDir,
+    gpus: Sequence[Gpu],
+    *,
+    overrides: Iterable[str] = (),
+    from_name: str | None = None,
+    driver_version: str | None = None,
+) -> Resumption:
+    """Make a run that has ended ready for a recorder to start it again. Nothing is changed before all is checked.
+
+    Args:
+        gpus: The host's GPUs as NVML lists them.
+        overrides: `a.b=c`; only what may change.
+        from_name: The checkpoint to go on from; default: the newest.
+
+    Raises:
+        UsageError: The run lives, is no recipe's, has nothing left to do, or an override changes the work.
+        CheckpointError: The checkpoint is absent, damaged or of other work; says what is wrong, and offers another.
+        NoSuitableGpu: The devices are not those that the order of the data hangs on.
+    """
+    with _alone(run):
+        info, state = run.info(), run.state()
+        _check_ended(run, info, state)
+        before = recipes.from_dict(info.recipe or {}, run.run_id)
+        after, changed = _changed(run, before, overrides)
+        start = _checked(run, before, info.world_size, from_name)
+        _check_work_left(run, state, after, start, changed)
+        placement = _placed(run, info, after, gpus, moved="launch.gpus" in {path for path, _, _ in changed})
+
+        info.recipe = after.to_dict()
+        info.sample_hz = after.measure.sample_hz
+        info.host = host_name()
+        info.gpus = list(gpus)
+        info.driver_version = driver_version
+        for gpu in info.gpus:
+            gpu.used = gpu.gpu_uuid in placement.gpu_uuids
+        attempt = max(state.attempt, run.last_attempt()) + 1
+        for request in run.control.iterdir():  # of the attempts before: a stop, pledges
+            request.unlink(missing_ok=True)
+        run.attempt_logs(attempt).mkdir(parents=True, exist_ok=True)
+        write_atomically(run.recipe, after.to_yaml().encode())
+        run.write_info(info)
+        paths.open_runs_folder().mkdir(exist_ok=True)
+        (paths.open_runs_folder() / run.run_id).touch()
+        run.write_state(
+            RunState(
+                state="queued",
+                attempt=attempt,
+                started_at=state.started_at,
+                resumed_at=start.step,
+                step=start.step,
+                steps_total=state.steps_total,
+                recorder=ProcessId.of(os.getpid()),
+            )
+        )
+    return Resumption(start, attempt, changed)
+
+
+@contextlib.contextmanager
+def _alone(run: RunDir) -> Iterator[None]:
+    """Two that resume a run at the same moment: the second finds a living recorder."""
+    descriptor = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_ended(run: RunDir, info: RunInfo, state: RunState) -> None:
+    if info.own_command or info.recipe is None:
+        raise UsageError(
+            f"run {run.run_id} is a command of your own: only its program knows how to go on",
+            hint="start the command again with its own option for that",
+        )
+    if is_separate(info):
+        raise UsageError(
+            f"the ranks of run {run.run_id} train separately, which keeps no checkpoints", hint="start it anew"
+        )
+    if state.state in ENDED:
+        return
+    if state.recorder is not None and state.recorder.alive():
+        raise UsageError(
+            f"run {run.run_id} lives (pid {state.recorder.pid} records it)",
+            hint=f"lorawatch stop {run.run_id} --wait ends it first, with a checkpoint",
+        )
+    if state.launcher is not None and Workers(state.launcher, None, state.ranks).any_alive():
+        raise UsageError(
+            f"run {run.run_id} has lost its recorder, but its ranks train on",
+            hint=f"lorawatch adopt {run.run_id} records on",
+        )
+
+
+def _changed(run: RunDir, before: Recipe, overrides: Iterable[str]) -> tuple[Recipe, list[tuple[str, object, object]]]:
+    after = recipes.overridden(before, overrides)
+    changed = checkpoints.differences(before.to_dict(), after.to_dict())
+    refused = [f"{path} is {was!r} and would be {now!r}" for path, was, now in changed if path not in CHANGEABLE]
+    if refused:
+        raise UsageError(
+            f"run {run.run_id} cannot go on as other work: {'; '.join(refused)}",
+            hint=f"what may change: {', '.join(CHANGEABLE)}; for anything else start a new run",
+        )
+    return after, changed
+
+
+def _checked(run: RunDir, recipe: Recipe, world_size: int, from_name: str | None) -> Checkpoint:
+    found = checkpoints.folders(run.checkpoints)
+    if not found:
+        raise CheckpointError(
+            f"run {run.run_id} has no checkpoint to go on from",
+            hint="a stop saves one, and train.checkpoint_every does on the way; start the run anew",
+        )
+    wanted = found[0] if from_name is None else checkpoints.named(run.checkpoints, from_name)
+    try:
+        start = checkpoints.read(wanted)
+        checkpoints.check_work(start, recipe, world_size)
+    except CheckpointError as error:
+        earlier, _ = checkpoints.newest_good(run.checkpoints, recipe, world_size, before=checkpoints.step_of(wanted))
+        hint = "none before it is good: start the run anew"
+        if earlier is not None:
+            hint = f"the one before it is good: lorawatch --record --resume {run.run_id} --from {earlier.name}"
+        raise CheckpointError(error.message, hint=hint) from None
+    return start
+
+
+def _check_work_left(
+    run: RunDir, state: RunState, recipe: Recipe, start: Checkpoint, changed: Sequence[tuple[str, object, object]]
+) -> None:
+    total = recipe.train.steps
+    if total is None and not {"train.steps", "train.epochs"} & {path for path, _, _ in changed}:
+        total = state.steps_total
+    if total is not None and start.step >= total:
+        raise UsageError(
+            f"run {run.run_id} has nothing left to do: {start.name} is at step {start.step} of {total}",
+            hint=f"for more: --set train.steps={2 * start.step}",
+        )
+
+
+def _placed(run: RunDir, info: RunInfo, recipe: Recipe, gpus: Sequence[Gpu], *, moved: bool) -> Placement:
+    """Where the ranks go now: as many as before, on the same kind of device."""
+    request = parse_gpus(recipe.launch.gpus)
+    try:
+        # A sweep's point used the first few of what the recipe names.
+        placement = place(request, gpus, count=None if moved else info.world_size)
+    except NoSuitableGpu as error:
+        raise NoSuitableGpu(
+            f"run {run.run_id} had {info.world_size} ranks: {error.message}",
+            hint="name as many devices with --gpus; with fewer ranks each would get other rows",
+        ) from None
+    was = f"{info.world_size} × {info.device}"
+    now = f"{placement.world_size} × {placement.device}"
+    if was != now:
+        raise NoSuitableGpu(
+            f"run {run.run_id} was trained on {was} and would go on on {now}",
+            hint="the number of ranks and the kind of device stay: each rank would get other rows, and round otherwise",
+        )
+    return placement

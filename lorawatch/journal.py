@@ -131,6 +131,8 @@ class JournalTail:
         """The next complete lines, at most about `limit` bytes; empty when there is nothing new."""
         try:
             with open(self.path, "rb") as file:
+                # A file that was cut goes on at its new end: what stood behind it is gone, what comes is new.
+                self.offset = min(self.offset, file.seek(0, os.SEEK_END))
                 file.seek(self.offset)
                 data = file.read(limit)
                 end = data.rfind(b"\n") + 1

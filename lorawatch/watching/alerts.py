@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from lorawatch.records import Event
+from lorawatch.sanitize import clean
 from lorawatch.watching.frame import Alert
 
 STRAGGLER = 1.25
@@ -71,12 +72,11 @@ def stragglers(step_s: Mapping[int, float], where: Mapping[int, str]) -> list[Al
     ]  # fmt: skip
 
 
-def bad_loss(losses: Sequence[float | None]) -> Alert | None:
-    """A loss that is no number: the last one, or one of the recent ones."""
-    bad = [v for v in losses if v is not None and not math.isfinite(v)]
-    if not bad:
+def bad_loss(event: Event | None) -> Alert | None:
+    """A loss that is no number, as the rank that saw it has told."""
+    if event is None:
         return None
-    return Alert("nan_loss", "error", "✗", "NaN loss", f"the loss is {bad[-1]}: lower the learning rate?")
+    return Alert("nan_loss", "error", "✗", "NaN loss", clean(event.message) or "the loss is no number")
 
 
 def slow(silent_s: float | None, usual_s: float | None) -> Alert | None:

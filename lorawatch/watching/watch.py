@@ -169,7 +169,9 @@ class Watch:
 
     def _run_alerts(self, head: Head, at: float) -> list[Alert]:
         view = self.view
-        found = [alerts.bad_loss([s.loss for s in list(view.steps)[-20:]]), alerts.restarted(head.attempt)]
+        # A number that is none cannot stand in a journal's line: the rank that saw it tells it as an event.
+        told = next((e for e in reversed(view.events) if e.kind == "nan_loss"), None)
+        found = [alerts.bad_loss(told), alerts.restarted(head.attempt)]
         if not head.recorder_alive:
             found.insert(0, alerts.no_recorder(head.run_id))
         if head.state not in ENDED:

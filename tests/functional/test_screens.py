@@ -134,6 +134,28 @@ def test_a_run_that_lives_shows_its_whole_curve_and_stops_on_request(lorawatch_h
     drive(act)
 
 
+def test_a_journal_that_was_cut_and_a_clock_that_steps_back_leave_the_screen_alive() -> None:
+    run = make_run("cut", ranks=1)
+    write(run.rank_journal(0), *(step(n, ended_at=time.time() - 60 + n / 10) for n in range(1, 51)))
+    from lorawatch.processes import ProcessId
+
+    run.write_state(RunState(state="running", started_at=time.time() - 61, recorder=ProcessId.of(1)))
+
+    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
+        await until(pilot, lambda: "step 50" in screen_text(app))
+        path = run.rank_journal(0)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # a disk that lost the end, mid-line
+        write(path, step(51, ended_at=time.time() - 86_400))  # and a clock set back by a day
+        for number in range(52, 200):  # what comes once the cut was seen is shown
+            write(path, step(number, ended_at=time.time()))
+            await pilot.pause(0.1)
+            if "step 50" not in screen_text(app):
+                break
+        assert f"step {number}" in screen_text(app) or f"step {number - 1}" in screen_text(app)
+
+    drive(act, run=run.run_id)
+
+
 def test_a_lost_recorder_is_said_and_adopting_is_offered() -> None:
     run = make_run("orphan", ranks=1)
     write(run.rank_journal(0), step(1))
@@ -201,6 +223,8 @@ def test_hostile_text_goes_through_every_screen_as_text() -> None:
             ["d"],
             ["n"],
             ["3"],
+            ["4"],
+            ["v"],
             ["1"],
             ["l"],
             ["question_mark"],
@@ -233,7 +257,7 @@ def test_eight_gpus_fit(lorawatch_home: Path, size: tuple[int, int]) -> None:
 
 def test_any_size_is_survived_and_too_small_is_said() -> None:
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
-        for mode in "123":
+        for mode in "1234":
             await pilot.press(mode)
             for size in ((30, 8), (40, 12), (250, 80), (80, 24), (3, 2), (141, 31)):
                 await pilot.resize_terminal(*size)
@@ -275,7 +299,7 @@ def test_a_locked_history_is_said_and_the_screen_goes_on() -> None:
         holder.kill()
 
 
-@pytest.mark.parametrize("keys", [[], ["2"], ["3"], ["question_mark"], ["1"]])
+@pytest.mark.parametrize("keys", [[], ["2"], ["3"], ["4"], ["question_mark"], ["1"]])
 def test_after_quitting_no_thread_is_left(keys: list[str]) -> None:
     before = set(threading.enumerate())
 

@@ -16,6 +16,22 @@ def step(n: int) -> Step:
     return Step(attempt=0, rank=0, step=n, ended_at=float(n), duration_s=0.5, tokens=100)
 
 
+def test_a_file_that_was_cut_is_read_on_from_its_new_end(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    writer = JournalWriter(path)
+    for n in range(10):
+        writer.append(step(n))
+    writer.close()
+    tail = JournalTail(path)
+    assert len(list(tail.records())) == 10
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert list(tail.records()) == []
+    writer = JournalWriter(path)
+    writer.append(step(10))
+    writer.close()
+    assert [r.step for r in tail.records() if isinstance(r, Step)] == [10]
+
+
 def test_what_is_written_is_read_once_in_order(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path / "j.jsonl")
     tail = JournalTail(tmp_path / "j.jsonl")

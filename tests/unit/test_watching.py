@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import shutil
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 from history import DATA, T0, make_run, step
 
 from lorawatch.live import Follower
-from lorawatch.records import GpuSample, RankStarted
+from lorawatch.records import Event, GpuSample, RankStarted
 from lorawatch.rundir import Gpu, RunDir, RunState
 from lorawatch.screens.widgets.panes import arrange
 from lorawatch.watching.curves import BINS, Curve
@@ -135,7 +134,10 @@ def test_straggler_nan_loss_silence_restart_and_a_lost_recorder_are_alerts() -> 
     watch.feed(started(1))
     for n in range(1, 21):
         for rank in (0, 1):
-            watch.feed(step(n, rank, duration_s=0.5 + 0.2 * rank, loss=math.nan if n == 20 else 2.0))
+            watch.feed(step(n, rank, duration_s=0.5 + 0.2 * rank, loss=None if n == 20 else 2.0))
+    watch.feed(
+        Event(at=T0 + 10, kind="nan_loss", severity="error", rank=1, message="rank 1: the loss is NaN at step 20")
+    )
     frame = watch.frame(T0 + 11, RunState(state="running"))
     assert words(frame) == {"straggler", "nan_loss"}
     assert [p.key for p in frame.panes if p.alerts] == ["rank-1"]

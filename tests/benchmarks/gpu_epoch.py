@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 # Llama 3.2 1B's shape with half its layers: its step keeps the GPU busy, and two thousand of them take two minutes.
 SHAPE = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048,

@@ -12,7 +12,7 @@ from lorawatch import checkpoints, paths
 from lorawatch import recipe as recipes
 from lorawatch.checkpoints import CHANGEABLE, Checkpoint
 from lorawatch.devices import parse_gpus
-from lorawatch.errors import CheckpointError, NoSuitableGpu, UsageError
+from lorawatch.errors import CheckpointError, LorawatchError, NoSuitableGpu, UsageError
 from lorawatch.launch.placement import Placement, place
 from lorawatch.live import is_separate
 from lorawatch.paths import host_name
@@ -56,7 +56,20 @@ def prepare_resumption(
         UsageError: The run lives, is no recipe's, has nothing left to do, or an override changes the work.
         CheckpointError: The checkpoint is absent, damaged or of other work; says what is wrong, and offers another.
         NoSuitableGpu: The devices are not those that the order of the data hangs on.
+        LorawatchError: The run directory cannot be written.
     """
+    try:
+        return _prepare(run, gpus, tuple(overrides), from_name, driver_version)
+    except OSError as error:
+        raise LorawatchError(
+            f"run {run.run_id} cannot be made ready: {error.strerror or error}: {error.filename or run.root}",
+            hint="free some space, or see to it that the run directory can be written",
+        ) from None
+
+
+def _prepare(
+    run: RunDir, gpus: Sequence[Gpu], overrides: Sequence[str], from_name: str | None, driver_version: str | None
+) -> Resumption:
     with _alone(run):
         info, state = run.info(), run.state()
         _check_ended(run, info, state)
@@ -100,7 +113,8 @@ def _alone(run: RunDir) -> Iterator[None]:
     """Two that resume a run at the same moment: the second finds a living recorder."""
     descriptor = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

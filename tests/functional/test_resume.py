@@ -91,6 +91,22 @@ def test_a_run_whose_processes_were_all_killed_goes_on_bit_for_bit(lorawatch_hom
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
+def test_four_ranks_sum_their_gradients_in_the_same_order_again(lorawatch_home: Path) -> None:
+    """Adapters large enough for several of DDP's buckets, whose layout changes after a training's first step."""
+    big = ("--set", "lora.targets=[q_proj,k_proj,v_proj,o_proj,up_proj,down_proj,gate_proj]", "--set", "lora.rank=64")
+    result = lorawatch(*TINY, *SAVING[2:], *big, "--gpus", "cpu:4", "--set", "train.steps=9",
+                       "--set", "train.checkpoint_every=3", "--set", "train.keep_checkpoints=9")  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    run = the_run(lorawatch_home)
+    result = lorawatch("--record", "--resume", run.run_id, "--from", "step-3")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for rank in range(4):
+        once, again = ([(s["step"], s["loss"], s["grad_norm"], s["tokens"]) for s in journal_steps(run, rank)
+                        if s["attempt"] == attempt and s["step"] > 3] for attempt in (0, 1))  # fmt: skip
+        assert len(again) == 6
+        assert once == again
+
+
 def test_a_stopped_run_goes_on_where_it_stopped_also_in_the_background(lorawatch_home: Path) -> None:
     process = start(*TINY, *LONG)
     run = the_run(lorawatch_home)

@@ -160,6 +160,16 @@ def test_a_stop_request_ends_training_with_a_checkpoint(run: RunDir, tmp_path: P
     assert state["global_step"] == callback.stopped_at
 
 
+def test_a_request_for_a_checkpoint_saves_one_and_training_goes_on(run: RunDir, tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, StepCallback(), max_steps=300)
+    run.control.mkdir()
+    run.request("checkpoint")
+    trainer.train()
+    assert trainer.state.global_step == 300
+    (saved,) = (tmp_path / "out").glob("checkpoint-*")
+    assert json.loads((saved / "trainer_state.json").read_text())["global_step"] < 300
+
+
 def test_without_a_run_directory_it_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -195,6 +195,15 @@ class LorawatchApp(App[None]):
             return
         self.notify(f"{run_id}: " + ("ending at once" if now else "stopping at the next step"), markup=False)
 
+    def request_checkpoint(self, run_id: str) -> None:
+        """Ask the ranks for a checkpoint at their next step."""
+        try:
+            RunDir.find(run_id).request("checkpoint")
+        except (LorawatchError, OSError) as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.notify(f"{run_id}: a checkpoint is saved at the next step", markup=False)
+
     def adopt(self, run_id: str) -> None:
         """Start a recorder that takes the run over, as `lorawatch adopt` in another terminal would."""
         try:

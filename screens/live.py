@@ -38,13 +38,15 @@ dotted from there to the highest. The dotted line above a curve is its limit: th
 ▲cap says how often the power limit held the clocks back.
 
 [ and ] go through the runs that live at once, and this machine. s stops the run at its next step and saves; twice
-ends it at once. Leaving stops nothing. In a replay: space pauses, , and . step, left and right seek, - and + change
-the speed, escape leaves it.
+ends it at once. c saves a checkpoint and goes on. Leaving stops nothing.
+
+In a replay: space pauses, , and . step, left and right seek, - and + change the speed, escape leaves it.
 
 Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ throttled, ■ VRAM full (3% left), ✗ NaN loss,
 ? stale readings, … no step for longer than usual, ↻ restarted, ✗ LOST (the recorder is gone: a adopts the run)."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "stop", "Stop"),
+        Binding("c", "checkpoint", "Checkpoint"),
         Binding("a", "adopt", "Adopt", show=False),
         Binding("l", "log", "Log"),
         Binding("left_square_bracket", "neighbour(False)", "Run", key_display="[", show=False),
@@ -111,9 +113,9 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
 
     def show(self, frame: Frame) -> None:
         """Draw this frame."""
-        before = self._in_replay(), self._may_stop()
+        before = self._in_replay(), self._may_stop(), self._own_command()
         self.frame = frame
-        if before != (self._in_replay(), self._may_stop()):
+        if before != (self._in_replay(), self._may_stop(), self._own_command()):
             self.set_class(frame.replay is not None, "replaying")
             self.refresh_bindings()
         with self.app.batch_update():
@@ -161,9 +163,15 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
             return self._in_replay()
         if action == "stop":
             return self._may_stop()
+        if action == "checkpoint":
+            return self._may_stop() and not self._own_command()
         if action in ("adopt", "log", "neighbour"):
             return not self._in_replay()
         return True
+
+    def _own_command(self) -> bool:
+        """What a user's own command saves is its own affair."""
+        return self.frame is not None and self.frame.head is not None and self.frame.head.own_command
 
     def _may_stop(self) -> bool:
         head = self.frame.head if self.frame else None
@@ -197,6 +205,10 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
                 self.house.request_stop(head.run_id, now=bool(again))
 
         self.app.push_screen(Confirm(question), answered)
+
+    def action_checkpoint(self) -> None:
+        if self.frame is not None and self.frame.head is not None:
+            self.house.request_checkpoint(self.frame.head.run_id)
 
     def action_adopt(self) -> None:
         head = self.frame.head if self.frame else None

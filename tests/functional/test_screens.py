@@ -117,6 +117,8 @@ def test_a_run_that_lives_shows_its_whole_curve_and_stops_on_request(lorawatch_h
         write(run.rank_journal(1), step(101, 1, ended_at=time.time()))
         await until(pilot, lambda: "step 101/200" in screen_text(app))
         await until(pilot, lambda: "s Stop" in footer(app))
+        await pilot.press("c")
+        await until(pilot, lambda: run.requested("checkpoint"))
         await pilot.press("s")
         await until(pilot, lambda: "Stop" in screen_text(app) and "at its next step" in screen_text(app))
         await pilot.press("n")

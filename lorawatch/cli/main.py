@@ -80,6 +80,7 @@ def cli(ctx: click.Context, /, **_options: Any) -> None:
     lorawatch --record              tune the demo model on this machine and record it
     lorawatch --record RECIPE       a recipe file, or a built-in: demo, exxact-8b, tiny
     lorawatch --record -- CMD …     supervise and record your own training command
+    lorawatch --record --resume RUN train on from a run's last checkpoint
     lorawatch --record --help       all of its options
     """
     if ctx.invoked_subcommand is None:

@@ -19,6 +19,7 @@ from lorawatch import checkpoints
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import RunDir
+from lorawatch.training import fast
 from lorawatch.training import model as models
 from lorawatch.training.callback import StepCallback
 from lorawatch.training.checkpoint import Saver, everyone, find
@@ -180,8 +181,12 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
         on_nan=recipe.train.on_nan,
     )
     pad_id = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    collator, callbacks = Collator(pad_id, counts), [callback]
+    if recipe.train.engine == "fast":
+        collator = fast.StaticCollator(pad_id, counts, recipe.train.batch_size_per_gpu, recipe.data.sequence_length)
+        callbacks = [fast.FastEngine(recipe, collator, observer), callback]
     trainer = ReferenceTrainer(
-        model=model, args=arguments, train_dataset=data, data_collator=Collator(pad_id, counts), callbacks=[callback]
+        model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
     )
     trainer.fingerprint = data.fingerprint
     trainer.saver = Saver(run, recipe, place, observer, data.fingerprint, start)
@@ -261,6 +266,7 @@ def training_arguments(recipe: Recipe, output: Path, device: torch.device) -> Tr
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
+        **(fast.arguments(cuda) if train.engine == "fast" else {}),
     )
 
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 from lorawatch import recipe as recipes
 from lorawatch.errors import LossNotFinite, NoSuitableGpu
 from lorawatch.rundir import RunDir
-from lorawatch.training import guards
+from lorawatch.training import compile_cache, guards
 from lorawatch.training.observer import Observer
 from lorawatch.training.outcome import ExitReport
 from lorawatch.training.place import Place, stand_alone
@@ -48,6 +48,7 @@ def main() -> NoReturn:
     guards.dump_stacks_on_signal(run.stacks / f"rank-{place.rank}.txt")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    compile_cache.set_up(place.world_size)
     report = ExitReport(run.exit_record(place.attempt, place.rank), place)
     observer = Observer(run, place).start()
 

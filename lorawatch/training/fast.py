@@ -1,0 +1,270 @@
+"""The fast engine: the reference engine's Trainer over a model whose step is compiled and, on a GPU, one CUDA graph.
+
+Data order, loss, optimizer, schedule, checkpoints and metrics are the Trainer's own. What differs is inside the model's
+forward pass, and that every batch has one shape. Compilation happens before the first step, on a blank batch, so that
+no step has a part in it. Where it fails, on any rank, all ranks go on with what none has failed at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from lorawatch.recipe import Recipe
+from lorawatch.records import Event, Severity
+from lorawatch.training.checkpoint import everyone
+from lorawatch.training.counts import BatchCounts
+from lorawatch.training.data import Collator, Item
+from lorawatch.training.graph import GraphedLoss, Inputs, Passes, Recorder, apart_from_autograd, cuda_recorder
+from lorawatch.training.observer import Observer
+from lorawatch.training.regions import Regions
+from lorawatch.training.tokenization import IGNORED
+
+_TELL_EVERY_S = 5.0
+
+
+def arguments(cuda: bool) -> dict[str, Any]:
+    """What the Trainer's arguments need beside the reference engine's, so that the host never waits for the GPU: no look
+    at every loss, and batches copied while the GPU computes."""
+    return {"logging_nan_inf_filter": False, "accelerator_config": {"non_blocking": cuda}}
+
+
+class Level(IntEnum):
+    """How far the step was brought."""
+
+    REFERENCE = 0
+    COMPILED = 1
+    GRAPH = 2
+
+
+class StaticCollator(Collator):
+    """Gives every batch the same shape: rows are padded to the sequence length, and a short last batch with empty rows.
+
+    There is never an attention mask: rows are padded on the right, where a causal model's real positions do not look,
+    and padded positions have no label.
+
+    Args:
+        pad_id: The id that fills up.
+        counts: Where the counts go; positions include the padding, since they are computed.
+        rows: Of every batch.
+        length: Positions of every row.
+    """
+
+    def __init__(self, pad_id: int, counts: BatchCounts, rows: int, length: int) -> None:
+        super().__init__(pad_id, counts)
+        self.shape = (rows, length)
+        self.padding = True
+        """False: batches as the reference engine has them."""
+
+    def __call__(self, items: Sequence[Item]) -> Item:
+        if not self.padding:
+            return super().__call__(items)
+        ids, labels = torch.full(self.shape, self._pad_id), torch.full(self.shape, IGNORED)
+        for row, item in enumerate(items):
+            length = len(item["input_ids"])
+            ids[row, :length] = item["input_ids"]
+            labels[row, :length] = item["labels"]
+        nonpad = sum(len(item["input_ids"]) for item in items)
+        self._counts.put(self.shape, nonpad, int((labels[:, 1:] != IGNORED).sum()))
+        return {"input_ids": ids, "labels": labels}
+
+
+@dataclass
+class _Built:
+    """What a rank has made of the step, told to the others."""
+
+    level: Level = Level.REFERENCE
+    why: str = ""
+
+
+class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked here
+    """Compiles the step when training begins; the first of the Trainer's callbacks, so that nothing measures it.
+
+    Args:
+        recipe: What is trained.
+        collator: The Trainer's.
+        observer: Tells what happens.
+        record: How to record a step; None: as a CUDA graph where that can be had.
+    """
+
+    def __init__(
+        self, recipe: Recipe, collator: StaticCollator, observer: Observer, record: Recorder | None = None
+    ) -> None:
+        self._recipe, self._collator, self._observer, self._record = recipe, collator, observer, record
+        self._base: Any = None
+        self._forward: Callable[..., Any] | None = None
+        self._regions: Regions | None = None
+        self._graphed: GraphedLoss | None = None
+        self.level = Level.REFERENCE
+        """How far all ranks were brought."""
+        self.compile_s: float | None = None
+        """Seconds that compiling took, or failing to."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Compile, hear how far all ranks got, and let training begin there."""
+        began = time.monotonic()
+        self._base = model.get_base_model()
+        self._forward = self._base.forward
+        device = torch.device(args.device)
+        model.train()
+        mine = self._build(model, device)
+        ranks = everyone(mine)
+        self.level = Level(min(rank.level for rank in ranks))
+        if self.level < Level.GRAPH:
+            self._graphed = None
+        if self.level < Level.COMPILED:
+            self._restore()
+            self._collator.padding = False
+        if mine.why and device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+        self.compile_s = time.monotonic() - began
+        self._tell(ranks)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the model as it was, and give the graph's memory back."""
+        self._graphed = None
+        self._restore()
+
+    def _build(self, model: Any, device: torch.device) -> _Built:
+        """Bring the step as far as it goes; never raises for what a compiler or a driver does."""
+        built = _Built()
+        progress = _Progress(self._observer)
+        cuda = device.type == "cuda"
+        record = self._record or (cuda_recorder if cuda and self._may_be_recorded() else None)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        try:
+            self._regions = Regions(self._base, self._recipe.data.sequence_length)
+            progress.say(str(self._regions))
+            self._regions.compile()
+            self._base.forward = self._loss_only
+            batch = self._blank_batch(device)
+            with (
+                torch.random.fork_rng([device] if cuda else []),
+                _beside(torch.cuda.Stream(device) if cuda else None),  # type: ignore[no-untyped-call]
+                apart_from_autograd(model) as doubles,
+            ):
+
+                def compute(inputs: Inputs) -> Passes:
+                    loss = model(**inputs).loss
+                    return loss.detach(), torch.autograd.grad(loss, doubles)
+
+                for _ in range(2):  # the second call finds what only shows when compiled code runs again
+                    compute(batch)
+                built.level = Level.COMPILED
+                if record is not None:
+                    progress.say("recording the step")
+                    self._graphed = GraphedLoss(compute, batch, trained, record)
+                    built.level = Level.GRAPH
+        except Exception as error:  # noqa: BLE001  compilers and drivers raise of all kinds
+            traceback.print_exception(error)  # for the rank's log
+            built.why = _words(error)
+        finally:
+            progress.close()
+        return built
+
+    def _may_be_recorded(self) -> bool:
+        """Not where the backward pass asks for random states, as gradient checkpointing does, nor where the loss must be
+        scaled before it, as FP16 does; the host then keeps up by itself."""
+        return not self._recipe.train.gradient_checkpointing and self._recipe.model.dtype != "float16"
+
+    def _blank_batch(self, device: torch.device) -> dict[str, Tensor]:
+        """A batch as the Trainer hands it to the model, of no particular tokens."""
+        ids = torch.zeros(self._collator.shape, dtype=torch.long, device=device)
+        rows, length = self._collator.shape
+        batch = {"input_ids": ids, "labels": ids.clone()}
+        # As the Trainer decides whether the model divides its loss by this.
+        kinds = {p.kind for p in inspect.signature(type(self._base).forward).parameters.values()}
+        if getattr(self._base, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds):
+            batch["num_items_in_batch"] = torch.tensor(rows * (length - 1), device=device)
+        return batch
+
+    def _loss_only(self, **inputs: Any) -> Any:
+        """The base model's forward. In training it returns the loss alone: accelerate would copy the logits to FP32."""
+        assert self._forward is not None
+        if not (self._base.training and torch.is_grad_enabled()):
+            return self._forward(**inputs)
+        given = {name: value for name, value in inputs.items() if value is not None}
+        if self._graphed is not None and self._graphed.fits(given):
+            return CausalLMOutputWithPast(loss=self._graphed(given))
+        return CausalLMOutputWithPast(loss=self._forward(**inputs).loss)
+
+    def _restore(self) -> None:
+        if self._base is not None:
+            self._base.__dict__.pop("forward", None)
+        if self._regions is not None:
+            self._regions.undo()
+
+    def _tell(self, ranks: list[_Built]) -> None:
+        """One event for all ranks; ranks that train separately speak for themselves."""
+        place = self._observer.place
+        if place.rank != 0 and not place.separate:
+            return
+        rank, worst = min(enumerate(ranks), key=lambda r: r[1].level)
+        who = f"rank {place.rank if place.separate else rank}: {worst.why}"
+        severity: Severity = "warning" if worst.why else "info"
+        if self.level == Level.REFERENCE:
+            kind, words = "engine_fallback", f"the step does not compile ({who}): the reference engine trains"
+        elif worst.why:
+            kind, words = "engine_fallback", f"the step is no CUDA graph ({who}): its compiled layers run without"
+        else:
+            graph = ", the step is one CUDA graph" if self.level == Level.GRAPH else ""
+            kind, words = "compiled", f"{self._regions} compiled in {self.compile_s:.1f} s{graph}"
+        self._observer.append(Event(at=time.time(), kind=kind, severity=severity, message=words, rank=place.rank))
+
+
+class _Progress:
+    """Tells how long compiling has taken so far, every few seconds, from the observer's thread."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._began = self._told = time.monotonic()
+        self._what = ""
+        observer.watch(self._look)
+
+    def say(self, what: str) -> None:
+        self._what = what
+        self._observer.phase("compiling", what)
+
+    def close(self) -> None:
+        self._observer.unwatch(self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self._what and now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            self._observer.phase("compiling", f"{self._what}, {now - self._began:.0f} s")
+
+
+@contextlib.contextmanager
+def _beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Work on another stream, after what is queued here and before what follows; None: on the CPU."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+
+def _words(error: Exception) -> str:
+    """What a compiler says, without its advice on debugging it."""
+    words = " ".join(str(error).split("\n\n")[0].split())[:300]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -1,0 +1,91 @@
+"""Compiles the parts of a model that repeat: one decoder layer is compiled, and all of them run what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+CAUSAL = "lorawatch_causal_sdpa"
+"""SDPA by a name for which transformers makes no mask: None means causal."""
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+
+
+class Regions:
+    """The compiled parts of a causal model: its decoder layers, its last norm, its loss.
+
+    A whole model compiles for minutes, a layer for seconds, and the kernels are nearly the same. The model keeps its
+    modules and the names of its weights.
+
+    Args:
+        base: The model with its adapters in place, without PEFT's wrapper.
+        sequence_length: Positions of every row.
+
+    Raises:
+        ValueError: It has no layers that repeat.
+    """
+
+    def __init__(self, base: Any, sequence_length: int) -> None:
+        self._base = base
+        self._length = sequence_length
+        self.layers, self._norms = _parts(base)
+        if not self.layers:
+            raise ValueError(f"{type(base).__name__} has no list of equal layers")
+        self._loss: Callable[..., Any] = base.loss_function
+        self._attention: str = base.config._attn_implementation
+
+    def __str__(self) -> str:
+        kinds = sorted({type(layer).__name__ for layer in self.layers})
+        return f"{len(self.layers)} × {', '.join(kinds)}"
+
+    def compile(self) -> None:
+        """Mark them; each is compiled when it is first called."""
+        for module in (*self.layers, *self._norms):
+            module.compile(dynamic=False)
+        # Fused with the cast of the logits to FP32, which then never lie in memory.
+        self._base.loss_function = torch.compile(self._loss, dynamic=False)
+        if self._needs_no_mask():
+            # While a graph is recorded transformers cannot look whether rows are packed, and makes a mask in any case:
+            # attention would lose its fast path. Rows here are never packed and padded on the right alone, where no
+            # real position looks.
+            ALL_ATTENTION_FUNCTIONS.register(CAUSAL, sdpa_attention_forward)
+            self._base.set_attn_implementation(CAUSAL)
+
+    def undo(self) -> None:
+        """The model as it was."""
+        for module in (*self.layers, *self._norms):
+            module._compiled_call_impl = None
+        self._base.loss_function = self._loss
+        if self._base.config._attn_implementation != self._attention:
+            self._base.set_attn_implementation(self._attention)
+
+    def _needs_no_mask(self) -> bool:
+        config = self._base.config.get_text_config()
+        windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
+        return (
+            self._attention == "sdpa"
+            and getattr(config, "is_causal", True) is not False
+            and all(window >= self._length for window in windows)
+        )
+
+
+def _parts(base: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Layers of the outermost lists of equal layers, and the norms beside such a list."""
+    layers: list[nn.Module] = []
+    norms: list[nn.Module] = []
+    within: tuple[str, ...] = ()
+    for name, module in base.named_modules():
+        if name.startswith(within):
+            continue
+        lists = [c for c in module.children() if isinstance(c, nn.ModuleList) and len({type(x) for x in c}) == 1]
+        for child_name, child in module.named_children():
+            if child in lists:
+                layers += list(child)
+                within += (f"{name}.{child_name}" if name else child_name,)
+            elif lists and "Norm" in type(child).__name__:
+                norms.append(child)
+    return layers, norms

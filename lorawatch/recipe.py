@@ -64,7 +64,7 @@ class Data(_Section):
     split: str = "train"
     """Of a hub data set."""
     sequence_length: Annotated[int, msgspec.Meta(ge=2)] = 512
-    """Longer examples are cut; shorter ones are padded to the longest of their batch."""
+    """Longer examples are cut; shorter ones are padded to the longest of their batch, and to this with `train.engine: fast`."""
 
 
 class Train(_Section):

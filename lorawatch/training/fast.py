@@ -37,8 +37,12 @@ _TELL_EVERY_S = 5.0
 
 def arguments(cuda: bool) -> dict[str, Any]:
     """What the Trainer's arguments need beside the reference engine's, so that the host never waits for the GPU: no look
-    at every loss, and batches copied while the GPU computes."""
-    return {"logging_nan_inf_filter": False, "accelerator_config": {"non_blocking": cuda}}
+    at every loss, batches copied while the GPU computes, and no exchange of buffers, which never change."""
+    return {
+        "logging_nan_inf_filter": False,
+        "accelerator_config": {"non_blocking": cuda},
+        "ddp_broadcast_buffers": False,
+    }
 
 
 class Level(IntEnum):

@@ -87,8 +87,18 @@ def cuda_recorder(compute: Callable[[], Passes]) -> tuple[Callable[[], None], Pa
     gc.collect()  # memory of the warm-up that cycles hold back would be reserved beside the graph's
     graph = torch.cuda.CUDAGraph()
     # Other threads may go on to ask the driver what a capture in the strictest mode forbids them to ask.
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        result = compute()
+    failed: Exception | None = None
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            try:
+                result = compute()
+            except Exception as error:
+                failed = error
+                raise
+    except Exception:
+        if failed is not None:  # ending a broken capture raises too, and not what broke it
+            raise failed from None
+        raise
     return graph.replay, result
 
 

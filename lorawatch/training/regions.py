@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 CAUSAL = "lorawatch_causal_sdpa"
 """SDPA by a name for which transformers makes no mask: None means causal."""
+BACKEND = "inductor"
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
@@ -45,9 +46,9 @@ class Regions:
     def compile(self) -> None:
         """Mark them; each is compiled when it is first called."""
         for module in (*self.layers, *self._norms):
-            module.compile(dynamic=False)
+            module.compile(dynamic=False, backend=BACKEND)
         # Fused with the cast of the logits to FP32, which then never lie in memory.
-        self._base.loss_function = torch.compile(self._loss, dynamic=False)
+        self._base.loss_function = torch.compile(self._loss, dynamic=False, backend=BACKEND)
         if self._needs_no_mask():
             # While a graph is recorded transformers cannot look whether rows are packed, and makes a mask in any case:
             # attention would lose its fast path. Rows here are never packed and padded on the right alone, where no

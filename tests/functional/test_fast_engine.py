@@ -1,0 +1,118 @@
+"""The fast engine in the real program: the reference engine's training, compiled, or the reference engine itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from lorawatch.journal import JournalTail
+from lorawatch.records import Event, PhaseChange, Step
+from lorawatch.rundir import RunDir
+from tests.helpers import lorawatch, the_run
+
+ROWS = 21  # of two ranks with two a batch and two batches accumulated: a short last batch, a short last step
+
+
+class Trained:
+    """A finished run of the tiny model on ragged rows, by two ranks."""
+
+    def __init__(self, folder: Path, *overrides: str, **environment: str) -> None:
+        data = folder / "chat.jsonl"
+        rows = [{"prompt": "x" * (i % 7), "completion": "yes" if i % 2 else "no"} for i in range(ROWS)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        told = [
+            f"data.source={data}",
+            "train.steps=null",
+            "train.epochs=2",
+            "train.gradient_accumulation=2",
+            *overrides,
+        ]
+        home = folder / "home"
+        result = lorawatch(
+            "--record", "tiny", *(part for override in told for part in ("--set", override)), timeout=300,
+            env={"LORAWATCH_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+        self.output = result.stdout + result.stderr
+        self.run: RunDir = the_run(home)
+        lines: list[list[Any]] = [list(JournalTail(self.run.rank_journal(rank)).records()) for rank in (0, 1)]
+        self.steps = [[line for line in rank if isinstance(line, Step)] for rank in lines]
+        self.phases = [[line for line in rank if isinstance(line, PhaseChange)] for rank in lines]
+        self.events = [[line for line in rank if isinstance(line, Event)] for rank in lines]
+        self.adapter = load_file(self.run.adapter / "adapter_model.safetensors")
+
+
+Train = Callable[..., Trained]
+FAST = ("train.engine=fast", "measure.exclude_steps=0")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Compiled kernels that the tests of this module share, as the runs of one home do."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path_factory.mktemp("inductor"))}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("reference"))
+
+
+def test_two_ranks_train_as_the_reference_engine_does(
+    tmp_path: Path, reference: Trained, cache: dict[str, str]
+) -> None:
+    fast = Trained(tmp_path, *FAST, **cache)
+    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
+        assert [step.step for step in mine] == [step.step for step in theirs] == list(range(1, 7))
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.loss == pytest.approx(b.loss, rel=1e-4)
+            assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
+            assert (a.nonpad_tokens, a.label_tokens, a.learning_rate) == (
+                b.nonpad_tokens, b.label_tokens, b.learning_rate,
+            )  # fmt: skip
+            assert (a.tokens or 0) % (2 * 32) == 0  # whole batches of full length, however short the rows
+            assert (a.tokens or 0) > (b.tokens or 0)
+    assert fast.adapter.keys() == reference.adapter.keys()
+    for name, weight in fast.adapter.items():
+        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+    assert [step.grad_norm for step in fast.steps[0]] == [step.grad_norm for step in fast.steps[1]]
+    # No step has a part in compiling, though all are measured.
+    for steps, phases in zip(fast.steps, fast.phases, strict=True):
+        names = [phase.name for phase in phases if phase.name != "compiling"]
+        assert names == ["loading", "tokenizing", "loading", "training", "saving", "finished"]
+        compiling = next(phase.at for phase in phases if phase.name == "compiling")
+        begun = next(phase.at for phase in phases if phase.name == "training")
+        assert {step.phase for step in steps} == {"train"}
+        assert sum(step.duration_s for step in steps) <= steps[-1].ended_at - begun + 0.05
+        assert begun - compiling > 1
+    assert "compiling: 2 × LlamaDecoderLayer" in fast.output
+    assert [event.kind for event in fast.events[0]] == ["compiled"]
+    assert fast.events[1] == []
+
+
+def test_without_a_compiler_the_reference_engine_trains(tmp_path: Path, reference: Trained) -> None:
+    fast = Trained(tmp_path, *FAST, CXX="/bin/false", CC="/bin/false")
+    assert "warning: the step does not compile (rank 0: " in fast.output
+    assert "No working C++ compiler found" in fast.output
+    assert "the reference engine trains" in fast.output
+    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
+        assert [(s.loss, s.tokens) for s in mine] == [(s.loss, s.tokens) for s in theirs]
+    assert (fast.run.root.parents[1] / "cache" / "inductor").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_one_rank_cannot_compile_no_rank_runs_compiled(
+    tmp_path: Path, reference: Trained, cache: dict[str, str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('RANK') == '1':\n"
+        f"    os.environ.update(CXX='/bin/false', TORCHINDUCTOR_CACHE_DIR={str(tmp_path / 'empty')!r})\n"
+    )
+    fast = Trained(tmp_path, *FAST, PYTHONPATH=str(tmp_path), **cache)
+    assert "warning: the step does not compile (rank 1: " in fast.output
+    assert [event.kind for event in fast.events[0]] == ["engine_fallback"]
+    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
+        assert [(s.loss, s.tokens) for s in mine] == [(s.loss, s.tokens) for s in theirs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,7 +62,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
         Binding("g", "reload", "Read again", show=False),
         Binding("escape", "back", "Table", show=False),
     ]
-    CSS = compare_layout.CSS
+    DEFAULT_CSS = compare_layout.CSS
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,11 +76,13 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
         self._counted: tuple[Path, str, int] | None = None
         self._file_name = exporting.DEFAULT_NAME
         self._asking = self._failing = False
+        # else Textual reads all style sheets twice more, as after a change of the theme: 25 ms
+        self._css_update_count = self.app._css_update_count
         self._loaded = threading.Event()
         self.action_reload()  # at once: reading takes longer than the making of the first frame
 
     def compose_body(self) -> ComposeResult:
-        yield Static("reading the history …", id="answer")
+        yield Static(id="answer")
         yield FigureTable(ticks=True, id="table")
         yield Static(id="about")
         yield Static(id="said")
@@ -125,8 +128,8 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
     def action_reload(self) -> None:
         if not self._asking and (not self._failing or self.is_current):
             self._asking = True
-            choices, first = self.choices, self._gathered is None
-            self.house.background.ask(self, "history", lambda: comparing.load(choices, self._loaded, first=first))
+            load = partial(comparing.load, self.choices, self._loaded, first=self._gathered is None)
+            self.house.background.ask(self, "history", load)
 
     def _compare(self, **changes: Any) -> None:
         """Compare again with these choices; until the answer is there the old picture stays."""
@@ -192,8 +195,6 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
 
     def _draw_answer(self) -> None:
         """Whole sentences, as many as there is room for: a figure is never cut."""
-        if not self.picture.answer:
-            return
         text = compare_layout.whole_sentences(self.picture.answer, self.app.console, *self.size)
         if self.picture.work and self.size.height >= compare_layout.HIGH and not self.has_class("single"):
             text.append(f"\n{self.picture.work}", "not bold dim")

@@ -81,7 +81,7 @@ class Picture:
     """
 
     comparison: Comparison | None = None
-    answer: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ("reading the history …",)
     work: str = ""
     table: Table = EMPTY
     ladder: Table = EMPTY
@@ -257,11 +257,17 @@ def _picture(comparison: Comparison) -> Picture:
     )
     headings, ladder = words.ladder(comparison)
     rungs = [r for r in comparison.rows if r.configuration.coupling == "ddp"]
-    answer = comparison.answer if comparison.rows else ("Nothing is chosen: space takes a line in, a takes all.",)
+    answer = comparison.answer
+    if not comparison.rows:
+        answer = ("Nothing is chosen: space takes a line in, a takes all.",)
+    elif not answer:
+        answer = (
+            "No time of an epoch can be told of what is chosen: separate ranks, other work, or figures nobody measured.",
+        )
     lines = [replace(_line(row, [c.text(row) for c in columns], comparison), chosen=chosen) for row, chosen in rows]
     return Picture(
         comparison=comparison,
-        answer=tuple(answer),
+        answer=answer,
         work=works.words(comparison.work),
         table=Table(tuple(c.heading for c in columns), tuple(c.right for c in columns), tuple(lines)),
         ladder=Table(

@@ -29,6 +29,7 @@ from lorawatch.rundir import Gpu
 from lorawatch.screens import comparing
 from lorawatch.screens.app import LorawatchApp
 from lorawatch.screens.compare import CompareScreen
+from lorawatch.screens.comparing import Picture
 from lorawatch.screens.widgets.compare_below import CompareBelow
 from lorawatch.screens.widgets.figure_table import FigureTable, Line, elide
 from lorawatch.storage.ingest import finish_run
@@ -82,7 +83,7 @@ def trained(
 async def opened(pilot: Pilot[Any], app: LorawatchApp, *, filled: bool = True) -> CompareScreen:
     """The screen, once its table is there, and what comes behind it."""
     await pilot.press("4")
-    await until(pilot, lambda: isinstance(app.screen, CompareScreen) and bool(app.screen.picture.answer))
+    await until(pilot, lambda: isinstance(app.screen, CompareScreen) and app.screen.picture != Picture())
     screen = cast("CompareScreen", app.screen)
     if filled:
         await until(pilot, lambda: screen._fields is not None and screen._fields.is_mounted and "Choose" in footer(app))
@@ -227,6 +228,19 @@ def test_a_line_is_taken_out_and_in_and_all_of_them() -> None:
         await until(pilot, lambda: any("nothing to write" in n.message for n in app._notifications))
         await pilot.press("a")
         await until(pilot, lambda: len(labels(screen)) == PUBLISHED)
+
+    drive(act)
+
+
+def test_what_has_no_epoch_is_said_to_have_none() -> None:
+    trained(gpus=2, coupling="separate")
+
+    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
+        screen = await opened(pilot, app)
+        await pilot.press("p")
+        await until(pilot, lambda: labels(screen) == ["2 × H100 SXM separate"])
+        assert "No time of an epoch can be told" in screen_text(app)
+        assert "fastest" not in screen_text(app)
 
     drive(act)
 

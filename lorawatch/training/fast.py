@@ -181,6 +181,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             built.why = _words(error)
         finally:
             progress.close()
+            _end_compilers()
         return built
 
     def _may_be_recorded(self) -> bool:
@@ -266,6 +267,14 @@ def _beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+
+def _end_compilers() -> None:
+    """End the processes in which kernels were compiled; they would wait beside the run to its end."""
+    with contextlib.suppress(Exception):
+        from torch._inductor.async_compile import shutdown_compile_workers  # the reference engine never needs it
+
+        shutdown_compile_workers()
 
 
 def _words(error: Exception) -> str:

@@ -148,11 +148,17 @@ def no_process_left(run: RunDir, timeout: float = 10) -> None:
 
 
 def sql(home: Path, query: str) -> list[tuple[Any, ...]]:
-    """Ask the history file itself."""
+    """Ask the history file itself, once its writer has left it."""
     import duckdb
 
-    with duckdb.connect(str(home / "history.duckdb"), read_only=True) as connection:
-        return connection.execute(query).fetchall()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with duckdb.connect(str(home / "history.duckdb"), read_only=True) as connection:
+                return connection.execute(query).fetchall()
+        except duckdb.IOException:
+            assert time.monotonic() < deadline, "the history is held"
+            time.sleep(0.05)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

@@ -74,6 +74,8 @@ def test_a_replay_of_a_real_run_pauses_seeks_and_ends(lorawatch_home: Path) -> N
         await until(pilot, lambda: app.last_frame is not None and app.last_frame.replay is not None)
         await pilot.press("space")
         await until(pilot, lambda: app.last_frame.replay.paused)  # type: ignore[union-attr]
+        for _ in range(20):
+            await pilot.press("left")  # however far it came before it was paused
         for _ in range(17):
             await pilot.press("right")
         await until(pilot, lambda: "step 30/60" in screen_text(app))

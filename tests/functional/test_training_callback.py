@@ -134,13 +134,13 @@ def test_evaluations_and_checkpoints_belong_to_no_step(run: RunDir, tmp_path: Pa
     def prediction_step(*args: Any, **kwargs: Any) -> Any:
         import time
 
-        time.sleep(0.3)
+        time.sleep(1.5)
         return slow(*args, **kwargs)
 
     trainer.prediction_step = prediction_step
     trainer.train()
     steps = [line for line in lines(run) if isinstance(line, Step)]
-    assert max(s.duration_s for s in steps) < 0.25
+    assert max(s.duration_s for s in steps) < 1.2, "an evaluation takes at least 1.5 s"
     assert all(s.tokens is not None and s.tokens < 200 for s in steps)  # evaluated rows are not counted
     phases = [line.name for line in lines(run) if isinstance(line, PhaseChange)]
     assert phases[:2] == ["training", "evaluating"]

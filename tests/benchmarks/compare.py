@@ -1,6 +1,6 @@
 """What the Compare screen costs on a long history: 10,000 runs with their summaries, and 100 million GPU samples.
 
-`python tests/benchmarks/compare.py`; a minute and 4 GB of disk. The runs are copies of a recorded H100 run: 25 pieces of work
+`python tests/benchmarks/compare.py`; a minute and 2 GB of disk. The runs are copies of a recorded H100 run: 25 pieces of work
 on 1, 2, 4 and 8 GPUs, together and separately, 50 repeats of each with some noise.
 """
 

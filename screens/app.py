@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -255,6 +256,9 @@ def run_app(run_id: str | None = None, *, replay_speed: float | None = None, deb
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "auto")
     app = LorawatchApp(run_id, replay_speed=replay_speed, debug=debug)
+    # A collection walks everything that widgets and style sheets are made of, 60 ms in which no key is answered: what
+    # frames leave behind is freed by its reference counts, so that one in a while suffices.
+    gc.set_threshold(50_000, 20, 50)
     app.run()
     return app.return_code or 0
 

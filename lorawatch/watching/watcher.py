@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lorawatch.telemetry.sampler import Sampler
     from lorawatch.telemetry.snapshot import Snapshot
 
-PERIOD_S = 0.1
+PERIOD_S = 0.15  # five samples a second come; more frames would only stand in a key's way
 QUIET_S = 1.0
 LOOK_AROUND_S = 1.0
 MONITOR_HZ = 4.0
@@ -39,7 +39,7 @@ _LOG_BYTES = 32 << 10
 
 
 class Watcher:
-    """Hands out a frame whenever there is something new, at most ten a second and at least one a second.
+    """Hands out a frame whenever there is something new, at most seven a second and at least one a second.
 
     Args:
         on_frame: Takes each frame, on the watcher's thread; must not block.

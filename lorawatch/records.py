@@ -92,7 +92,8 @@ class Step(Record, tag="step"):
 
 
 class PhaseChange(Record, tag="phase"):
-    """What a rank is busy with, outside its steps: loading, tokenizing, training, evaluating, saving, finished."""
+    """What a rank is busy with, outside its steps: loading, tokenizing, compiling, waiting (for the other ranks), training,
+    evaluating, saving, finished."""
 
     at: float
     attempt: int

@@ -24,6 +24,7 @@ class RunSummary(
         coupling: `ddp` or `separate`.
         tok_per_j_all: Tokens over the energy of every GPU in the host.
         power_limit_w: Summed over the used GPUs.
+        fell_back: Whether compiling failed and the reference engine ran in the fast one's place.
     """
 
     run_id: str
@@ -61,6 +62,7 @@ class RunSummary(
     final_loss: float | None
     sweep_id: str | None
     power_limit_w: float | None
+    fell_back: bool = False
 
 
 _COLUMNS = """
@@ -70,7 +72,7 @@ _COLUMNS = """
     coalesce(s.world_size, r.world_size, 1) AS ranks, coalesce(s.coupling, 'ddp') AS coupling, s.tok_s, s.tok_s_ci95,
     s.mean_step_tok_s, s.step_p50_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
     s.tokens / nullif(s.energy_all_gpus_j, 0) AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
-    s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w
+    s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w, f.run_id IS NOT NULL AS fell_back
 """
 
 
@@ -94,6 +96,7 @@ def run_summaries(
             # a sum over GPUs of which one tells no limit would be a limit that nobody set
             "LEFT JOIN (SELECT run_id, CASE WHEN count(power_limit_w) = count(*) THEN sum(power_limit_w) END "
             "AS power_limit_w FROM gpus WHERE used GROUP BY run_id) AS g ON g.run_id = r.run_id "
+            "LEFT JOIN (SELECT DISTINCT run_id FROM events WHERE kind = 'engine_fallback') AS f ON f.run_id = r.run_id "
             "WHERE r.ended_at IS NOT NULL ORDER BY r.run_id"
         ).fetchall()
         recipes = connection.execute(

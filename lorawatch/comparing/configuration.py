@@ -193,6 +193,8 @@ def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
     ended = sorted({_ended(r) for r in runs if r.state != "completed"})
     if ended:
         yield f"with a run that {' or '.join(ended)}: its steps until then"
+    if any(r.fell_back for r in runs):
+        yield "compiling failed: the reference engine ran in the fast one's place"
     throttled = max((r.throttled_share or 0.0 for r in runs), default=0.0)
     if throttled >= _THROTTLED:
         yield f"clocks held back {100 * throttled:.0f}% of the time"

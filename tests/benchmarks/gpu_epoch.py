@@ -1,6 +1,6 @@
 """Whether sixty steps tell how long an epoch takes: the estimate from short runs against a really run long stretch.
 
-    python tests/benchmarks/gpu_epoch.py [--repeat 3] [--steps 2000] [--batch 4]
+    python tests/benchmarks/gpu_epoch.py [--repeat 3] [--steps 2000] [--batch 4] [--engine fast]
 
 Needs one GPU; no network. Trains a Llama of eight layers (0.8 billion weights) on random tokens, 60 steps so many times, then
 the long stretch, all through `lorawatch --record`. Prints a JSON line a run and the verdict.
@@ -25,12 +25,13 @@ SHAPE = {
 }  # fmt: skip
 
 
-def record(tag: str, steps: int, repeat: int, batch: int, gpus: str, model: str) -> None:
+def record(tag: str, steps: int, repeat: int, batch: int, gpus: str, model: str, engine: str) -> None:
     subprocess.run(
         [
             sys.executable, "-m", "lorawatch", "--record", "exxact-8b", "--gpus", gpus, "--tag", tag,
             "--repeat", str(repeat), "--set", f"model.name={model}",
             "--set", "model.weights=random", "--set", f"train.batch_size_per_gpu={batch}", "--set", f"train.steps={steps}",
+            "--set", f"train.engine={engine}",
             "--json",
         ],
         check=True, stdout=subprocess.DEVNULL,
@@ -43,14 +44,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--gpus", default="0")
+    parser.add_argument("--engine", default="fast", help="the reference engine's rate follows its host's CPU")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ.setdefault("LORAWATCH_HOME", home)
         model = Path(home) / "llama-8-layers"
         model.mkdir()
         (model / "config.json").write_text(json.dumps(SHAPE))
-        record("short", 60, given.repeat, given.batch, given.gpus, str(model))
-        record("long", given.steps, 1, given.batch, given.gpus, str(model))
+        record("short", 60, given.repeat, given.batch, given.gpus, str(model), given.engine)
+        record("long", given.steps, 1, given.batch, given.gpus, str(model), given.engine)
         from lorawatch.analysis.epoch import epoch_time_s
         from lorawatch.analysis.interval import Figure
         from lorawatch.comparing.configuration import measured

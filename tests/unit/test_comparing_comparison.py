@@ -27,6 +27,13 @@ def test_repeats_are_one_configuration_with_students_interval_across_them() -> N
     assert found.tok_per_j.value == pytest.approx(10.0)
 
 
+def test_a_run_whose_compiling_failed_says_that_the_reference_engine_ran() -> None:
+    (found,) = configurations(a_run(fell_back=True))
+    assert any("the reference engine ran" in mark for mark in found.marks)
+    (fine,) = configurations(a_run())
+    assert not any("reference engine" in mark for mark in fine.marks)
+
+
 def test_a_single_run_keeps_its_own_interval() -> None:
     (found,) = configurations(a_run(tok_s=1000, ci95=7))
     assert (found.tok_s.value, found.tok_s.ci95) == (1000, 7)

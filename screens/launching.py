@@ -359,7 +359,7 @@ def _recorder_lives(run_id: str) -> bool:
 
 def log_lines(run: RunDir) -> list[str]:
     """The relevant end of each log of a run that did not come to its first step, under the log's path."""
-    from lorawatch.recorder.recorder import tail
+    from lorawatch.recorder.logs import tail
 
     lines = []
     attempts = sorted(run.logs.glob("attempt_*/rank-*.log"))

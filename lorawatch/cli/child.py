@@ -10,18 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from lorawatch.errors import LorawatchError
-
-# Set only where the user has not: the libraries say nothing of their own.
-_QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_ETAG_TIMEOUT": "5",
-    "PYTHONWARNINGS": "ignore",
-}
+from lorawatch.quiet import QUIET
 
 
 def run_module(
@@ -40,7 +29,7 @@ def run_module(
     Raises:
         LorawatchError: It does not start.
     """
-    environment = {**_QUIET, **os.environ}
+    environment = {**QUIET, "PYTHONWARNINGS": "ignore", **os.environ}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     # On a terminal the child gets ctrl-C by itself.

@@ -13,23 +13,12 @@ from typing import NoReturn
 
 from lorawatch import recipe as recipes
 from lorawatch.errors import LossNotFinite, NoSuitableGpu
+from lorawatch.quiet import QUIET
 from lorawatch.rundir import RunDir
 from lorawatch.training import compile_cache, guards
 from lorawatch.training.observer import Observer
 from lorawatch.training.outcome import ExitReport
 from lorawatch.training.place import Place, stand_alone
-
-# Set only where the user has not: quiet libraries, short waits.
-_ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_ETAG_TIMEOUT": "5",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-}
 
 
 def main() -> NoReturn:
@@ -46,7 +35,7 @@ def main() -> NoReturn:
     guards.redirect_output(run.rank_log(place.attempt, place.rank))
     guards.quiet_streams()
     guards.dump_stacks_on_signal(run.stacks / f"rank-{place.rank}.txt")
-    for name, value in _ENVIRONMENT.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     compile_cache.set_up(place.world_size)
     report = ExitReport(run.exit_record(place.attempt, place.rank), place)

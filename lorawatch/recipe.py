@@ -36,7 +36,9 @@ class Model(_Section):
     """`random` builds the architecture from its shape alone: no download, the same kernels."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format of the frozen base weights."""
-    quantization: Literal["none"] = "none"
+    quantization: Literal["none", "fp8", "nf4"] = "none"
+    """How the frozen linear layers of the decoder are kept: `fp8` for speed (Ada, Hopper, Blackwell), `nf4` for memory
+    (QLoRA, a quarter of bfloat16; needs lorawatch[qlora]), `none` as `dtype` says."""
 
 
 class Lora(_Section):

@@ -283,10 +283,27 @@ def _check_values(recipe: Recipe, where: str) -> None:
         raise RecipeError(
             f"{where}: model.weights is 'random', but a GGUF file has weights", hint="set model.weights to pretrained"
         )
+    if recipe.model.quantization == "fp8":
+        _check_fp8(recipe, where)
     try:
         parse_gpus(recipe.launch.gpus)
     except ValueError as error:
         raise RecipeError(f"{where}: launch.gpus is {recipe.launch.gpus!r}: {error}") from None
+
+
+def _check_fp8(recipe: Recipe, where: str) -> None:
+    if recipe.model.dtype != "bfloat16":
+        # PyTorch's FP8 product with a scale a row (torch._scaled_mm) gives bfloat16 and nothing else.
+        raise RecipeError(
+            f"{where}: model.quantization is 'fp8', whose products are bfloat16, but model.dtype is {recipe.model.dtype!r}",
+            hint="set model.dtype to bfloat16",
+        )
+    if recipe.lora.use_dora:
+        raise RecipeError(
+            f"{where}: lora.use_dora is true, but model.quantization is 'fp8'; DoRA computes with the frozen weights' norms, "
+            "which FP8 does not keep",
+            hint="set model.quantization to none or nf4, or lora.use_dora to false",
+        )
 
 
 def _join(path: str, key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from lorawatch.analysis.flops import lora_flops_per_token
+from lorawatch.analysis.weights import linear_bytes
 from lorawatch.errors import MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
 from lorawatch.recipe import Recipe
-from lorawatch.training import hub
+from lorawatch.training import fp8, hub, nf4, random_weights
 from lorawatch.training.facts import ModelFacts, context_length, is_linear, model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -36,7 +38,9 @@ class ModelPlan:
         folder: A folder that may hold the tokenizer; None where only the shape is known.
         dtype: Number format of the base weights.
         facts: Sizes with the adapters.
-        weights_bytes: Memory of weights, adapters, their gradients and optimizer states; activations come on top.
+        base_bytes: Memory of the base weights alone, as they are kept in training.
+        weights_bytes: With the adapters, their gradients and optimizer states; activations come on top.
+        stored_nf4: The files hold NF4 weights already.
     """
 
     config: Any
@@ -44,17 +48,14 @@ class ModelPlan:
     folder: Path | None
     dtype: torch.dtype
     facts: ModelFacts
+    base_bytes: int
     weights_bytes: int
+    stored_nf4: bool = False
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
         return int(self.config.get_text_config().vocab_size)
-
-    @property
-    def base_bytes(self) -> int:
-        """Memory of the base weights alone."""
-        return (self.facts.parameters - (self.facts.lora_parameters or 0)) * self.dtype.itemsize
 
 
 def plan_model(recipe: Recipe) -> ModelPlan:
@@ -62,7 +63,8 @@ def plan_model(recipe: Recipe) -> ModelPlan:
 
     Raises:
         ModelNotFound: It is nowhere.
-        RecipeError: `lora.targets` names no linear layer of it, or the sequences are longer than its context.
+        RecipeError: `lora.targets` names no linear layer of it, the sequences are longer than its context, or its weights
+            are stored in a quantized format that the recipe does not ask for.
         MissingDependency: A GGUF file without the package that reads it.
     """
     dtype = getattr(torch, recipe.model.dtype)
@@ -75,6 +77,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
         files = hub.find(recipe.model.name)
         config, folder = read_config(files), files.folder
     _check_length(recipe, config)
+    stored_nf4 = files is not None and _check_stored(recipe, config)
     with torch.device("meta"), no_init_weights():
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
     skeleton.tie_weights()
@@ -87,8 +90,13 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     matmul = sum(m.weight.numel() for m in skeleton.modules() if is_linear(m))
     flops = lora_flops_per_token(matmul, products, recipe.data.sequence_length, width, text.num_hidden_layers)
     facts = ModelFacts(base.parameters + adapters, adapters, flops, recipe.model.dtype)
-    needed = base.parameters * dtype.itemsize + adapters * _ADAPTER_BYTES
-    return ModelPlan(config, files, folder, dtype, facts, needed)
+    kept = base.parameters * dtype.itemsize
+    for _, inputs, outputs in linear_layers(skeleton):
+        plain, quantized = (
+            linear_bytes(inputs, outputs, dtype.itemsize, q) for q in ("none", recipe.model.quantization)
+        )
+        kept -= plain - quantized
+    return ModelPlan(config, files, folder, dtype, facts, kept, kept + adapters * _ADAPTER_BYTES, stored_nf4)
 
 
 def check_memory(plan: ModelPlan, device: torch.device) -> None:
@@ -129,11 +137,14 @@ def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftMod
             parameter.requires_grad and parameter.dtype != torch.float32
         ):
             raise RuntimeError(f"{name} is {parameter.dtype}, trainable {parameter.requires_grad}: not a LoRA set-up")
+    if recipe.model.quantization == "fp8":
+        fp8.convert(model)
     return model
 
 
 def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
-    """The model on its device as it is before training.
+    """The model on its device as it is before training: with its frozen linear layers in NF4 where the recipe says so,
+    quantized as they are read or drawn, so that there is never much more of the model than that.
 
     Random weights are drawn on the device itself: 8 billion of them take well under a second on an H100. On another kind
     of device the same seed gives others.
@@ -142,11 +153,13 @@ def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
         ModelNotFound: Its files cannot be read.
     """
     torch.manual_seed(recipe.train.seed)
+    in_nf4 = recipe.model.quantization == "nf4"
     if plan.files is None:
-        with torch.device(device):
-            return AutoModelForCausalLM.from_config(plan.config, dtype=plan.dtype)
+        exchange = partial(nf4.quantized, device=device) if in_nf4 else None
+        drawn = random_weights.draw(plan.config, plan.dtype, device, exchange)
+        return nf4.prepare(drawn, device) if in_nf4 else drawn
     try:
-        base = _read_weights(plan, plan.files, device)
+        base = _read_weights(plan, plan.files, device, in_nf4)
     except OSError as error:
         raise ModelNotFound(f"model {recipe.model.name!r} cannot be read: {_first_line(error)}") from error
     # So that a saved adapter names its base as the user did, not a path on this machine.
@@ -154,10 +167,13 @@ def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
     return base
 
 
-def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device) -> Any:
+def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, in_nf4: bool) -> Any:
     if files.gguf is None:
-        where = {"device_map": {"": device}} if device.type == "cuda" else {}
-        return AutoModelForCausalLM.from_pretrained(files.folder, config=plan.config, dtype=plan.dtype, **where)
+        extra: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" or in_nf4 else {}
+        if in_nf4 and not plan.stored_nf4:
+            extra["quantization_config"] = nf4.config(plan.dtype)
+        base = AutoModelForCausalLM.from_pretrained(files.folder, config=plan.config, dtype=plan.dtype, **extra)
+        return nf4.prepare(base, device) if in_nf4 else base
     unpacked: dict[str, Any] = {}
     try:
         from transformers import GgufConfig
@@ -174,6 +190,8 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device) 
     base.is_quantized = False
     if hasattr(base.config, "quantization_config"):
         del base.config.quantization_config
+    if in_nf4:
+        return nf4.prepare(nf4.quantize(base, [name for name, _, _ in linear_layers(base)], device), device)
     return base.to(device)
 
 
@@ -221,6 +239,26 @@ def _check_length(recipe: Recipe, config: Any) -> None:
             f"data.sequence_length is {asked}, but {recipe.model.name} has a context of {limit} tokens",
             hint=f"set data.sequence_length to {limit} or less, or choose a model with a longer context",
         )
+
+
+def _check_stored(recipe: Recipe, config: Any) -> bool:
+    """Whether a model's files hold NF4 weights.
+
+    Raises:
+        RecipeError: They hold quantized weights, and the recipe does not say so or nothing here trains them.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return False
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    how = stored.get("bnb_4bit_quant_type") if stored.get("load_in_4bit") else stored.get("quant_method", "?")
+    if how == "nf4" and recipe.model.quantization == "nf4":
+        return True
+    raise RecipeError(
+        f"the weights of {recipe.model.name} are stored quantized ({how}), and model.quantization is "
+        f"{recipe.model.quantization}",
+        hint="set model.quantization to nf4" if how == "nf4" else "name the model that they were made from",
+    )
 
 
 def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> tuple[int, int]:

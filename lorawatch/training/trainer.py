@@ -19,7 +19,7 @@ from lorawatch import checkpoints
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import RunDir
-from lorawatch.training import fast
+from lorawatch.training import fast, quantization
 from lorawatch.training import model as models
 from lorawatch.training.callback import StepCallback
 from lorawatch.training.checkpoint import Saver, everyone, find
@@ -160,6 +160,7 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     set_seed(recipe.train.seed)
     observer.phase("loading", recipe.model.name)
     plan = models.plan_model(recipe)
+    quantization.check(recipe, device)
     models.check_memory(plan, device)
     tokenizer = None if recipe.data.source == "synthetic" else models.load_tokenizer(plan)
     observer.phase("tokenizing", recipe.data.source)

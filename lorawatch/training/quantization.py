@@ -1,0 +1,65 @@
+"""Whether a device can keep a model's weights as a recipe asks, told before any of them is loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import torch
+
+from lorawatch.errors import MissingDependency, NoSuitableGpu
+from lorawatch.recipe import Recipe
+
+FP8_FROM = (8, 9)
+"""The first CUDA compute capability whose tensor cores multiply FP8: Ada."""
+NF4_PACKAGE = "pip install 'lorawatch[qlora]'"
+
+
+def check(recipe: Recipe, device: torch.device) -> None:
+    """See that a device can do a recipe's `model.quantization`.
+
+    Raises:
+        NoSuitableGpu: It cannot; says why and what can.
+        MissingDependency: A package that it needs is not there, or does not work on it.
+    """
+    if recipe.model.quantization == "fp8":
+        _check_fp8(device)
+    elif recipe.model.quantization == "nf4":
+        _check_nf4(device)
+
+
+def _check_fp8(device: torch.device) -> None:
+    otherwise = "set model.quantization to none, or to nf4 to save memory"
+    if device.type != "cuda":
+        raise NoSuitableGpu(
+            "model.quantization is fp8, which only GPUs compute with; this run is on the CPU", hint=otherwise
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_FROM:
+        raise NoSuitableGpu(
+            f"model.quantization is fp8, and {torch.cuda.get_device_name(device)} has no FP8 arithmetic (compute capability "
+            f"{capability[0]}.{capability[1]}; it begins with {FP8_FROM[0]}.{FP8_FROM[1]}: Ada, Hopper, Blackwell)",
+            hint=otherwise,
+        )
+
+
+def _check_nf4(device: torch.device) -> None:
+    try:
+        version = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingDependency(
+            "model.quantization is nf4, which the package bitsandbytes computes, and that is not installed",
+            hint=NF4_PACKAGE,
+        ) from None
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    try:
+        from bitsandbytes.nn import Params4bit
+
+        # Loads the library of this torch's CUDA version, and runs a kernel of it.
+        Params4bit(torch.ones(64, 64), requires_grad=False, quant_type="nf4").to(device).cpu()
+    except Exception as error:  # it fails in many ways, at its import or at the first kernel
+        words = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise MissingDependency(
+            f"model.quantization is nf4, but bitsandbytes {version} does not work on {where} with torch "
+            f"{torch.__version__}: {words[:200]}",
+            hint=f"another version may: {NF4_PACKAGE} --upgrade; python -m bitsandbytes says what is wrong",
+        ) from error

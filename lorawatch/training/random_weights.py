@@ -1,0 +1,46 @@
+"""Random weights drawn on their device, one module after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lorawatch.training.facts import is_linear
+
+Exchange = Callable[[nn.Module], nn.Module]
+"""What takes the place of a module whose weights have just been drawn."""
+
+
+def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchange | None = None) -> Any:
+    """A model of a config, its weights drawn as transformers draws them, from torch's generator as it stands.
+
+    Each weight is drawn once and in the same order whatever `exchange` makes of it, so that a quantized model is the plain
+    one of the same seed, quantized. There is never more than one module as it was drawn beside those exchanged.
+
+    Args:
+        config: transformers' config.
+        dtype: Of the weights as they are drawn.
+        device: Where they are drawn; another kind of device draws others.
+        exchange: Of the linear layers, the output head left out.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    head = model.get_output_embeddings()
+
+    def fill(module: nn.Module, owner: Any) -> None:
+        # Innermost first, each by the `_init_weights` of the model it belongs to: as PreTrainedModel.initialize_weights.
+        for name, child in list(module.named_children()):
+            fill(child, child if isinstance(child, PreTrainedModel) else owner)
+            if exchange is not None and child is not head and is_linear(child):
+                setattr(module, name, exchange(child))
+        module.to_empty(device=device, recurse=False)
+        owner._initialize_weights(module)
+
+    with torch.no_grad():
+        fill(model, model)
+    model.tie_weights()
+    return model

@@ -31,13 +31,17 @@ CHANGEABLE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.on_nan",
+    "train.eval_every",
+    "data.eval_source",
+    "data.eval_split",
     "launch.gpus",
     "launch.max_restarts",
     "launch.hang_timeout_s",
     "measure.exclude_steps",
     "measure.sample_hz",
 )
-"""What of a recipe may change when a run goes on: how long, how often saved, where, how watched; never what is computed."""
+"""What of a recipe may change when a run goes on: how long, how often saved, evaluated on what, where, how watched; never
+what a step computes."""
 _NAME = re.compile(r"step-(\d{8,})")
 _PIECE = 1 << 20
 

@@ -21,6 +21,8 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Strategy = Literal["ddp", "separate"]
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+"""Of the data files that can be read."""
 
 
 class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -67,6 +69,17 @@ class Data(_Section):
     """Of a hub data set."""
     sequence_length: Annotated[int, msgspec.Meta(ge=2)] = 512
     """Longer examples are cut; shorter ones are padded to the longest of their batch, and to this with `train.engine: fast`."""
+    eval_share: Fraction = 0.0
+    """Share of the rows of `source` that is held out: drawn by `train.seed`, never trained on, evaluated on."""
+    eval_source: str | None = None
+    """Rows to evaluate on, in the forms of `source`, in place of a share of its rows."""
+    eval_split: str | None = None
+    """Of a hub data set to evaluate on: `eval_source`, or `source` where that is null; null: as `split`."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are rows to evaluate on."""
+        return bool(self.eval_share or self.eval_source or self.eval_split)
 
 
 class Train(_Section):
@@ -92,6 +105,9 @@ class Train(_Section):
     """How many stay: the newest."""
     on_nan: Literal["stop", "continue"] = "stop"
     """A loss that is no finite number: `stop` ends the run and keeps the last good checkpoint; `continue` only warns."""
+    eval_every: Positive | None = None
+    """Steps between two evaluations, and one at the end, where `data` has rows for it; null: only at the end. The adapter
+    with the lowest loss is kept beside the last. Ranks that train separately evaluate each its own, and rank 0's counts."""
     engine: Literal["reference", "fast"] = "reference"
     """`reference`: transformers' Trainer as everybody runs it. `fast`: the same training with its step compiled, and one
     CUDA graph on a GPU; every row is padded to `data.sequence_length`, and tokens count that padding."""
@@ -285,6 +301,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
         )
     if recipe.model.quantization == "fp8":
         _check_fp8(recipe, where)
+    _check_evaluation(recipe, where)
     try:
         parse_gpus(recipe.launch.gpus)
     except ValueError as error:
@@ -303,6 +320,39 @@ def _check_fp8(recipe: Recipe, where: str) -> None:
             f"{where}: lora.use_dora is true, but model.quantization is 'fp8'; DoRA computes with the frozen weights' norms, "
             "which FP8 does not keep",
             hint="set model.quantization to none or nf4, or lora.use_dora to false",
+        )
+
+
+def _check_evaluation(recipe: Recipe, where: str) -> None:
+    data, every = recipe.data, recipe.train.eval_every
+    if every is not None and not data.evaluates:
+        raise RecipeError(
+            f"{where}: train.eval_every is {every}, but there are no rows to evaluate on",
+            hint="set data.eval_share (0.05 holds one row in twenty of data.source out), data.eval_source (a file or a hub "
+            "id), or data.eval_split (of a hub data set)",
+        )
+    if data.eval_share and (data.eval_source or data.eval_split):
+        other = "eval_source" if data.eval_source else "eval_split"
+        raise RecipeError(
+            f"{where}: data.eval_share is {data.eval_share:g} and data.{other} {getattr(data, other)!r}: "
+            "rows to evaluate on come from one of them",
+            hint=f"leave one out: data.eval_share: 0, or data.{other}: null",
+        )
+    if data.eval_source == "synthetic":
+        raise RecipeError(
+            f"{where}: data.eval_source is 'synthetic', but nothing says how many random rows that would be",
+            hint="with data.source: synthetic, data.eval_share: 0.05 draws a twentieth as many as are trained on",
+        )
+    source = data.eval_source or data.source
+    if data.eval_split and (source in ("synthetic", "demo") or Path(source).suffix in SUFFIXES):
+        raise RecipeError(
+            f"{where}: data.eval_split is {data.eval_split!r}, but {source!r} is no hub data set and has no splits",
+            hint="data.eval_share holds some of its rows out",
+        )
+    if data.evaluates and not data.eval_share and (source, data.eval_split or data.split) == (data.source, data.split):
+        raise RecipeError(
+            f"{where}: the rows to evaluate on would be those that are trained on ({source!r})",
+            hint="data.eval_share holds some of them out, data.eval_split names another split of a hub data set",
         )
 
 

@@ -202,5 +202,8 @@ def _workload(recipe: dict[str, Any], command_name: str | None) -> str:
     lora = recipe.get("lora")
     if isinstance(lora, dict):  # a recipe from before these keys is one that has them turned off
         lora = {k: v for k, v in lora.items() if v or k not in ("use_rslora", "use_dora")}
-    facts = {"model": recipe.get("model"), "lora": lora, "data": recipe.get("data"), "train": work}
+    data = recipe.get("data")
+    if isinstance(data, dict):  # what is evaluated on is in no step
+        data = {k: v for k, v in data.items() if not k.startswith("eval_")}
+    facts = {"model": recipe.get("model"), "lora": lora, "data": data, "train": work}
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()[:12]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
 from lorawatch.errors import DataError, RecipeError
+from lorawatch.recipe import Data as DataKeys
 from lorawatch.recipe import Recipe
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.sources import Row, read_rows
@@ -28,17 +31,19 @@ class SyntheticData(Dataset[Item]):
         sequence_length: Positions of each.
         vocabulary: Token ids lie below it.
         seed: Of the recipe.
+        begin: Index of the first row.
     """
 
-    def __init__(self, rows: int, sequence_length: int, vocabulary: int, seed: int) -> None:
+    def __init__(self, rows: int, sequence_length: int, vocabulary: int, seed: int, begin: int = 0) -> None:
         self._rows, self._length, self._vocabulary, self._seed = rows, sequence_length, vocabulary, seed
+        self._begin = begin
 
     def __len__(self) -> int:
         return self._rows
 
     def __getitem__(self, index: int) -> Item:
         # torch's generator takes the low 32 bits of a seed only.
-        mixed = blake2b(f"{self._seed}/{index}".encode(), digest_size=4).digest()
+        mixed = blake2b(f"{self._seed}/{self._begin + index}".encode(), digest_size=4).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
         ids = torch.randint(self._vocabulary, (self._length,), generator=generator)
         return {"input_ids": ids, "labels": ids}
@@ -78,6 +83,22 @@ class TokenizedData(Dataset[Item]):
         self._learned.extend(learned)
         self._ends.append(len(self._ids))
 
+    def held_out(self, rows: int, seed: int) -> tuple[TokenizedData, TokenizedData]:
+        """The rows in two sets, each in their order here: those that stay, and so many drawn by a seed.
+
+        Equal rows (as a data set may repeat them) can be in both.
+        """
+        drawn = set(random.Random(seed).sample(range(len(self)), rows))
+        sets = TokenizedData(self.cut, self.dropped), TokenizedData()
+        begin = 0
+        for row, end in enumerate(self._ends):
+            into = sets[row in drawn]
+            into._ids.extend(self._ids[begin:end])
+            into._learned.extend(self._learned[begin:end])
+            into._ends.append(len(into._ids))
+            begin = end
+        return sets
+
     @property
     def tokens(self) -> int:
         return len(self._ids)
@@ -99,6 +120,13 @@ class TokenizedData(Dataset[Item]):
         ids = torch.tensor(self._ids[start:end], dtype=torch.long)
         learned = torch.frombuffer(self._learned, dtype=torch.bool, count=end - start, offset=start)
         return {"input_ids": ids, "labels": ids.masked_fill(~learned, IGNORED)}
+
+
+class Sets(NamedTuple):
+    """A recipe's rows: to train on, and to evaluate on where there are any."""
+
+    train: SyntheticData | TokenizedData
+    evaluation: SyntheticData | TokenizedData | None = None
 
 
 class Collator:
@@ -139,35 +167,73 @@ class Collator:
 
 
 def build_data(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> SyntheticData | TokenizedData:
-    """The recipe's data set.
+    """The rows to train on.
 
     Raises:
-        DataError: Missing, broken, empty, or smaller than one step of all ranks.
+        DataError, RecipeError: As `build_sets`.
+    """
+    return build_sets(recipe, tokenizer, vocabulary, world_size).train
+
+
+def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> Sets:
+    """The rows to train on, and those to evaluate on.
+
+    Raises:
+        DataError: Missing, broken, empty, smaller than one step of all ranks, or of such a size that the share to evaluate
+            on is no row.
         RecipeError: Random tokens without a number of steps.
     """
-    train = recipe.train
+    train, data = recipe.train, recipe.data
     rows_a_step = train.batch_size_per_gpu * train.gradient_accumulation * world_size
-    if recipe.data.source == "synthetic":
+    rows: SyntheticData | TokenizedData
+    evaluation: SyntheticData | TokenizedData | None = None
+    if data.source == "synthetic":
         if train.steps is None:
             raise RecipeError(
                 "train.steps is null, but random tokens have no epoch", hint="set train.steps to a number"
             )
-        rows = train.steps * rows_a_step
-        return SyntheticData(rows, recipe.data.sequence_length, vocabulary, train.seed)
-    data = tokenize(read_rows(recipe.data.source, recipe.data.split), tokenizer, recipe.data.sequence_length)
-    if not len(data):
+        draw = partial(SyntheticData, sequence_length=data.sequence_length, vocabulary=vocabulary, seed=train.seed)
+        rows = draw(train.steps * rows_a_step)
+        if held := _held(data, len(rows)):
+            evaluation = draw(held, begin=1 << 40)  # behind every row that a longer training would have
+    else:
+        rows, left = _tokenized(recipe, tokenizer, data.source, data.split, "data.source"), ""
+        if held := _held(data, len(rows)):
+            rows, evaluation = rows.held_out(held, train.seed)
+            left = f" beside the {held} of data.eval_share"
+        if len(rows) < rows_a_step:
+            raise DataError(
+                f"{data.source}: {len(rows)} usable rows{left}, but one step takes {rows_a_step} "
+                f"({train.batch_size_per_gpu} a rank × {train.gradient_accumulation} accumulated × {world_size} ranks)",
+                hint="more data, or a smaller train.batch_size_per_gpu, train.gradient_accumulation or number of ranks",
+            )
+    if data.eval_source or data.eval_split:
+        key = "data.eval_source" if data.eval_source else "data.source"
+        source, split = data.eval_source or data.source, data.eval_split or data.split
+        evaluation = _tokenized(recipe, tokenizer, source, split, key)
+    return Sets(rows, evaluation)
+
+
+def _tokenized(recipe: Recipe, tokenizer: Any, source: str, split: str, key: str) -> TokenizedData:
+    rows = tokenize(read_rows(source, split, key), tokenizer, recipe.data.sequence_length)
+    if not len(rows):
         raise DataError(
-            f"{recipe.data.source}: none of its {data.dropped} rows has a token to learn within "
+            f"{source}: none of its {rows.dropped} rows has a token to learn within "
             f"data.sequence_length = {recipe.data.sequence_length}",
             hint=f"raise data.sequence_length; a row has {FORMS}",
         )
-    if len(data) < rows_a_step:
+    return rows
+
+
+def _held(data: DataKeys, rows: int) -> int:
+    """How many rows the share to evaluate on is."""
+    held = round(data.eval_share * rows)
+    if data.eval_share and not held:
         raise DataError(
-            f"{recipe.data.source}: {len(data)} usable rows, but one step takes {rows_a_step} "
-            f"({train.batch_size_per_gpu} a rank × {train.gradient_accumulation} accumulated × {world_size} ranks)",
-            hint="more data, or a smaller train.batch_size_per_gpu, train.gradient_accumulation or number of ranks",
+            f"data.eval_share is {data.eval_share:g}, which of the {rows} rows of {data.source} is none",
+            hint=f"data.eval_share: {1 / rows:.2g} holds one out; or name other rows: data.eval_source",
         )
-    return data
+    return held
 
 
 def tokenize(rows: Iterable[Row], tokenizer: Any, sequence_length: int) -> TokenizedData:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorawatch.errors import DataError, MissingDependency
+from lorawatch.recipe import SUFFIXES
 from lorawatch.training import hub
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,13 @@ class Row:
     where: str
 
 
-def read_rows(source: str, split: str = "train") -> Iterator[Row]:
+def read_rows(source: str, split: str = "train", key: str = "data.source") -> Iterator[Row]:
     """The rows of `demo`, of a file, or of a hub data set.
 
     Args:
         source: `data.source` of a recipe, `synthetic` left out.
         split: Of a hub data set.
+        key: What of the recipe names the source, for errors.
 
     Raises:
         DataError: It is missing, unreadable, empty or broken; names file and line.
@@ -42,15 +42,13 @@ def read_rows(source: str, split: str = "train") -> Iterator[Row]:
         return
     path = Path(source).expanduser()
     if path.is_file():
-        yield from _not_empty(_file(path), source)
+        yield from _not_empty(_file(path, key), source)
     elif path.suffix in SUFFIXES or source.startswith(("/", "./", "../", "~")):
-        raise DataError(
-            f"data.source is {source!r}: {'a folder' if path.is_dir() else 'no such file'}", hint=_allowed()
-        )
+        raise DataError(f"{key} is {source!r}: {'a folder' if path.is_dir() else 'no such file'}", hint=_allowed())
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        yield from _not_empty(_hub(source, split), source)
+        yield from _not_empty(_hub(source, split, key), source)
     else:
-        raise DataError(f"data.source is {source!r}, which is neither a file nor a hub id", hint=_allowed())
+        raise DataError(f"{key} is {source!r}, which is neither a file nor a hub id", hint=_allowed())
 
 
 def _not_empty(rows: Iterator[Row], where: str) -> Iterator[Row]:
@@ -69,11 +67,11 @@ def _not_empty(rows: Iterator[Row], where: str) -> Iterator[Row]:
         raise DataError(f"{where}: the data set is empty")
 
 
-def _file(path: Path) -> Iterator[Row]:
+def _file(path: Path, key: str) -> Iterator[Row]:
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _text}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"data.source is {str(path)!r}: unknown kind of file {path.suffix!r}", hint=_allowed())
+        raise DataError(f"{key} is {str(path)!r}: unknown kind of file {path.suffix!r}", hint=_allowed())
     yield from reader(path)
 
 
@@ -159,12 +157,12 @@ def _text(path: Path) -> Iterator[Row]:
                 yield Row({"text": line.rstrip("\n")}, f"{path}, line {number}")
 
 
-def _hub(name: str, split: str) -> Iterator[Row]:
+def _hub(name: str, split: str, key: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
         raise MissingDependency(
-            f"data.source is {name!r}: the package datasets reads hub data sets", hint="pip install datasets"
+            f"{key} is {name!r}: the package datasets reads hub data sets", hint="pip install datasets"
         ) from None
     if not hub.hub_reachable():
         datasets.config.HF_HUB_OFFLINE = True  # only what is cached, and no retries
@@ -173,8 +171,9 @@ def _hub(name: str, split: str) -> Iterator[Row]:
     except Exception as error:  # the library raises dozens of kinds
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise DataError(
-            f"data.source is {name!r}: no such file, and as a hub data set (split {split!r}) not to be had: {first}",
-            hint="check the name, data.split and the network; or give a file: " + ", ".join(SUFFIXES),
+            f"{key} is {name!r}: no such file, and as a hub data set (split {split!r}) not to be had: {first}",
+            hint=f"check the name, {key.replace('source', 'split')} and the network; or give a file: "
+            + ", ".join(SUFFIXES),
         ) from error
     for number, fields in enumerate(loaded, 1):
         yield Row(dict(fields), f"{name} ({split}), row {number}")

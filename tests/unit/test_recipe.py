@@ -48,6 +48,51 @@ def test_a_wrong_value_is_named_with_what_is_allowed(override: str, words: list[
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["train.eval_every=5"],
+            ["train.eval_every is 5, but there are no rows to evaluate on", "data.eval_share (0.05"],
+        ),
+        (
+            ["data.eval_share=0.1", "data.eval_source=other.jsonl"],
+            ["data.eval_share is 0.1 and data.eval_source 'other.jsonl'", "leave one out"],
+        ),
+        (["data.eval_share=0.1", "data.eval_split=test"], ["data.eval_share is 0.1 and data.eval_split 'test'"]),
+        (["data.eval_share=1"], ["data.eval_share", "< 1"]),
+        (["data.eval_source=synthetic"], ["how many random rows", "data.eval_share: 0.05"]),
+        (["data.eval_split=test"], ["data.eval_split is 'test', but 'synthetic' is no hub data set"]),
+        (["data.eval_source=b.jsonl", "data.eval_split=test"], ["'b.jsonl' is no hub data set and has no splits"]),
+        (["data.source=a.jsonl", "data.eval_source=a.jsonl"], ["those that are trained on ('a.jsonl')"]),
+        (["data.source=o/set", "data.eval_source=o/set"], ["those that are trained on", "data.eval_split"]),
+        (["data.source=o/set", "data.eval_split=train"], ["those that are trained on ('o/set')"]),
+        (["train.eval_every=0"], ["train.eval_every", "≥ 1"]),
+    ],
+)
+def test_rows_to_evaluate_on_are_named_once_and_apart(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load("tiny", overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "evaluates"),
+    [
+        ([], False),
+        (["data.eval_share=0.2"], True),
+        (["data.eval_share=0.2", "train.eval_every=5"], True),
+        (["data.source=o/set", "data.eval_split=test"], True),
+        (["data.source=o/set", "data.eval_source=o/other"], True),
+        (["data.source=o/set", "data.split=a", "data.eval_source=o/set", "data.eval_split=b"], True),
+        (["data.source=demo", "data.eval_source=b.csv"], True),
+    ],
+)
+def test_a_recipe_says_whether_it_evaluates(overrides: list[str], evaluates: bool) -> None:
+    assert recipe.load("tiny", overrides).data.evaluates is evaluates
+
+
 def test_an_override_without_equals_sign_shows_the_form() -> None:
     with pytest.raises(RecipeError, match="key=value"):
         recipe.load("tiny", ["train.steps"])

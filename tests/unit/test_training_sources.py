@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ import pytest
 from lorawatch import recipe as recipes
 from lorawatch.errors import DataError
 from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, SyntheticData, build_data
+from lorawatch.training.data import Collator, SyntheticData, build_data, build_sets
 from lorawatch.training.sources import read_rows
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -96,6 +97,66 @@ def test_a_data_set_smaller_than_a_step_and_one_without_labels(tmp_path: Path) -
     path.write_text(json.dumps({"prompt": "p" * 50, "completion": "c"}) + "\n")
     with pytest.raises(DataError, match="none of its 1 rows has a token to learn within"):
         build_data(recipe, byte_tokenizer(), 320, 1)
+
+
+def numbered(path: Path, rows: int) -> list[str]:
+    path.write_text("".join(f'{{"text": "row {n}"}}\n' for n in range(rows)))
+    return [f"data.source={path}", "train.seed=3"]
+
+
+def texts(data: Any) -> list[str]:
+    tokenizer = byte_tokenizer()
+    return [tokenizer.decode(data[n]["input_ids"], skip_special_tokens=True) for n in range(len(data))]
+
+
+def test_a_share_of_the_rows_is_held_out_by_seed(tmp_path: Path) -> None:
+    told = numbered(tmp_path / "a.jsonl", 40)
+    whole = build_sets(recipes.load("tiny", told), byte_tokenizer(), 320, 2)
+    assert whole.evaluation is None
+    train, held = build_sets(recipes.load("tiny", [*told, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
+    assert held is not None
+    assert (len(train), len(held)) == (36, 4)
+    assert sorted(texts(train) + texts(held)) == sorted(texts(whole.train)), "each row once"
+    assert texts(train) == [t for t in texts(whole.train) if t not in texts(held)], "in their order"
+    assert train.fingerprint != whole.train.fingerprint
+    again = build_sets(recipes.load("tiny", [*told, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
+    assert again.evaluation is not None
+    assert texts(again.evaluation) == texts(held)
+    other = build_sets(recipes.load("tiny", [*told, "data.eval_share=0.1", "train.seed=4"]), byte_tokenizer(), 320, 2)
+    assert other.evaluation is not None
+    assert texts(other.evaluation) != texts(held)
+    with pytest.raises(
+        DataError, match=r"data.eval_share is 0.01, which of the 40 rows of .*a.jsonl is none"
+    ) as caught:
+        build_sets(recipes.load("tiny", [*told, "data.eval_share=0.01"]), byte_tokenizer(), 320, 2)
+    assert caught.value.hint is not None
+    assert "data.eval_share: 0.025" in caught.value.hint
+    with pytest.raises(DataError, match=r"2 usable rows beside the 38 of data.eval_share, but one step takes 4"):
+        build_sets(recipes.load("tiny", [*told, "data.eval_share=0.95"]), byte_tokenizer(), 320, 2)
+
+
+def test_rows_to_evaluate_on_from_a_file_of_their_own(tmp_path: Path) -> None:
+    told, other = numbered(tmp_path / "a.jsonl", 8), tmp_path / "b.jsonl"
+    recipe = recipes.load("tiny", [*told, f"data.eval_source={other}"])
+    with pytest.raises(DataError, match=r"data.eval_source is .*b.jsonl': no such file"):
+        build_sets(recipe, byte_tokenizer(), 320, 1)
+    other.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
+    sets = build_sets(recipe, byte_tokenizer(), 320, 1)
+    assert sets.evaluation is not None
+    assert texts(sets.evaluation) == ["one", "two", "three"]
+    assert len(sets.train) == 8
+
+
+def test_random_rows_to_evaluate_on_are_none_that_are_trained_on() -> None:
+    told = ["data.eval_share=0.25", "data.sequence_length=8"]
+    train, held = build_sets(recipes.load("tiny", [*told, "train.steps=6"]), None, 320, 2)
+    longer = build_sets(recipes.load("tiny", [*told, "train.steps=600"]), None, 320, 2)
+    assert held is not None
+    assert longer.evaluation is not None
+    assert (len(train), len(held)) == (24, 6)
+    trained = {tuple(longer.train[n]["input_ids"].tolist()) for n in range(len(longer.train))}
+    assert not any(tuple(held[n]["input_ids"].tolist()) in trained for n in range(6))
+    assert held[2]["input_ids"].tolist() == longer.evaluation[2]["input_ids"].tolist()
 
 
 def test_the_collator_pads_and_counts(tmp_path: Path) -> None:

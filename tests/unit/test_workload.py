@@ -22,3 +22,15 @@ def test_each_option_is_another_work() -> None:
     for key, value in (("use_rslora", True), ("use_dora", True), ("targets", "all-linear"), ("rank", 8)):
         digests.add(_workload({**RECIPE, "lora": {**RECIPE["lora"], key: value}}, None))
     assert len(digests) == 5
+
+
+def test_what_is_evaluated_on_is_in_no_step() -> None:
+    before = copy.deepcopy(RECIPE)
+    for key in ("eval_share", "eval_source", "eval_split"):
+        before["data"].pop(key)
+    before["train"].pop("eval_every")
+    assert _workload(before, None) == _workload(RECIPE, None)
+    for overrides in (["data.eval_share=0.1", "train.eval_every=5"], ["data.source=demo", "data.eval_source=b.csv"]):
+        told = recipe.load("exxact-8b", overrides)
+        plain = recipe.load("exxact-8b", overrides[:1] if "source" in overrides[0] else [])
+        assert _workload(told.to_dict(), None) == _workload(plain.to_dict(), None)

@@ -29,6 +29,7 @@ from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, Item
 from lorawatch.training.graph import GraphedLoss, Inputs, Passes, Recorder, apart_from_autograd, cuda_recorder
 from lorawatch.training.observer import Observer
+from lorawatch.training.reduction import FlatAllReduce
 from lorawatch.training.regions import Regions
 from lorawatch.training.tokenization import IGNORED
 
@@ -115,6 +116,8 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         """How far all ranks were brought."""
         self.compile_s: float | None = None
         """Seconds that compiling took, or failing to."""
+        self.all_reduce: FlatAllReduce | None = None
+        """What averages the gradients over the ranks in DDP's place; None leaves that to DDP."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -133,6 +136,8 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         if self.level < Level.COMPILED:
             self._restore()
             self._collator.padding = False
+        if self.level == Level.GRAPH and len(ranks) > 1:
+            self.all_reduce = FlatAllReduce((p for p in model.parameters() if p.requires_grad), len(ranks))
         if mine.why and device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
@@ -143,7 +148,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the model as it was, and give the graph's memory back."""
-        self._graphed = None
+        self._graphed = self.all_reduce = None
         self._restore()
 
     def _build(self, model: Any, device: torch.device) -> _Built:
@@ -230,6 +235,8 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             kind, words = "engine_fallback", f"the step is no CUDA graph ({who}): its compiled layers run without"
         else:
             graph = ", the step is one CUDA graph" if self.level == Level.GRAPH else ""
+            if self.all_reduce is not None:
+                graph += f" and one all-reduce of {self.all_reduce.bytes / 1e6:.2g} MB"
             kind, words = "compiled", f"{self._regions} compiled in {self.compile_s:.1f} s{graph}"
         self._observer.append(Event(at=time.time(), kind=kind, severity=severity, message=words, rank=place.rank))
 

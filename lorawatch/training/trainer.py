@@ -54,6 +54,7 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
     """Whether the first step is computed once before it counts."""
     saver: Saver | None = None
     steps: StepCallback | None = None
+    engine: fast.FastEngine | None = None
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
         """Sizes of the training, as the Trainer computes them.
@@ -86,13 +87,16 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         self.saver.save(self, words)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """A batch forward and back; the first of a resumed training is gone through once more beforehand, for DDP.
+        """A batch forward and back, and the ranks' gradients averaged: by DDP, or where the engine does that, by it.
 
-        DDP lays the gradients out anew after its first step, and where three ranks or more sum them the layout decides
-        in which order, and so the last digit. A training that goes on must have the layout that it had.
+        The first of a resumed training is gone through once more beforehand, for DDP: it lays the gradients out anew
+        after its first step, and where three ranks or more sum them the layout decides in which order, and so the last
+        digit. A training that goes on must have the layout that it had.
         """
-        if self.rehearse:
-            self.rehearse = False
+        all_reduce = self.engine.all_reduce if self.engine is not None else None
+        if all_reduce is not None:
+            model.require_backward_grad_sync = False
+        elif self.rehearse:
             assert self.steps is not None
             synced = model.require_backward_grad_sync
             model.require_backward_grad_sync = True
@@ -101,7 +105,11 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
                 super().training_step(model, dict(inputs), num_items_in_batch)
             model.zero_grad()
             model.require_backward_grad_sync = synced
-        return super().training_step(model, inputs, num_items_in_batch)
+        self.rehearse = False
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if all_reduce is not None and self.accelerator.sync_gradients:
+            all_reduce()
+        return loss
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # The Trainer loads onto "cpu:0" where ranks train on the CPU, which torch does not know. From the host's memory
@@ -182,16 +190,18 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
         on_nan=recipe.train.on_nan,
     )
     pad_id = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    collator, callbacks = Collator(pad_id, counts), [callback]
+    collator, engine, callbacks = Collator(pad_id, counts), None, [callback]
     if recipe.train.engine == "fast":
         collator = fast.StaticCollator(pad_id, counts, recipe.train.batch_size_per_gpu, recipe.data.sequence_length)
-        callbacks = [fast.FastEngine(recipe, collator, observer), callback]
+        engine = fast.FastEngine(recipe, collator, observer)
+        callbacks = [engine, callback]
     trainer = ReferenceTrainer(
         model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
     )
     trainer.fingerprint = data.fingerprint
     trainer.saver = Saver(run, recipe, place, observer, data.fingerprint, start)
     trainer.steps = callback
+    trainer.engine = engine
     trainer.rehearse = start is not None and place.together > 2
     trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
     if recipe.train.on_nan == "stop":

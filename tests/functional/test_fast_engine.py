@@ -94,6 +94,37 @@ def test_two_ranks_train_as_the_reference_engine_does(
     assert fast.events[1] == []
 
 
+# What a rank runs before anything else: it records its step as on a GPU, and nothing but Dynamo compiles.
+RECORDING = f"""
+import os, sys
+if "RANK" in os.environ:
+    sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+    from fakes.graph import RecordedEngine
+    from lorawatch.training import fast, reduction, regions
+    regions.BACKEND = "eager"
+    fast.FastEngine = RecordedEngine
+    reduce = reduction.FlatAllReduce.__call__
+    def counted(self):
+        print("one all-reduce", flush=True)
+        reduce(self)
+    reduction.FlatAllReduce.__call__ = counted
+"""
+
+
+def test_a_recorded_step_averages_its_gradients_once(tmp_path: Path, reference: Trained) -> None:
+    (tmp_path / "sitecustomize.py").write_text(RECORDING)
+    fast = Trained(tmp_path, *FAST, PYTHONPATH=str(tmp_path))
+    assert "the step is one CUDA graph and one all-reduce of 0.0072 MB" in fast.output
+    for rank in (0, 1):  # of two batches a step
+        assert fast.run.rank_log(0, rank).read_text().count("one all-reduce") == len(fast.steps[rank]) == 6
+    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
+        assert [s.loss for s in mine] == pytest.approx([s.loss for s in theirs], rel=1e-4)
+        assert [s.grad_norm for s in mine] == pytest.approx([s.grad_norm for s in theirs], rel=1e-3)
+    assert [s.grad_norm for s in fast.steps[0]] == [s.grad_norm for s in fast.steps[1]]
+    for name, weight in fast.adapter.items():
+        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+
+
 def test_without_a_compiler_the_reference_engine_trains(tmp_path: Path, reference: Trained) -> None:
     fast = Trained(tmp_path, *FAST, CXX="/bin/false", CC="/bin/false")
     assert "warning: the step does not compile (rank 0: " in fast.output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from fakes.graph import RecordedEngine, repeating
 from torch import nn
 
 from lorawatch import recipe as recipes
@@ -161,55 +162,6 @@ def test_parameters_stand_aside_and_come_back() -> None:
     assert all(a is b for a, b in zip(real, (p for p in model.parameters() if p.requires_grad), strict=True))
 
 
-def repeating(compute: Callable[[], Passes]) -> tuple[Callable[[], None], Passes]:
-    """A CUDA graph's stand-in: fills the same tensors by computing again."""
-    loss, gradients = compute()
-    gradients = [g.clone() for g in gradients]
-
-    def replay() -> None:
-        with torch.enable_grad():
-            new_loss, new_gradients = compute()
-        loss.copy_(new_loss)
-        for held, new in zip(gradients, new_gradients, strict=True):
-            held.copy_(new)
-
-    return replay, (loss, gradients)
-
-
-class RecordedEngine(FastEngine):
-    """Records as on a GPU; a replay computes with the recording's parameters and below the recording's entrance."""
-
-    replays = 0
-    steps = StepCallback()
-
-    def __init__(self, recipe: recipes.Recipe, collator: StaticCollator, observer: Observer) -> None:
-        super().__init__(recipe, collator, observer, self._recorder)
-
-    def _recorder(self, compute: Callable[[], Passes]) -> tuple[Callable[[], None], Passes]:
-        held = [
-            (module._parameters, name, parameter)
-            for module in self._base.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None and parameter.requires_grad
-        ]
-
-        def again() -> Passes:
-            graphed, self._graphed = self._graphed, None
-            real = [parameters[name] for parameters, name, _ in held]
-            for parameters, name, double in held:
-                parameters[name] = double
-            try:
-                with self.steps.paused():  # a graph replays kernels, not the hooks of modules
-                    return compute()
-            finally:
-                for (parameters, name, _), parameter in zip(held, real, strict=True):
-                    parameters[name] = parameter
-                self._graphed = graphed
-                self.replays += 1
-
-        return repeating(again)
-
-
 def ragged(rows: int) -> TokenizedData:
     data = TokenizedData()
     for i in range(rows):
@@ -234,7 +186,6 @@ def trained(folder: Path, kind: str, *overrides: str) -> SimpleNamespace:
     if kind != "reference":
         collator = StaticCollator(0, counts, 2, 32)
         engine = (RecordedEngine if kind == "recorded" else FastEngine)(recipe, collator, observer)
-        engine.steps = steps
         callbacks.insert(0, engine)
     trainer = ReferenceTrainer(
         model=model, args=options, train_dataset=ragged(11), data_collator=collator, callbacks=callbacks

@@ -228,7 +228,7 @@ def _run(run: RunDir, request: ChatRequest) -> int:
     from lorawatch.training import tuned  # torch's import starts here
 
     loaded = tuned.load(run, recipe, adapter=request.voice != "base", cpu=request.cpu)
-    tell(f"on the {'GPU' if loaded.device.type == 'cuda' else 'CPU'}, {recipe.model.dtype}"
+    tell(f"on the {'GPU' if loaded.device.type == 'cuda' else 'CPU'}, {loaded.precision}"
          + (f" ({loaded.note})" if loaded.note else ""))  # fmt: skip
     chat = Chat(loaded, request, _write, tell)
     if not request.interactive:

@@ -62,7 +62,7 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
     check_disk(folder, parameters * size)
     # Layer by layer the weights become as wide as the wider of both formats.
     tuned.check_memory(parameters * max(plan.dtype.itemsize, size))
-    loaded = tuned.load(run, recipe, adapter=True, cpu=True)
+    loaded = tuned.load(run, recipe, adapter=True, cpu=True, plain=True)
     ids = loaded.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         expected = loaded.model(input_ids=ids).logits.float()

@@ -19,7 +19,7 @@ def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchan
     """A model of a config, its weights drawn as transformers draws them, from torch's generator as it stands.
 
     Each weight is drawn once and in the same order whatever `exchange` makes of it, so that a quantized model is the plain
-    one of the same seed, quantized. There is never more than one module as it was drawn beside those exchanged.
+    one of the same seed, quantized. There is never more than one layer as it was drawn beside those exchanged.
 
     Args:
         config: transformers' config.
@@ -30,17 +30,29 @@ def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchan
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     head = model.get_output_embeddings()
+    exchanged: set[nn.Module] = set()
 
     def fill(module: nn.Module, owner: Any) -> None:
         # Innermost first, each by the `_init_weights` of the model it belongs to: as PreTrainedModel.initialize_weights.
-        for name, child in list(module.named_children()):
+        for child in module.children():
             fill(child, child if isinstance(child, PreTrainedModel) else owner)
-            if exchange is not None and child is not head and is_linear(child):
-                setattr(module, name, exchange(child))
+            if isinstance(module, nn.ModuleList):
+                finish(child)
         module.to_empty(device=device, recurse=False)
         owner._initialize_weights(module)
 
+    def finish(layer: nn.Module) -> None:
+        # Not earlier: a module's `_init_weights` may draw the weights of its linear layers anew, as GPT-2's does.
+        if exchange is None:
+            return
+        for name, module in list(layer.named_modules()):
+            if name and is_linear(module) and module is not head and module not in exchanged:
+                new = exchange(module)
+                exchanged.add(new)
+                layer.set_submodule(name, new)
+
     with torch.no_grad():
         fill(model, model)
+        finish(model)
     model.tie_weights()
     return model

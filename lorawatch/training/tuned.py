@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psutil
 import torch
 from peft import PeftModel
@@ -14,6 +15,7 @@ from lorawatch.errors import LorawatchError, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import RunDir
 from lorawatch.training import model as models
+from lorawatch.training import quantization
 
 _GIB = 1 << 30
 # Beside the weights: the CUDA context, and keys and values of some thousand tokens.
@@ -29,46 +31,113 @@ class Tuned:
         model: With its adapter (a PeftModel), or the base alone.
         tokenizer: The base's.
         device: Where it is.
-        note: Why it is not on the GPU; empty where nothing needs to be said.
+        precision: How its base's weights are kept: `bfloat16`, `bfloat16 over nf4`.
+        note: Why it is not where or as it was trained; empty where nothing needs to be said.
     """
 
     plan: models.ModelPlan
     model: Any
     tokenizer: Any
     device: torch.device
+    precision: str = ""
     note: str = ""
 
 
-def load(run: RunDir, recipe: Recipe, *, adapter: bool, cpu: bool = False) -> Tuned:
+@dataclass(frozen=True)
+class _Form:
+    """A way to keep the base's weights."""
+
+    recipe: Recipe
+    plan: models.ModelPlan
+
+    @property
+    def needed(self) -> int:
+        """Bytes of base and adapter."""
+        return self.plan.base_bytes + 4 * (self.plan.facts.lora_parameters or 0)
+
+    @property
+    def words(self) -> str:
+        model = self.recipe.model
+        return model.dtype if model.quantization == "none" else f"{model.dtype} over {model.quantization}"
+
+
+def load(run: RunDir, recipe: Recipe, *, adapter: bool, cpu: bool = False, plain: bool = False) -> Tuned:
     """Load a run's model on the first visible GPU if that has room, else on the CPU.
+
+    A base that was trained in NF4 is in NF4 again on a GPU: smaller, and what the adapter was trained on. On the CPU, where
+    NF4 is slow, it is so only if memory is short. FP8 is for training alone.
 
     Args:
         adapter: With the run's adapter.
         cpu: On the CPU in any case.
+        plain: Not in NF4 in any case.
 
     Raises:
         ModelNotFound: The base model is not here (any more).
         NoSuitableGpu: Its random weights can be drawn on a GPU only, and there is none with room.
+        MissingDependency: The base is stored in NF4, and what reads that is missing.
         LorawatchError: The adapter cannot be used, or memory is short.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    plan = models.plan_model(recipe)
-    needed = plan.base_bytes + 4 * (plan.facts.lora_parameters or 0)
-    drawn_on = run.info().device if plan.files is None else None
-    device, note = (torch.device("cpu"), "") if cpu or drawn_on == "cpu" else choose_device(needed)
+    forms = _forms(recipe, plain)
+    drawn_on = run.info().device if forms[0].plan.files is None else None
+    form, device, note = _choose(forms, cpu or drawn_on == "cpu")
     if drawn_on == "cuda" and device.type != "cuda":
         raise NoSuitableGpu(
             f"run {run.run_id} drew its random weights on a GPU, and only a GPU draws the same{': ' if note else ''}{note}",
             hint="use it on a machine with a GPU that has room",
         )
-    if device.type == "cpu":
-        check_memory(needed)
-    tokenizer = models.load_tokenizer(plan)
-    model = models.load_base(plan, recipe, device)
+    tokenizer = models.load_tokenizer(form.plan)
+    model = models.load_base(form.plan, form.recipe, device)
+    if plain and form.plan.stored_nf4:
+        model = model.dequantize(form.plan.dtype)
     if adapter:
         model = with_adapter(model, run)
-    return Tuned(plan, model.eval(), tokenizer, device, note)
+    return Tuned(form.plan, model.eval(), tokenizer, device, form.words, note)
+
+
+def _forms(recipe: Recipe, plain: bool) -> list[_Form]:
+    """The ways to keep a run's base: as it was trained, and as its files have it."""
+    trained = _Form(recipe, models.plan_model(recipe))
+    if recipe.model.quantization == "none" or trained.plan.stored_nf4:
+        return [trained]
+    other = msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, quantization="none"))
+    bare = _Form(other, models.plan_model(other))
+    return [bare] if plain or recipe.model.quantization == "fp8" else [trained, bare]
+
+
+def _choose(forms: list[_Form], on_cpu: bool) -> tuple[_Form, torch.device, str]:
+    """How to keep the base, where, and why not better.
+
+    Args:
+        forms: As it was trained first; that is also what a GPU had better do, and the CPU had better not.
+        on_cpu: On the CPU in any case.
+
+    Raises:
+        LorawatchError: Nowhere is room.
+    """
+    cpu = torch.device("cpu")
+    said: list[str] = []
+    failed: LorawatchError | None = None
+    for form, kind in [*((f, "cuda") for f in forms if not on_cpu), *((f, "cpu") for f in reversed(forms))]:
+        device, why = (cpu, "") if kind == "cpu" else choose_device(form.needed)
+        if device.type != kind:
+            said += [why] if why else []
+            continue
+        try:
+            quantization.check(form.recipe, device)
+            if device.type == "cpu":
+                check_memory(form.needed)
+        except LorawatchError as error:
+            failed = failed or error
+            said.append(error.message)
+            continue
+        if form is not forms[0] and not said:
+            said.append(f"trained in {forms[0].recipe.model.quantization}, which is slow here")
+        return form, device, "; ".join(said)
+    assert failed is not None
+    raise failed
 
 
 def choose_device(needed: int) -> tuple[torch.device, str]:

@@ -27,6 +27,19 @@ class ProcessId(msgspec.Struct, frozen=True):
         """Whether this very process still runs."""
         return self.boot_id == boot_id() and _start_ticks(self.pid) == self.started
 
+    def stopped(self) -> bool:
+        """Whether it stands still until somebody lets it go on: SIGSTOP, ctrl-z, or a debugger."""
+        return self.alive() and _stat(self.pid)[:1] in (["T"], ["t"])
+
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether it has a handler of its own for a signal, so that the signal does not end it."""
+        try:
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        except OSError:
+            return False
+        mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+        return self.alive() and bool(mask >> (number - 1) & 1)
+
     def send(self, number: signal.Signals) -> bool:
         """Signal this very process; False where it is gone."""
         if not self.alive():
@@ -44,12 +57,17 @@ def boot_id() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
+    fields = _stat(pid)
+    return None if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; empty where the process is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
-    fields = stat[stat.rindex(")") + 2 :].split()  # a command's name may hold spaces and parentheses
-    return None if fields[0] in "ZX" else int(fields[19])
+        return []
+    return stat[stat.rindex(")") + 2 :].split()  # a command's name may hold spaces and parentheses
 
 
 def descendants(pid: int) -> list[int]:

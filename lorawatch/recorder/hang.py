@@ -1,14 +1,25 @@
-"""When is no step too long without a step? Pure."""
+"""When is no step too long without a step, and whom do the others wait for?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from lorawatch.live import LiveView
+from lorawatch.processes import ProcessId
+from lorawatch.recorder.logs import size_of
+from lorawatch.recorder.workers import Workers
+from lorawatch.records import Event
+from lorawatch.rundir import RunDir
 
 WARN_AT_LEAST_S = 30.0
 WARN_USUAL_STEPS = 5.0
 END_USUAL_STEPS = 10.0
+ANSWER_S = 1.0
+"""How long a rank is given to write its stacks; a living one takes milliseconds, whatever it waits in."""
 # Phases in which steps are expected; loading a model or saving may take its time.
 STEPPING = frozenset({"training"})
 
@@ -59,3 +70,102 @@ def longest_silent(seen_at: Mapping[int, float | None]) -> tuple[int, float] | N
         return None
     at, rank = min(seen)
     return rank, at
+
+
+def blame(
+    last_step: Mapping[int, int],
+    world_size: int,
+    *,
+    stopped: Mapping[int, int],
+    mute: Sequence[int],
+    separate: bool,
+) -> tuple[str, int | None]:
+    """Whom the others wait for, by the surest sign that there is.
+
+    Args:
+        last_step: Each rank's.
+        stopped: Ranks whose process stands still → its pid.
+        mute: Ranks that did not write their stacks.
+        separate: The ranks train separately, so that their steps say nothing about one another.
+
+    Returns:
+        In words, beginning with `; `, or nothing; and the rank where it is a single one.
+    """
+    if stopped:
+        ranks, words = list(stopped), f"stopped: kill -CONT {' '.join(map(str, stopped.values()))} lets it go on"
+    elif mute:
+        ranks, words = list(mute), "frozen or waiting in the kernel: no answer to a signal"
+    elif behind := [] if separate else suspects(dict(last_step), world_size):
+        ranks, words = behind, "behind the others"
+    else:
+        return "", None
+    who = f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} are"
+    return f"; {who} {words}", ranks[0] if len(ranks) == 1 else None
+
+
+class HangWatch:
+    """Watches a run's ranks for a silence of steps: a warning with their stacks, then the run's end.
+
+    Args:
+        run: Where the stacks go.
+        view: The run as its journals tell it.
+        hang_timeout_s: The recipe's `launch.hang_timeout_s`.
+        tell: Takes the events.
+    """
+
+    def __init__(self, run: RunDir, view: LiveView, hang_timeout_s: float, tell: Callable[[Event], None]) -> None:
+        self._run, self._view, self._limit_s, self._tell = run, view, hang_timeout_s, tell
+        self._asked_at: float | None = None
+        self._asked: dict[int, int] = {}  # rank → bytes of its stacks before
+        self._warned = False
+        self.verdict: str | None = None
+        """Why the run was ended, or None."""
+
+    def look(self, workers: Workers, stepping_since: float) -> None:
+        """Look once; ends the run where it is time.
+
+        Args:
+            stepping_since: `time.monotonic()` of when a rank last began to step; a save before it is no silence.
+        """
+        view = self._view
+        stepping = [r for r in view.ranks.values() if r.phase in STEPPING]
+        since, what = view.last_step_seen_at, "no step"
+        if view.separate and (found := longest_silent({r.rank: r.last_seen_at for r in stepping})):
+            since, what = found[1], f"no step of rank {found[0]}"
+        if since is None or not stepping or self.verdict is not None:
+            return
+        now = time.monotonic()
+        silent = now - max(since, stepping_since)
+        check = check_hang(silent, view.usual_step_s(), self._limit_s)
+        if check.level == "ok":
+            self._asked_at = None
+            if self._warned:
+                self._warned = False
+                self._tell(Event(at=time.time(), kind="steps_back", message="steps come again"))
+        elif self._asked_at is None:
+            self._asked_at = now
+            self._run.stacks.mkdir(exist_ok=True)
+            before = {r.started.pid: (r.rank, size_of(self._stacks(r.rank))) for r in view.ranks.values() if r.started}
+            self._asked = dict(before[pid] for pid in workers.ask_stacks() if pid in before)
+        elif not self._warned and now - self._asked_at >= ANSWER_S:
+            self._warned = True
+            words, rank = self._blame()
+            told = f"{what} for {silent:.0f} s (limit {check.limit_s:.0f} s){words}; stacks in {self._run.stacks}"
+            self._tell(Event(at=time.time(), kind="hang", severity="error", rank=rank, message=told))
+        elif self._warned and check.level == "end":
+            self.verdict = f"{what} for {silent:.0f} s{self._blame()[0]}; the ranks' stacks are in {self._run.stacks}"
+            workers.kill()
+
+    def _blame(self) -> tuple[str, int | None]:
+        ranks = self._view.ranks.values()
+        processes = {r.rank: ProcessId.of(r.started.pid) for r in ranks if r.started}
+        return blame(
+            {r.rank: r.last.step for r in ranks if r.last},
+            self._view.world_size,
+            stopped={rank: p.pid for rank, p in processes.items() if p is not None and p.stopped()},
+            mute=[rank for rank, before in self._asked.items() if size_of(self._stacks(rank)) <= before],
+            separate=self._view.separate,
+        )
+
+    def _stacks(self, rank: int) -> Path:
+        return self._run.stacks / f"rank-{rank}.txt"

@@ -17,7 +17,7 @@ from lorawatch.live import Follower, LiveView, is_separate
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, oom_kills
 from lorawatch.recipe import Recipe
-from lorawatch.recorder.hang import STEPPING, check_hang, longest_silent, suspects
+from lorawatch.recorder.hang import STEPPING, HangWatch
 from lorawatch.recorder.ingesting import Ingesting
 from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.logs import tail as tail
@@ -103,8 +103,7 @@ class Recorder:
         self._heartbeat_at = 0.0
         self._oom_kills = oom_kills()
         self._gpu_lost: list[str] = []
-        self._hang: str | None = None
-        self._hang_warned = False
+        self._hangs = HangWatch(run, self.view, recipe.launch.hang_timeout_s if recipe else 0.0, self._event)
         self._measuring = False
         # Of earlier attempts nobody is left: a pid that they name may be anybody's today.
         self._first_attempt = self.state.attempt
@@ -384,33 +383,8 @@ class Recorder:
                     workers.kill()
 
     def _watch_for_hang(self, workers: Workers) -> None:
-        stepping = [r for r in self.view.ranks.values() if r.phase in STEPPING]
-        since, what = self.view.last_step_seen_at, "no step"
-        if self._separate and (found := longest_silent({r.rank: r.last_seen_at for r in stepping})):
-            since, what = found[1], f"no step of rank {found[0]}"
-        if since is None or not stepping or self._stop_kind or self.view.attempt < self.run_dir.last_attempt():
-            return
-        silent = time.monotonic() - max(since, self._stepping_since)
-        limit = self.recipe.launch.hang_timeout_s if self.recipe else 0.0
-        check = check_hang(silent, self.view.usual_step_s(), limit)
-        if check.level == "ok":
-            if self._hang_warned:
-                self._hang_warned = False
-                self._say("steps_back", "steps come again")
-            return
-        if not self._hang_warned:
-            self._hang_warned = True
-            self.run_dir.stacks.mkdir(exist_ok=True)
-            pids = workers.ask_stacks()
-            behind = suspects({r.rank: r.last.step for r in self.view.ranks.values() if r.last}, self.view.world_size)
-            blame = f"; rank {', '.join(map(str, behind))} behind the others" if behind else ""
-            if self._separate:  # nobody waits for anybody
-                blame = ""
-            where = f"stacks of {len(pids)} ranks in {self.run_dir.stacks}"
-            self._say("hang", f"{what} for {silent:.0f} s (limit {check.limit_s:.0f} s){blame}; {where}", "error")
-        elif check.level == "end":
-            self._hang = f"{what} for {silent:.0f} s; the ranks' stacks are in {self.run_dir.stacks}"
-            workers.kill()
+        if self._stop_kind is None and self.view.attempt >= self.run_dir.last_attempt():
+            self._hangs.look(workers, self._stepping_since)
 
     # --- small things
 
@@ -431,7 +405,7 @@ class Recorder:
             log_tail=tail(self._launcher_log, begin=self._log_begins),
             stop_requested="kill" if self._stop_kind == "kill" else "stop" if self._stop_kind else None,
             oom_kills=(kills or 0) - (self._oom_kills or 0),
-            hang=self._hang,
+            hang=self._hangs.verdict,
             gpu_lost=self._gpu_lost,
         )
 

@@ -56,8 +56,10 @@ class Workers:
         return self.launcher_alive() or any(r.alive() for r in self._ranks.values())
 
     def ask_stacks(self) -> list[int]:
-        """Make every rank write its Python stacks (its faulthandler answers SIGUSR1). Returns the pids."""
-        return [r.pid for r in self._ranks.values() if r.send(signal.SIGUSR1)]
+        """Make every rank write its Python stacks: its faulthandler answers SIGUSR1, which would end a rank of an own
+        command that has no such handler. Returns the pids."""
+        ranks = list(self._ranks.values())
+        return [r.pid for r in ranks if r.catches(signal.SIGUSR1) and r.send(signal.SIGUSR1)]
 
     def terminate(self) -> None:
         """Ask the launcher's whole process group to end: SIGTERM."""

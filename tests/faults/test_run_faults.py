@@ -116,9 +116,13 @@ def test_a_hung_rank_is_found_and_its_stack_written(lorawatch_home: Path) -> Non
     process = start(*TINY, *LONG, "--set", "launch.hang_timeout_s=33")
     run = the_run(lorawatch_home)
     wait_for_step(run, 5)
-    ranks_of(run)[1].send_signal(signal.SIGSTOP)
+    stopped = ranks_of(run)[1]
+    stopped.send_signal(signal.SIGSTOP)
     out = finish(process, 120)
     assert process.returncode == 1
+    named = f"rank 1 is stopped: kill -CONT {stopped.pid} lets it go on"
+    assert named in out
+    assert named in (run.state().message or "")
     assert sql(lorawatch_home, "SELECT state, failure FROM runs") == [("failed", "hang")]
     assert "no step for" in out
     stacks = (run.stacks / "rank-0.txt").read_text()

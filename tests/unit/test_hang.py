@@ -1,0 +1,115 @@
+"""Whom a run that takes no step waits for: real processes, one of them stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import wait_for
+from history import make_run, step
+
+from lorawatch.live import LiveView
+from lorawatch.processes import ProcessId
+from lorawatch.recorder import hang
+from lorawatch.recorder.hang import HangWatch, blame
+from lorawatch.recorder.workers import Workers
+from lorawatch.records import Event, PhaseChange, RankStarted
+from lorawatch.rundir import RunDir
+
+RANK = """
+import faulthandler, signal, sys, time
+faulthandler.register(signal.SIGUSR1, file=open(sys.argv[1], "a"))
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stopped", "mute", "steps", "separate", "words", "rank"),
+    [
+        ({}, [], {0: 7, 1: 7}, False, "", None),
+        ({}, [], {0: 7, 1: 6}, False, "; rank 1 is behind the others", 1),
+        ({}, [], {0: 7, 1: 6}, True, "", None),  # nobody waits for anybody
+        ({}, [0], {0: 7, 1: 6}, False, "; rank 0 is frozen or waiting in the kernel: no answer to a signal", 0),
+        ({1: 55}, [1], {0: 7, 1: 7}, False, "; rank 1 is stopped: kill -CONT 55 lets it go on", 1),
+        ({1: 55, 2: 56}, [], {}, True, "; ranks 1, 2 are stopped: kill -CONT 55 56 lets it go on", None),
+    ],
+)
+def test_the_surest_sign_is_told(
+    stopped: dict[int, int], mute: list[int], steps: dict[int, int], separate: bool, words: str, rank: int | None
+) -> None:
+    assert blame(steps, 2, stopped=stopped, mute=mute, separate=separate) == (words, rank)
+
+
+@pytest.fixture
+def ranks(lorawatch_home: Path) -> Iterator[tuple[RunDir, list[subprocess.Popen[str]]]]:
+    """Two ranks that answer when they are asked for their stacks, and a run of theirs."""
+    run = make_run()
+    run.stacks.mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(run.stacks / f"rank-{rank}.txt")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    yield run, processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_stopped_rank_is_named_and_the_run_ended(
+    ranks: tuple[RunDir, list[subprocess.Popen[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hang, "WARN_AT_LEAST_S", 0.3)
+    monkeypatch.setattr(hang, "ANSWER_S", 0.5)
+    run, processes = ranks
+    view = LiveView(2)
+    for rank, process in enumerate(processes):
+        view.feed(
+            RankStarted(
+                at=0, attempt=0, rank=rank, local_rank=rank, world_size=2, host="h", pid=process.pid, device="cpu"
+            )
+        )
+        view.feed(PhaseChange(at=0, attempt=0, rank=rank, name="training"))
+        view.feed(step(1, rank, duration_s=0.01))
+    launcher = ProcessId.of(processes[0].pid)
+    assert launcher is not None
+    workers = Workers(launcher, processes[0])  # type: ignore[arg-type]
+    for process in processes:
+        workers.note_rank(process.pid)
+    processes[1].send_signal(signal.SIGSTOP)
+    told: list[Event] = []
+    watch = HangWatch(run, view, 1.2, told.append)
+
+    def ended() -> bool:
+        watch.look(workers, 0.0)
+        return watch.verdict is not None
+
+    wait_for(ended, 20)
+    (event,) = told
+    named = f"; rank 1 is stopped: kill -CONT {processes[1].pid} lets it go on; "
+    assert (event.kind, event.severity, event.rank) == ("hang", "error", 1)
+    assert event.message.startswith("no step for ") and named in event.message
+    assert watch.verdict is not None and named in watch.verdict
+    assert "line 5 in <module>" in (run.stacks / "rank-0.txt").read_text()
+    assert not workers.any_alive()
+
+
+def test_a_process_without_a_handler_is_not_asked_for_its_stacks() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        launcher = ProcessId.of(process.pid)
+        assert launcher is not None
+        workers = Workers(launcher)
+        workers.note_rank(process.pid)
+        assert workers.ask_stacks() == []
+        time.sleep(0.2)
+        assert process.poll() is None  # SIGUSR1 would have ended it
+        process.kill()

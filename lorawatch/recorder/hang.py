@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lorawatch.live import LiveView
 from lorawatch.processes import ProcessId
@@ -72,6 +72,17 @@ def longest_silent(seen_at: Mapping[int, float | None]) -> tuple[int, float] | N
     return rank, at
 
 
+class Blame(NamedTuple):
+    """Whom the others wait for, as far as there is a sign of it."""
+
+    words: str = ""
+    """Beginning with `; `, or nothing."""
+    rank: int | None = None
+    """Where it is a single one."""
+    hint: str = ""
+    """What lets it go on, while it lives; beginning with `: `, or nothing."""
+
+
 def blame(
     last_step: Mapping[int, int],
     world_size: int,
@@ -79,7 +90,7 @@ def blame(
     stopped: Mapping[int, int],
     mute: Sequence[int],
     separate: bool,
-) -> tuple[str, int | None]:
+) -> Blame:
     """Whom the others wait for, by the surest sign that there is.
 
     Args:
@@ -87,20 +98,19 @@ def blame(
         stopped: Ranks whose process stands still → its pid.
         mute: Ranks that did not write their stacks.
         separate: The ranks train separately, so that their steps say nothing about one another.
-
-    Returns:
-        In words, beginning with `; `, or nothing; and the rank where it is a single one.
     """
+    hint = ""
     if stopped:
-        ranks, words = list(stopped), f"stopped: kill -CONT {' '.join(map(str, stopped.values()))} lets it go on"
+        ranks, words = list(stopped), "stopped"
+        hint = f": kill -CONT {' '.join(map(str, stopped.values()))} lets it go on"
     elif mute:
-        ranks, words = list(mute), "frozen or waiting in the kernel: no answer to a signal"
+        ranks, words = list(mute), "frozen or waiting in the kernel (no answer to a signal)"
     elif behind := [] if separate else suspects(dict(last_step), world_size):
         ranks, words = behind, "behind the others"
     else:
-        return "", None
+        return Blame()
     who = f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} are"
-    return f"; {who} {words}", ranks[0] if len(ranks) == 1 else None
+    return Blame(f"; {who} {words}", ranks[0] if len(ranks) == 1 else None, hint)
 
 
 class HangWatch:
@@ -149,14 +159,17 @@ class HangWatch:
             self._asked = dict(before[pid] for pid in workers.ask_stacks() if pid in before)
         elif not self._warned and now - self._asked_at >= ANSWER_S:
             self._warned = True
-            words, rank = self._blame()
-            told = f"{what} for {silent:.0f} s (limit {check.limit_s:.0f} s){words}; stacks in {self._run.stacks}"
-            self._tell(Event(at=time.time(), kind="hang", severity="error", rank=rank, message=told))
+            who = self._blame()
+            silence = f"{what} for {silent:.0f} s (limit {check.limit_s:.0f} s)"
+            told = f"{silence}{who.words}{who.hint}; stacks in {self._run.stacks}"
+            self._tell(Event(at=time.time(), kind="hang", severity="error", rank=who.rank, message=told))
         elif self._warned and check.level == "end":
-            self.verdict = f"{what} for {silent:.0f} s{self._blame()[0]}; the ranks' stacks are in {self._run.stacks}"
+            self.verdict = (
+                f"{what} for {silent:.0f} s{self._blame().words}; the ranks' stacks are in {self._run.stacks}"
+            )
             workers.kill()
 
-    def _blame(self) -> tuple[str, int | None]:
+    def _blame(self) -> Blame:
         ranks = self._view.ranks.values()
         processes = {r.rank: ProcessId.of(r.started.pid) for r in ranks if r.started}
         return blame(

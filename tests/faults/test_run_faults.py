@@ -120,9 +120,8 @@ def test_a_hung_rank_is_found_and_its_stack_written(lorawatch_home: Path) -> Non
     stopped.send_signal(signal.SIGSTOP)
     out = finish(process, 120)
     assert process.returncode == 1
-    named = f"rank 1 is stopped: kill -CONT {stopped.pid} lets it go on"
-    assert named in out
-    assert named in (run.state().message or "")
+    assert f"rank 1 is stopped: kill -CONT {stopped.pid} lets it go on" in out
+    assert "rank 1 is stopped; the ranks' stacks are in" in (run.state().message or "")
     assert sql(lorawatch_home, "SELECT state, failure FROM runs") == [("failed", "hang")]
     assert "no step for" in out
     stacks = (run.stacks / "rank-0.txt").read_text()

@@ -89,7 +89,9 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     width = heads * size if size else text.hidden_size
     matmul = sum(m.weight.numel() for m in skeleton.modules() if is_linear(m))
     flops = lora_flops_per_token(matmul, products, recipe.data.sequence_length, width, text.num_hidden_layers)
-    facts = ModelFacts(base.parameters + adapters, adapters, flops, recipe.model.dtype)
+    # Most of an FP8 step's products run at another peak than the rest: it has no MFU.
+    computed_in = str(fp8.FORMAT).removeprefix("torch.") if recipe.model.quantization == "fp8" else recipe.model.dtype
+    facts = ModelFacts(base.parameters + adapters, adapters, flops, computed_in)
     kept = base.parameters * dtype.itemsize
     for _, inputs, outputs in linear_layers(skeleton):
         plain, quantized = (

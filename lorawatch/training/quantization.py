@@ -8,6 +8,7 @@ import torch
 
 from lorawatch.errors import MissingDependency, NoSuitableGpu
 from lorawatch.recipe import Recipe
+from lorawatch.training import fp8
 
 FP8_FROM = (8, 9)
 """The first CUDA compute capability whose tensor cores multiply FP8: Ada."""
@@ -40,6 +41,14 @@ def _check_fp8(device: torch.device) -> None:
             f"{capability[0]}.{capability[1]}; it begins with {FP8_FROM[0]}.{FP8_FROM[1]}: Ada, Hopper, Blackwell)",
             hint=otherwise,
         )
+    try:
+        fp8.check(device)
+    except RuntimeError as error:
+        raise NoSuitableGpu(
+            f"model.quantization is fp8, but torch {torch.__version__} cannot multiply its rows on "
+            f"{torch.cuda.get_device_name(device)}: {str(error).splitlines()[0][:200]}",
+            hint=f"a newer torch may; otherwise {otherwise}",
+        ) from error
 
 
 def _check_nf4(device: torch.device) -> None:

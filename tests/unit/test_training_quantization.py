@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 
 from lorawatch import recipe as recipes
 from lorawatch.errors import MissingDependency, NoSuitableGpu, RecipeError
+from lorawatch.training import fp8, quantization
 from lorawatch.training import model as models
-from lorawatch.training import quantization
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -50,7 +51,19 @@ def test_fp8_on_a_card_without_it_is_refused_with_what_has_it(
 @pytest.mark.parametrize("capability", [(8, 9), (9, 0), (10, 0), (12, 0)])
 def test_fp8_on_a_card_that_has_it_is_not(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(fp8, "check", lambda device: None)
     quantization.check(tiny("model.quantization=fp8"), GPU)
+
+
+def test_fp8_of_which_torch_lacks_the_product_is_refused_with_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(device: torch.device) -> None:
+        raise RuntimeError("Rowwise scaling is not supported\nsomewhere in C++")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 5090")
+    monkeypatch.setattr(fp8, "check", lacks)
+    with pytest.raises(NoSuitableGpu, match="its rows on NVIDIA GeForce RTX 5090: Rowwise scaling is not supported"):
+        quantization.check(tiny("model.quantization=fp8"), GPU)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -124,5 +137,7 @@ def test_weights_that_are_stored_quantized_are_told_from_plain_ones(
 @pytest.mark.parametrize("quantized", ["nf4", "fp8"])
 def test_facts_of_a_quantized_model_are_the_plain_ones(quantized: str) -> None:
     plain, plan = models.plan_model(tiny()), models.plan_model(tiny(f"model.quantization={quantized}"))
-    assert plan.facts == plain.facts
+    # An FP8 step has no one precision, and so no one peak to be measured by.
+    assert replace(plan.facts, dtype=None) == replace(plain.facts, dtype=None)
+    assert plan.facts.dtype == ("float8_e4m3fn" if quantized == "fp8" else plain.facts.dtype)
     assert (plan.base_bytes < plain.base_bytes) == (quantized == "nf4")

@@ -8,8 +8,10 @@ three, MFU against an 8192³ BF16 matrix product measured here. Rows are printed
 a row for which no time is left is left out. A JSON line a row goes to $OUT/gpu_engines.jsonl. `--dry` runs a tiny model
 on the CPU: it measures nothing, it shows that the script works.
 
-`fast` runs twice: with an empty compile cache, then with the one that the first run filled. `no-graph` is fast without
-its CUDA graph, `cudnn` fast with cuDNN's attention, `whole` the whole model compiled at once with torch's own CUDA graphs.
+`peer` is a script as users write it, without lorawatch: peft on a transformers model, transformers' Trainer with bf16,
+logging every ten steps. `reference` and `fast` are lorawatch's engines, `fp8` is fast with its frozen weights in FP8;
+`again`: with the compile cache that the first filled. `no-graph` is fast without its CUDA graph, `flash` fast with
+FlashAttention 2, `whole` the whole model compiled at once with torch's own CUDA graphs. At the end: ratios with their bounds.
 """
 
 from __future__ import annotations
@@ -29,9 +31,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-ROWS = ("reference", "fast", "fast again", "no-graph", "cudnn", "whole")
+ROWS = ("peer", "reference", "fast", "fp8", "fast again", "fp8 again", "no-graph")
 # What a row takes at least, in seconds; without that much left it is not begun.
-LEAST_S = {"reference": 25, "fast": 45, "fast again": 25, "no-graph": 25, "cudnn": 40, "whole": 75}
+LEAST_S = {
+    "peer": 25, "reference": 25, "fast": 45, "fp8": 45, "fast again": 25, "fp8 again": 25, "no-graph": 25, "flash": 40,
+    "whole": 75,
+}  # fmt: skip
+EAGER = ("peer", "reference")
+# Against the peer at (batch, length): tok/s and tok/J at least so many times.
+BOUNDS = {
+    (2, 512): {"fast": (2.5, 1.5), "fp8": (3.2, 2.0)},
+    (8, 512): {"fast": (1.4, None), "fp8": (1.8, None)},
+}
 WARM_UP, WINDOWS = 12, 3
 GIB = 2**30
 COLUMNS = (
@@ -59,7 +70,7 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     out = Path(os.environ.get("OUT", tempfile.gettempdir())) / "gpu_engines.jsonl"
     out.unlink(missing_ok=True)
-    reference: dict[str, Any] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as home:
         for number, row in enumerate(options.rows.split(",")):
             left = deadline - time.monotonic()
@@ -67,14 +78,16 @@ def main() -> None:
                 print(f"{row}: left out, {left:.0f} s are left", flush=True)
                 continue
             result = child(row, options, home, left)
-            reference = reference or result
-            complete(result, reference)
+            results[row] = result
+            complete(result, results)
             with out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             if number == 0:
                 print(result.get("device", ""), flush=True)
                 print(" ".join(_width(form).format(title) for title, form, _ in COLUMNS), flush=True)
             show(result)
+    if not options.dry:
+        judge(results, (options.batch, options.length))
     print(f"written to {out}; {options.seconds - (deadline - time.monotonic()):.0f} s in all", flush=True)
 
 
@@ -98,16 +111,46 @@ def child(row: str, options: argparse.Namespace, home: str, seconds: float) -> d
     return {"row": row, "error": f"status {process.returncode}: {stderr.decode(errors='replace')[-3000:]}"}
 
 
-def complete(result: dict[str, Any], reference: dict[str, Any]) -> None:
-    """Add what needs the reference's row: MFU, and how the losses differ step by step."""
-    peak = reference.get("matmul_tflops")
-    if peak and result.get("tok_s"):
+def complete(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
+    """Add what needs other rows: MFU, and how the losses differ from the reference's step by step."""
+    peak = next(iter(results.values())).get("matmul_tflops")
+    if peak and result.get("tok_s") and not result["row"].startswith("fp8"):  # its products are of two precisions
         result["mfu_pct"] = 100 * result["flops_per_token"] * result["tok_s"] / (peak * 1e12)
-    pairs = list(zip(result.get("losses", ()), reference.get("losses", ()), strict=False))
-    if pairs and result is not reference:
-        relative = [a / b - 1 for a, b in pairs]
+    losses = results.get("reference", {}).get("losses", ())
+    if result["row"] != "reference" and losses and result.get("losses"):
+        relative = [a / b - 1 for a, b in zip(result["losses"], losses, strict=False)]
         result["drift"] = f"{100 * statistics.mean(relative):+.4f}%"
         result["worst_drift"] = max(map(abs, relative))
+        result["last_drift"] = relative[-1]
+
+
+def judge(results: dict[str, dict[str, Any]], shape: tuple[int, int]) -> None:
+    """Each ratio beside its bound."""
+
+    def line(what: str, ratio: float | None, bound: float, *, least: bool = True) -> None:
+        if ratio is not None:
+            met = ratio >= bound if least else ratio <= bound
+            print(f"{what}: {ratio:.3f} ({'≥' if least else '≤'} {bound}) {'met' if met else 'MISSED'}", flush=True)
+
+    def over(a: str, b: str, key: str) -> float | None:
+        x, y = results.get(a, {}).get(key), results.get(b, {}).get(key)
+        return x / y if x and y else None
+
+    for row, (speed, energy) in BOUNDS.get(shape, {}).items():
+        for base in EAGER:
+            line(f"{row} / {base}, tok/s", over(row, base, "tok_s"), speed)
+            if energy is not None:
+                line(f"{row} / {base}, tok/J", over(row, base, "tok_j"), energy)
+    line("reference / peer, tok/s", over("reference", "peer", "tok_s"), 0.99)
+    for row in ("fast", "fp8"):
+        line(f"{row} / reference, reserved memory", over(row, "reference", "reserved_gib"), 1.05, least=False)
+        if drift := results.get(row, {}).get("last_drift"):
+            line(f"{row} against reference, last loss, %", 100 * abs(drift), 1.0 if row == "fp8" else 0.5, least=False)
+    if mfu := results.get("fast", {}).get("mfu_pct"):
+        line("fast, MFU %", mfu, 65)
+    for row, bound in (("reference", 20), ("fast again", 40), ("fp8 again", 40)):
+        if seconds := results.get(row, {}).get("first_step_s"):
+            line(f"{row}, start to first step, s", seconds, bound, least=False)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -122,7 +165,7 @@ def show(result: dict[str, Any]) -> None:
     for key in ("engine_says", "sync_places"):
         if result.get(key):
             print(f"{'':12} {key.replace('_', ' ')}: {result[key]}", flush=True)
-    if result["row"].startswith("fast") and result.get("level") == "COMPILED" and result.get("reserved_gib"):
+    if result["row"] not in EAGER and result.get("level") != "GRAPH" and result.get("reserved_gib"):
         print(result["stderr"], flush=True)
 
 
@@ -138,7 +181,8 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
 
     compile_cache.set_up(1)
     import torch
-    from transformers import TrainerCallback, set_seed
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
     from transformers.utils import logging as transformers_logging
 
     from lorawatch import recipe as recipes
@@ -162,21 +206,21 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     if cuda:
         torch.cuda.set_device(device)
         result["device"] = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    if cuda and row == "reference":
+    if cuda and row in EAGER:
         result["matmul_tflops"] = matmul_tflops()
         result["device"] += f", 8192³ BF16 product {result['matmul_tflops']:.0f} TFLOP/s"
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    if row == "cudnn":
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
+    if row == "flash":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     # About `window` seconds each, by what is known of the engines on an H100.
-    step_s = (0.15 if row == "reference" else 0.06) * options.batch * options.length / 1024
+    step_s = (0.15 if row in EAGER else 0.06) * options.batch * options.length / 1024
     each = 4 if options.dry else max(8, round(options.window / step_s))
     shape = ["model.name=tiny-llama"] if options.dry else []
     recipe = recipes.load("exxact-8b", [
         "model.weights=random", f"train.steps={WARM_UP + WINDOWS * each}", f"train.batch_size_per_gpu={options.batch}",
-        f"data.sequence_length={options.length}", f"train.engine={'reference' if row == 'reference' else 'fast'}", *shape,
+        f"data.sequence_length={options.length}", f"train.engine={'reference' if row in EAGER else 'fast'}",
+        f"model.quantization={'fp8' if row.startswith('fp8') else 'none'}", *shape,
     ])  # fmt: skip
 
     class Windows(TrainerCallback):  # type: ignore[misc]
@@ -246,6 +290,22 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         set_seed(0)
         plan = models.plan_model(recipe)
         data = build_data(recipe, None, plan.vocabulary, 1)
+        model: Any
+        if row == "peer":
+            with device:
+                base = AutoModelForCausalLM.from_config(plan.config, dtype=torch.bfloat16)
+            lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+            model = get_peft_model(base, lora)
+            arguments = TrainingArguments(
+                output_dir=folder, per_device_train_batch_size=options.batch, max_steps=recipe.train.steps or 0,
+                learning_rate=2e-4, bf16=cuda, use_cpu=not cuda, logging_steps=10, report_to="none", save_strategy="no",
+            )  # fmt: skip
+            peer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[windows])
+            set_seed(0)
+            peer.train()
+            energy.stop()
+            observer.close()
+            return result | figures(windows, energy, each, options, plan.facts.flops_per_token, cuda)
         model = models.load_model(plan, recipe, device)
         set_seed(0)
         counts = BatchCounts()
@@ -253,7 +313,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         collator: Any = Collator(0, counts)
         engine: Any = None
         callbacks: list[Any] = [steps, windows]
-        if row != "reference":
+        if row not in EAGER:
             kind = {"no-graph": WithoutGraph, "whole": Whole}.get(row, fast.FastEngine)
             collator = fast.StaticCollator(0, counts, options.batch, options.length)
             engine = kind(recipe, collator, observer)
@@ -266,27 +326,36 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         energy.stop()
         observer.close()
         journal = list(JournalTail(run.rank_journal(0)).records())
-    if cuda:
-        result["reserved_gib"] = torch.cuda.max_memory_reserved(device) / GIB
-        result["allocated_gib"] = torch.cuda.max_memory_allocated(device) / GIB
     lines = [line for line in journal if isinstance(line, Step)]
     result["losses"] = [line.loss for line in lines]
     result["loss"], result["grad_norm"] = lines[-1].loss, lines[-1].grad_norm
-    tokens = each * options.batch * options.length
-    edges = windows.edges
-    rates = [tokens / (b - a) for a, b in itertools.pairwise(edges)]
-    result |= {
-        "tok_s": statistics.median(rates), "rates": rates, "windows": f"({min(rates):,.0f}–{max(rates):,.0f})",
-        "flops_per_token": plan.facts.flops_per_token, "first_step_s": windows.first_s, "each": each,
-        "syncs_a_step": len(windows.syncs) / 4 if cuda else None, "sync_places": ", ".join(sorted(set(windows.syncs))),
-        "step_1_s": lines[0].duration_s,
-    }  # fmt: skip
-    if joules := energy.between(edges[0], edges[-1]):
-        result["power_w"] = joules / (edges[-1] - edges[0])
-        result["tok_j"] = WINDOWS * tokens / joules
+    result["step_1_s"] = lines[0].duration_s
+    result |= figures(windows, energy, each, options, plan.facts.flops_per_token, cuda)
     if engine is not None:
         result["compile_s"], result["level"] = engine.compile_s, engine.level.name
         result["engine_says"] = "; ".join(line.message for line in journal if isinstance(line, Event))
+    return result
+
+
+def figures(
+    windows: Any, energy: Energy, each: int, options: argparse.Namespace, flops: float | None, cuda: bool
+) -> dict[str, Any]:
+    """What the windows say."""
+    import torch
+
+    tokens, edges = each * options.batch * options.length, windows.edges
+    rates = [tokens / (b - a) for a, b in itertools.pairwise(edges)]
+    result = {
+        "tok_s": statistics.median(rates), "rates": rates, "windows": f"({min(rates):,.0f}–{max(rates):,.0f})",
+        "flops_per_token": flops, "first_step_s": windows.first_s, "each": each,
+        "syncs_a_step": len(windows.syncs) / 4 if cuda else None, "sync_places": ", ".join(sorted(set(windows.syncs))),
+    }  # fmt: skip
+    if cuda:
+        result["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
+        result["allocated_gib"] = torch.cuda.max_memory_allocated() / GIB
+    if joules := energy.between(edges[0], edges[-1]):
+        result["power_w"] = joules / (edges[-1] - edges[0])
+        result["tok_j"] = WINDOWS * tokens / joules
     return result
 
 

@@ -20,6 +20,7 @@ import msgspec
 
 from lorawatch import recipe as recipes
 from lorawatch.errors import CheckpointError, RecipeError
+from lorawatch.folders import make_durable
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import read_json, write_atomically
 from lorawatch.sanitize import clean
@@ -289,11 +290,11 @@ def put_in_place(temporary: Path, target: Path) -> None:
     Raises:
         OSError: The disk refuses; the temporary folder is still there.
     """
-    _sync_folder(temporary)
+    make_durable(temporary)
     if target.exists():
         remove(target)
     temporary.rename(target)
-    _sync_folder(target.parent)
+    make_durable(target.parent)
 
 
 def prune(root: Path, keep: int, *, attempt: int, after: int) -> None:
@@ -336,11 +337,3 @@ def remove(folder: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
         folder.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

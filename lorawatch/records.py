@@ -91,6 +91,24 @@ class Step(Record, tag="step"):
     gpu_uuid: str | None = None
 
 
+class Evaluation(Record, tag="evaluation"):
+    """An evaluation on rows that are never trained on.
+
+    Of ranks that train together rank 0 tells it for all; of ranks that train separately each tells its own.
+    """
+
+    attempt: int
+    rank: int
+    step: int
+    """After which step."""
+    ended_at: float
+    duration_s: float | None = None
+    label_tokens: int | None = None
+    """Positions that the loss is taken over, of all ranks that train together."""
+    loss: float | None = None
+    """Mean over these; absent where it is no finite number."""
+
+
 class PhaseChange(Record, tag="phase"):
     """What a rank is busy with, outside its steps: loading, tokenizing, compiling, waiting (for the other ranks), training,
     evaluating, saving, finished."""
@@ -159,9 +177,9 @@ class Event(Record, tag="event"):
     detail: dict[str, object] | None = None
 
 
-RankLine = RankStarted | Step | PhaseChange | LinesLost
+RankLine = RankStarted | Step | Evaluation | PhaseChange | LinesLost
 HostLine = GpuSample | HostSample | LinesLost
-AnyLine = RankStarted | Step | PhaseChange | LinesLost | GpuSample | HostSample | Event
+AnyLine = RankStarted | Step | Evaluation | PhaseChange | LinesLost | GpuSample | HostSample | Event
 
 
 class ExitRecord(msgspec.Struct, omit_defaults=True, kw_only=True):

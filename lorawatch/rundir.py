@@ -131,6 +131,10 @@ class RunDir:
         return self.root / "adapter"
 
     @property
+    def best(self) -> Path:
+        return self.root / "best"
+
+    @property
     def stacks(self) -> Path:
         return self.root / "stacks"
 

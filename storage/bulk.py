@@ -16,7 +16,18 @@ from typing import Any, Union, get_args, get_origin
 import msgspec
 
 from lorawatch.journal import JournalTail
-from lorawatch.records import AnyLine, Event, GpuSample, HostSample, LinesLost, PhaseChange, RankStarted, Record, Step
+from lorawatch.records import (
+    AnyLine,
+    Evaluation,
+    Event,
+    GpuSample,
+    HostSample,
+    LinesLost,
+    PhaseChange,
+    RankStarted,
+    Record,
+    Step,
+)
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import cleaned
 from lorawatch.storage.engine import Connection
@@ -91,6 +102,7 @@ _INTEGERS = (
 _SMALL = "abs(attempt) < 2e9 AND abs(rank) < 2e9"
 _TARGETS: dict[type[msgspec.Struct], _Target] = {
     Step: _target("steps", Step, extra=_SMALL),
+    Evaluation: _target("evaluations", Evaluation, extra=_SMALL),
     GpuSample: _target("gpu_samples", GpuSample, extra=_INTEGERS),
     HostSample: _target("host_samples", HostSample),
     RankStarted: _target("ranks", RankStarted, rename={"at": "started_at"}, extra=_SMALL),

@@ -6,6 +6,16 @@ COMMENT ON COLUMN schema_migrations.name IS 'The migration''s file.';
 COMMENT ON COLUMN schema_migrations.applied_at IS 'When it was applied.';
 COMMENT ON COLUMN schema_migrations.lorawatch_version IS 'Version of lorawatch.';
 
+COMMENT ON TABLE evaluations IS 'An evaluation on rows that are never trained on; of ranks that train together rank 0 tells it for all.';
+COMMENT ON COLUMN evaluations.run_id IS 'The run''s id; sorts by time.';
+COMMENT ON COLUMN evaluations.attempt IS 'The start of the workers that it belongs to, from 0.';
+COMMENT ON COLUMN evaluations.rank IS 'The rank that tells it, from 0.';
+COMMENT ON COLUMN evaluations.step IS 'The step after which it was made.';
+COMMENT ON COLUMN evaluations.ended_at IS 'When it ended.';
+COMMENT ON COLUMN evaluations.duration_s IS 'Its wall time, seconds; in no step''s.';
+COMMENT ON COLUMN evaluations.label_tokens IS 'Positions that the loss is taken over, of all ranks that train together.';
+COMMENT ON COLUMN evaluations.loss IS 'Mean loss over the label tokens; NULL where it was no number.';
+
 COMMENT ON TABLE events IS 'Something that happened to a run: starts, stops, phases, lost lines, telemetry trouble.';
 COMMENT ON COLUMN events.run_id IS 'The run''s id; sorts by time.';
 COMMENT ON COLUMN events."at" IS 'When it happened. Quote it: AT is a reserved word; v_events calls it happened_at.';
@@ -277,6 +287,9 @@ COMMENT ON COLUMN v_runs.mfu IS 'Model FLOP/s over the GPU''s dense peak; NULL w
 COMMENT ON COLUMN v_runs.tokens IS 'Positions computed in the measured steps, all ranks, padding included.';
 COMMENT ON COLUMN v_runs.window_s IS 'Wall time of the measured steps, gaps left out, seconds.';
 COMMENT ON COLUMN v_runs.final_loss IS 'Loss of the last step.';
+COMMENT ON COLUMN v_runs.eval_loss IS 'Loss of the last evaluation.';
+COMMENT ON COLUMN v_runs.best_eval_loss IS 'Lowest loss of any evaluation.';
+COMMENT ON COLUMN v_runs.best_eval_step IS 'The step of that evaluation.';
 COMMENT ON COLUMN v_runs.sweep_id IS 'Runs of one sweep share it.';
 COMMENT ON COLUMN v_runs.tags IS 'Words given with --tag.';
 COMMENT ON COLUMN v_runs.own_command IS 'Whether the run is a user''s command rather than a recipe.';
@@ -310,6 +323,16 @@ COMMENT ON COLUMN v_scaling.avg_power_all_gpus_w IS 'Mean power of all the host'
 COMMENT ON COLUMN v_scaling.tok_per_j IS 'Tokens a joule of the used GPUs, the same number as tok/s a watt.';
 COMMENT ON COLUMN v_scaling.peak_vram_bytes IS 'Most memory in use on any used GPU, bytes.';
 COMMENT ON COLUMN v_scaling.mfu IS 'Model FLOP/s over the GPU''s dense peak; NULL where the SKU''s peak is not known.';
+
+COMMENT ON VIEW v_evaluations IS 'One row an evaluated step, of the latest attempt that did it; of ranks that train separately rank 0''s.';
+COMMENT ON COLUMN v_evaluations.run_id IS 'The run''s id; sorts by time.';
+COMMENT ON COLUMN v_evaluations.attempt IS 'The start of the workers that it belongs to, from 0.';
+COMMENT ON COLUMN v_evaluations.step IS 'The step after which it was made.';
+COMMENT ON COLUMN v_evaluations.ended_at IS 'When it ended.';
+COMMENT ON COLUMN v_evaluations.duration_s IS 'Its wall time, seconds; in no step''s.';
+COMMENT ON COLUMN v_evaluations.label_tokens IS 'Positions that the loss is taken over, of all ranks that train together.';
+COMMENT ON COLUMN v_evaluations.loss IS 'Mean loss over the label tokens; NULL where it was no number.';
+COMMENT ON COLUMN v_evaluations.best IS 'Whether the run''s lowest loss was at this step.';
 
 COMMENT ON VIEW v_steps IS 'One row a step, all ranks together, of the latest attempt that did it.';
 COMMENT ON COLUMN v_steps.run_id IS 'The run''s id; sorts by time.';

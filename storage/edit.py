@@ -10,7 +10,10 @@ from lorawatch.errors import HistoryError, LorawatchError
 from lorawatch.rundir import ENDED, RunDir
 from lorawatch.storage.connection import writing
 
-_TABLES = ("runs", "ranks", "gpus", "steps", "gpu_samples", "host_samples", "events", "run_summary", "journal_offsets")
+_TABLES = (
+    "runs", "ranks", "gpus", "steps", "evaluations", "gpu_samples", "host_samples", "events", "run_summary",
+    "journal_offsets",
+)  # fmt: skip
 
 
 def set_tags(run_id: str, tags: Sequence[str], *, deadline_s: float = 0.5) -> None:

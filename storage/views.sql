@@ -27,6 +27,21 @@ FROM steps
 GROUP BY run_id, attempt, step
 QUALIFY attempt = max(attempt) OVER (PARTITION BY run_id, step);
 
+CREATE VIEW v_evaluations AS
+SELECT
+    run_id,
+    attempt,
+    step,
+    ended_at,
+    duration_s,
+    label_tokens,
+    loss,
+    loss IS NOT NULL
+        AND step = first_value(step) OVER (PARTITION BY run_id ORDER BY loss NULLS LAST, step) AS best
+FROM evaluations
+WHERE rank = 0
+QUALIFY attempt = max(attempt) OVER (PARTITION BY run_id, step);
+
 CREATE VIEW v_runs AS
 SELECT
     r.run_id,
@@ -71,6 +86,9 @@ SELECT
     s.tokens,
     s.window_s,
     s.final_loss,
+    e.eval_loss,
+    e.best_eval_loss,
+    e.best_eval_step,
     r.sweep_id,
     r.tags,
     r.own_command,
@@ -87,7 +105,17 @@ LEFT JOIN (
     FROM gpus
     WHERE used
     GROUP BY run_id
-) AS g ON g.run_id = r.run_id;
+) AS g ON g.run_id = r.run_id
+LEFT JOIN (
+    SELECT
+        run_id,
+        last(loss ORDER BY step, attempt) AS eval_loss,
+        min(loss) AS best_eval_loss,
+        arg_min(step, {'loss': loss, 'step': step}) FILTER (loss IS NOT NULL) AS best_eval_step
+    FROM evaluations
+    WHERE rank = 0
+    GROUP BY run_id
+) AS e ON e.run_id = r.run_id;
 
 CREATE VIEW v_scaling AS
 WITH student (degrees, t95) AS (

@@ -7,7 +7,7 @@ import sys
 import click
 import msgspec
 
-from lorawatch.adapters import ChatRequest, recipe_of, refuse_random, require_adapter
+from lorawatch.adapters import ChatRequest, Which, recipe_of, refuse_random, require_adapter
 from lorawatch.cli.child import freest_gpu, run_module
 from lorawatch.errors import UsageError
 from lorawatch.rundir import RunDir
@@ -18,6 +18,12 @@ from lorawatch.rundir import RunDir
 @click.argument("prompt", required=False)
 @click.option("--base", is_flag=True, help="The model as it was, without the adapter.")
 @click.option("--both", is_flag=True, help="First the base's answer, then the adapter's.")
+@click.option(
+    "--adapter",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    help="The adapter at the run's end (default), or the one with the lowest evaluation loss.",
+)
 @click.option("--max-tokens", type=click.IntRange(1), default=256, help="Longest answer (default: 256).")
 @click.option(
     "--temperature", type=click.FloatRange(0, 10), default=0.0, help="0, the default, takes the likeliest token."
@@ -27,8 +33,8 @@ from lorawatch.rundir import RunDir
 @click.option("--cpu", is_flag=True, help="On the CPU, also where a GPU has room.")
 @click.option("--force", is_flag=True, help="Ask a model of random weights, too.")
 def chat(
-    run: str, prompt: str | None, base: bool, both: bool, max_tokens: int, temperature: float, seed: int, raw: bool,
-    cpu: bool, force: bool,
+    run: str, prompt: str | None, base: bool, both: bool, adapter: Which, max_tokens: int, temperature: float, seed: int,
+    raw: bool, cpu: bool, force: bool,
 ) -> int:  # fmt: skip
     """Ask the model that RUN (an id, its beginning, a name, or `last`) tuned; its answer comes as it is made.
 
@@ -53,11 +59,11 @@ def chat(
     found = RunDir.find(run)
     recipe = recipe_of(found)
     if not base:
-        require_adapter(found)
+        require_adapter(found, adapter)
     refuse_random(found, recipe, "its answers", force=force)
     request = ChatRequest(
-        voice="base" if base else "both" if both else "adapter", interactive=interactive, max_tokens=max_tokens,
-        temperature=temperature, seed=seed, raw=raw, cpu=cpu,
+        voice="base" if base else "both" if both else "adapter", adapter=adapter, interactive=interactive,
+        max_tokens=max_tokens, temperature=temperature, seed=seed, raw=raw, cpu=cpu,
     )  # fmt: skip
     code, _ = run_module(
         "lorawatch.training.chat",

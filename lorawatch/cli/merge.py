@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from lorawatch.adapters import MergeReport, MergeRequest, recipe_of, refuse_random, require_adapter
+from lorawatch.adapters import MergeReport, MergeRequest, Which, recipe_of, refuse_random, require_adapter
 from lorawatch.cli.child import run_module
 from lorawatch.errors import LorawatchError
 from lorawatch.rundir import RunDir
@@ -20,11 +20,17 @@ from lorawatch.text import gib
 @click.argument("run")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
+    "--adapter",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    help="The adapter at the run's end (default), or the one with the lowest evaluation loss.",
+)
+@click.option(
     "--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Number format (default: the base weights')."
 )
 @click.option("--force", is_flag=True, help="Replace a model that is in DIR; merge into random weights, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def merge(run: str, folder: Path, dtype: str | None, force: bool, as_json: bool) -> int:
+def merge(run: str, folder: Path, adapter: Which, dtype: str | None, force: bool, as_json: bool) -> int:
     """Write the model that RUN (an id, its beginning, a name, or `last`) tuned into DIR, its adapter merged.
 
     DIR gets safetensors, config, tokenizer and chat template as transformers saves them. What was written is read back and
@@ -32,9 +38,9 @@ def merge(run: str, folder: Path, dtype: str | None, force: bool, as_json: bool)
     """
     found = RunDir.find(run)
     recipe = recipe_of(found)
-    require_adapter(found)
+    require_adapter(found, adapter)
     refuse_random(found, recipe, "the merged model", force=force)
-    request = MergeRequest(folder=str(folder.expanduser().resolve()), dtype=dtype, force=force)
+    request = MergeRequest(folder=str(folder.expanduser().resolve()), adapter=adapter, dtype=dtype, force=force)
     code, out = run_module(
         "lorawatch.training.merge", [str(found.root), msgspec.json.encode(request).decode()], given=b"", capture=True
     )
@@ -56,8 +62,9 @@ def _lines(report: MergeReport) -> list[tuple[str, str]]:
     """The report for people, and how it is used."""
     place = clean(report.folder)
     quoted, gguf = shlex.quote(place), shlex.quote(f"{place}.gguf")
+    which = f"the {report.adapter} adapter" + (f" (step {report.step})" if report.step is not None else "")
     lines = [
-        ("merged", f"run {report.run_id} into {place}"),
+        ("merged", f"{which} of run {report.run_id} into {place}"),
         (
             "model",
             f"{clean(report.model)}   {report.parameters:,} weights in {report.dtype}   {gib(report.size_bytes)}",

@@ -22,7 +22,7 @@ import transformers.trainer
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorawatch.records import Event, Step
+from lorawatch.records import Evaluation, Event, Step
 from lorawatch.rundir import RunDir
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
@@ -49,6 +49,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         gate: What the ranks of a separate run wait at before their first step.
         checkpoint_every: Steps between two checkpoints, and one at the end; None leaves that to the Trainer's arguments.
         on_nan: `stop` asks all ranks to stop once this rank's loss is no finite number; `continue` only warns.
+        evaluates: Whether there is an evaluation at the end; without, evaluations are left to the Trainer's arguments.
+        eval_every: Steps between two evaluations before that; None: none.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         gate: Gate | None = None,
         checkpoint_every: int | None = None,
         on_nan: Literal["stop", "continue"] = "continue",
+        evaluates: bool = False,
+        eval_every: int | None = None,
     ) -> None:
         self._exclude = exclude_steps
         self._observer = observer
@@ -76,6 +80,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._scheduler: Any = None
         self._every = checkpoint_every
         self._on_nan = on_nan
+        self._evaluates, self._eval_every = evaluates, eval_every
         self._stop_wanted = False
         self._closing = False
         self.not_finite: tuple[int, float] | None = None
@@ -153,15 +158,31 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         due = self._every is not None and (step % self._every == 0 or step >= last)
         if (asked or due) and not separate:
             control.should_save = True
+        on_the_way = self._eval_every is not None and step % self._eval_every == 0 and self.stopped_at is None
+        # Not all ranks may have heard of a stop at the last step, and an evaluation needs them all.
+        if self._evaluates and (on_the_way or step >= last):
+            control.should_evaluate = True
         if control.should_evaluate:
-            self._observer.phase("evaluating")
+            self._observer.phase("evaluating", f"after step {step}")
         elif control.should_save:
             self._observer.phase("saving", "checkpoint")
         return control
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """An evaluation is over; its time belongs to no step."""
-        self._pause_ended()
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """An evaluation is over: journal what it found. Its time belongs to no step."""
+        if metrics and "eval_loss" in metrics:
+            self._journal_evaluation(state.global_step, metrics)
+        if control.should_save and self._observer is not None:
+            self._observer.phase("saving", "checkpoint")
+        else:
+            self._pause_ended()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A checkpoint is written; its time belongs to no step."""
@@ -246,6 +267,23 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
                     gpu_uuid=self._gpu_uuid,
                 )
             )
+
+    def _journal_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        observer = self._observer
+        if observer is None or not (observer.place.rank == 0 or observer.place.separate):
+            return
+        loss, tokens = metrics["eval_loss"], metrics.get("eval_label_tokens")
+        observer.append(
+            Evaluation(
+                attempt=observer.place.attempt,
+                rank=observer.place.rank,
+                step=step,
+                ended_at=time.time(),
+                duration_s=metrics.get("eval_runtime"),
+                label_tokens=None if tokens is None else int(tokens),
+                loss=loss if math.isfinite(loss) else None,
+            )
+        )
 
     def _loss_broke(self, observer: Observer, step: int, loss: float) -> None:
         self.not_finite = (step, loss)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lorawatch.adapters import ChatRequest, Voice, recipe_of
+from lorawatch.adapters import ChatRequest, Voice, adapter_words, recipe_of
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import clean
@@ -224,10 +224,10 @@ def _run(run: RunDir, request: ChatRequest) -> int:
     recipe = recipe_of(run)
     tell = _tell
     name = clean(recipe.model.name)
-    tell(f"loading {name}" + ("" if request.voice == "base" else f" with the adapter of run {run.run_id}"))
+    tell(f"loading {name}" + ("" if request.voice == "base" else f" with {adapter_words(run, request.adapter)}"))
     from lorawatch.training import tuned  # torch's import starts here
 
-    loaded = tuned.load(run, recipe, adapter=request.voice != "base", cpu=request.cpu)
+    loaded = tuned.load(run, recipe, adapter=request.voice != "base", which=request.adapter, cpu=request.cpu)
     tell(f"on the {'GPU' if loaded.device.type == 'cuda' else 'CPU'}, {loaded.precision}"
          + (f" ({loaded.note})" if loaded.note else ""))  # fmt: skip
     chat = Chat(loaded, request, _write, tell)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch.utils.data import Dataset
@@ -142,6 +143,12 @@ class Collator:
     def __init__(self, pad_id: int, counts: BatchCounts) -> None:
         self._pad_id = pad_id
         self._counts = counts
+
+    def apart(self) -> Self:
+        """One that makes the same batches, for rows that are not trained on: its counts go nowhere."""
+        twin = copy(self)
+        twin._counts = BatchCounts()
+        return twin
 
     def __call__(self, items: Sequence[Item]) -> Item:
         ids = [item["input_ids"] for item in items]

@@ -151,6 +151,11 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         self._graphed = self.all_reduce = None
         self._restore()
 
+    def aside(self) -> contextlib.AbstractContextManager[Any]:
+        """Within, the model runs as if nothing of it was compiled: for batches that are not trained on, which come without
+        gradients and would be compiled anew."""
+        return contextlib.nullcontext() if self.level == Level.REFERENCE else torch.compiler.set_stance("force_eager")
+
     def _build(self, model: Any, device: torch.device) -> _Built:
         """Bring the step as far as it goes; never raises for what a compiler or a driver does."""
         built = _Built()

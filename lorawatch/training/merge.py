@@ -14,11 +14,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from lorawatch.adapters import MergeReport, MergeRequest, recipe_of
+from lorawatch.adapters import MergeReport, MergeRequest, Which, adapter_folder, adapter_step, adapter_words, recipe_of
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import clean
@@ -46,8 +46,9 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
     """
     recipe = recipe_of(run)
     folder = Path(request.folder)
-    check_folder(folder, force=request.force, sources=[run.adapter])
-    _say(f"loading {clean(recipe.model.name)} with the adapter of run {run.run_id}")
+    check_folder(folder, force=request.force, sources=[adapter_folder(run, which) for which in get_args(Which)])
+    _say(f"loading {clean(recipe.model.name)} with {adapter_words(run, request.adapter)}")
+    step = adapter_step(run, request.adapter)
     import torch
 
     from lorawatch.training import model as models
@@ -62,7 +63,7 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
     check_disk(folder, parameters * size)
     # Layer by layer the weights become as wide as the wider of both formats.
     tuned.check_memory(parameters * max(plan.dtype.itemsize, size))
-    loaded = tuned.load(run, recipe, adapter=True, cpu=True, plain=True)
+    loaded = tuned.load(run, recipe, adapter=True, which=request.adapter, cpu=True, plain=True)
     ids = loaded.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         expected = loaded.model(input_ids=ids).logits.float()
@@ -87,9 +88,10 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
         files = sorted(p.name for p in temporary.iterdir())
         written = sum(p.stat().st_size for p in temporary.iterdir())
     return MergeReport(
-        run_id=run.run_id, folder=str(folder), model=recipe.model.name, dtype=dtype, parameters=parameters,
-        size_bytes=written, files=files, largest_difference=float((logits - expected).abs().max()),
-        relative_difference=difference, allowed_difference=allowed, adapter_difference=_relative(untuned, expected),
+        run_id=run.run_id, adapter=request.adapter, step=step, folder=str(folder), model=recipe.model.name, dtype=dtype,
+        parameters=parameters, size_bytes=written, files=files,
+        largest_difference=float((logits - expected).abs().max()), relative_difference=difference,
+        allowed_difference=allowed, adapter_difference=_relative(untuned, expected),
         unpacked_from=plan.files.gguf if plan.files else None,
     )  # fmt: skip
 

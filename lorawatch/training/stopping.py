@@ -112,6 +112,11 @@ class StopAgreement(_Agreement):
         super().__init__(control / "stop", place, "ack")
 
     @property
+    def asked(self) -> bool:
+        """Whether this rank has seen the request."""
+        return self._pledge is not None
+
+    @property
     def stop_at(self) -> int | None:
         """The step after which every rank that takes part stops, once all have pledged."""
         return self._agreed_step

@@ -3,8 +3,8 @@ several ranks train one model, plain where a rank trains alone."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from lorawatch import checkpoints
+from lorawatch import checkpoints, folders
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import RunDir
 from lorawatch.training import fast, quantization
 from lorawatch.training import model as models
+from lorawatch.training.adapter import save_adapter
 from lorawatch.training.callback import StepCallback
 from lorawatch.training.checkpoint import Saver, everyone, find
 from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, SyntheticData, TokenizedData, build_data
+from lorawatch.training.data import Collator, SyntheticData, TokenizedData, build_sets
+from lorawatch.training.evaluation import Evaluator, check_equal_rows
 from lorawatch.training.gate import Gate
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
@@ -55,6 +57,7 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
     saver: Saver | None = None
     steps: StepCallback | None = None
     engine: fast.FastEngine | None = None
+    evaluator: Evaluator | None = None
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
         """Sizes of the training, as the Trainer computes them.
@@ -77,14 +80,34 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         if self.saver is None or self.steps is None:
             super()._save_checkpoint(model, trial)
             return
+        self.saver.save(self, self._broken() or None)
+
+    def _broken(self) -> str:
+        """Why this rank's training is not worth keeping; empty where it is, or goes on regardless. Waits for the device."""
+        assert self.steps is not None
+        assert self.saver is not None
         if self.args.device.type == "cuda":
             torch.cuda.synchronize(self.args.device)
         self.steps.look()
         broken = self.steps.not_finite
-        words = None
-        if broken and self.saver.stops_on_nan:
-            words = f"the loss is {broken[1]} since step {broken[0]}"
-        self.saver.save(self, words)
+        return f"the loss is {broken[1]} since step {broken[0]}" if broken and self.saver.stops_on_nan else ""
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate between two steps, in the Trainer's words; without a figure where the evaluation was cut short."""
+        if self.evaluator is None:
+            found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return found
+        step, collate, broken = int(self.state.global_step), self.data_collator.apart(), self._broken()
+        with contextlib.nullcontext() if self.engine is None else self.engine.aside():
+            done = self.evaluator.evaluate(step, self.model, collate, self.accelerator.autocast, broken)
+        metrics: dict[str, float] = {}
+        if done is not None:
+            figures = {"loss": done.loss, "label_tokens": done.label_tokens, "runtime": done.duration_s}
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """A batch forward and back, and the ranks' gradients averaged: by DDP, or where the engine does that, by it.
@@ -172,9 +195,9 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     models.check_memory(plan, device)
     tokenizer = None if recipe.data.source == "synthetic" else models.load_tokenizer(plan)
     observer.phase("tokenizing", recipe.data.source)
-    data = build_data(recipe, tokenizer, plan.vocabulary, place.together)
+    data, held_out = build_sets(recipe, tokenizer, plan.vocabulary, place.together)
     start = find(run, recipe, place, observer, data.fingerprint)
-    observer.phase("loading", _described(data))
+    observer.phase("loading", _described(data) + (f"; {len(held_out)} rows to evaluate on" if held_out else ""))
     model = models.load_model(plan, recipe, device)
     set_seed(recipe.train.seed)  # batches in the same order whatever loading drew
     counts = BatchCounts()
@@ -188,6 +211,8 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
         gate=gate,
         checkpoint_every=recipe.train.checkpoint_every,
         on_nan=recipe.train.on_nan,
+        evaluates=held_out is not None,
+        eval_every=recipe.train.eval_every,
     )
     pad_id = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     collator, engine, callbacks = Collator(pad_id, counts), None, [callback]
@@ -203,12 +228,16 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     trainer.steps = callback
     trainer.engine = engine
     trainer.rehearse = start is not None and place.together > 2
+    if held_out is not None:
+        trainer.evaluator = Evaluator(held_out, recipe.train.batch_size_per_gpu, observer, tokenizer)
+        check_equal_rows(everyone(trainer.evaluator.fingerprint))
     trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
     if recipe.train.on_nan == "stop":
         _check_finite(run, recipe, everyone((place.rank, callback.not_finite)))
     observer.phase("saving", "adapter")
     if place.rank == 0:
-        save_adapter(run, model, tokenizer)
+        folders.recover(run.adapter)
+        save_adapter(run.adapter, model, tokenizer)
     # The last reference to a gloo process group, dropped with the interpreter's lock held, waits for threads that want
     # that lock: seen to hang a rank that had finished. The rank leaves by os._exit, so that nothing needs to be freed.
     _kept.append((trainer, model))
@@ -279,30 +308,6 @@ def training_arguments(recipe: Recipe, output: Path, device: torch.device) -> Tr
         dataloader_pin_memory=cuda,
         **(fast.arguments(cuda) if train.engine == "fast" else {}),
     )
-
-
-def save_adapter(run: RunDir, model: Any, tokenizer: Any) -> None:
-    """Save the adapter in PEFT's format, with the tokenizer; the folder appears whole or not at all.
-
-    Raises:
-        OSError: The disk refuses it; an older adapter stays.
-    """
-    temporary = run.root / f".adapter.{os.getpid()}"
-    try:
-        # Without this the saving asks the hub whether the base's embedding was resized.
-        model.save_pretrained(temporary, save_embedding_layers=False)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        if run.adapter.exists():
-            old = run.root / f".adapter.old.{os.getpid()}"
-            run.adapter.rename(old)
-            temporary.rename(run.adapter)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(run.adapter)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _device(kind: str, place: Place) -> torch.device:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
+from lorawatch.adapters import Which, adapter_folder
 from lorawatch.errors import LorawatchError, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import RunDir
@@ -61,14 +62,17 @@ class _Form:
         return model.dtype if model.quantization == "none" else f"{model.dtype} over {model.quantization}"
 
 
-def load(run: RunDir, recipe: Recipe, *, adapter: bool, cpu: bool = False, plain: bool = False) -> Tuned:
+def load(
+    run: RunDir, recipe: Recipe, *, adapter: bool, which: Which = "last", cpu: bool = False, plain: bool = False
+) -> Tuned:
     """Load a run's model on the first visible GPU if that has room, else on the CPU.
 
     A base that was trained in NF4 is in NF4 again on a GPU: smaller, and what the adapter was trained on. On the CPU, where
     NF4 is slow, it is so only if memory is short. FP8 is for training alone.
 
     Args:
-        adapter: With the run's adapter.
+        adapter: With one of the run's adapters.
+        which: The last or the best.
         cpu: On the CPU in any case.
         plain: Not in NF4 in any case.
 
@@ -93,7 +97,7 @@ def load(run: RunDir, recipe: Recipe, *, adapter: bool, cpu: bool = False, plain
     if plain and form.plan.stored_nf4:
         model = model.dequantize(form.plan.dtype)
     if adapter:
-        model = with_adapter(model, run)
+        model = with_adapter(model, run, which)
     return Tuned(form.plan, model.eval(), tokenizer, device, form.words, note)
 
 
@@ -169,19 +173,20 @@ def check_memory(needed: int) -> None:
         )
 
 
-def with_adapter(base: Any, run: RunDir) -> PeftModel:
-    """A base model with a run's adapter on it, not trainable.
+def with_adapter(base: Any, run: RunDir, which: Which = "last") -> PeftModel:
+    """A base model with one of a run's adapters on it, not trainable.
 
     Raises:
         LorawatchError: The adapter is damaged, does not fit the base, or is not made of numbers.
     """
+    folder = adapter_folder(run, which)
     try:
-        model = PeftModel.from_pretrained(base, str(run.adapter), is_trainable=False)
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise LorawatchError(
             f"the adapter of run {run.run_id} does not load: {first}",
-            hint=f"is the base model still the one it was trained on? the adapter is {run.adapter}",
+            hint=f"is the base model still the one it was trained on? the adapter is {folder}",
         ) from error
     weights = [p for name, p in model.named_parameters() if "lora_" in name]
     if not all(bool(torch.isfinite(p).all()) for p in weights):

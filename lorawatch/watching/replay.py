@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lorawatch.errors import RunNotFound
 from lorawatch.journal import JournalTail
-from lorawatch.records import AnyLine, GpuSample, HostSample, Step
+from lorawatch.records import AnyLine, Evaluation, GpuSample, HostSample, Step
 from lorawatch.rundir import RunDir, RunState
 from lorawatch.watching.frame import Frame, Replaying
 from lorawatch.watching.watch import Watch
@@ -18,7 +18,7 @@ SPEEDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0)
 def line_time(line: AnyLine) -> float:
     """When a line was written, unix seconds."""
     match line:
-        case Step():
+        case Step() | Evaluation():
             return line.ended_at
         case GpuSample() | HostSample():
             return line.sampled_at

@@ -24,6 +24,7 @@ CONTRACT = {
     "gpus": "run_id host gpu_index gpu_uuid sku memory_total_bytes power_limit_w used",
     "steps": "run_id attempt rank step gpu_uuid ended_at duration_s tokens nonpad_tokens label_tokens loss grad_norm "
     "learning_rate data_wait_s memory_allocated_bytes memory_reserved_bytes phase",
+    "evaluations": "run_id attempt rank step ended_at duration_s label_tokens loss",
     "gpu_samples": "run_id gpu_uuid sampled_at power_w power_average_w energy_j memory_used_bytes utilization_pct "
     "temperature_c sm_clock_mhz memory_clock_mhz event_reasons",
     "host_samples": "run_id host sampled_at cpu_pct memory_used_bytes",
@@ -32,7 +33,7 @@ CONTRACT = {
     "avg_power_w avg_power_all_gpus_w energy_j tok_per_j peak_vram_bytes mfu tokens measured_steps final_loss",
     "published_results": "source sku gpu_count url note",
 }
-VIEWS = {"v_steps", "v_runs", "v_scaling", "v_epoch_estimates", "v_published", "v_events"}
+VIEWS = {"v_steps", "v_evaluations", "v_runs", "v_scaling", "v_epoch_estimates", "v_published", "v_events"}
 
 
 @pytest.fixture

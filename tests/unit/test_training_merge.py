@@ -20,9 +20,9 @@ from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import RunDir, RunInfo
 from lorawatch.training import merge as merging
 from lorawatch.training import model as models
+from lorawatch.training.adapter import save_adapter
 from lorawatch.training.merge import check_disk, check_folder, merge, readable_config
 from lorawatch.training.tokenization import byte_tokenizer
-from lorawatch.training.trainer import save_adapter
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def a_run(folder: Path, *overrides: str, scale: float = 0.05) -> tuple[RunDir, m
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn_like(parameter) * scale
-    save_adapter(run, model, None)
+    save_adapter(run.adapter, model, None)
     return run, model
 
 

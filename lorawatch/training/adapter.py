@@ -1,0 +1,39 @@
+"""Saves an adapter in PEFT's format, with the tokenizer, in a folder that is whole at any moment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lorawatch import folders
+from lorawatch.adapters import BEST_FILE, BestAdapter
+
+
+def save_adapter(target: Path, model: Any, tokenizer: Any, best: BestAdapter | None = None) -> None:
+    """Save an adapter; the folder appears whole or not at all.
+
+    Args:
+        target: The folder; an older one goes.
+        model: With the adapter.
+        tokenizer: Saved beside it; None: there is none.
+        best: What is known of it, where it is a run's best.
+
+    Raises:
+        OSError: The disk refuses it; an older adapter stays.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        # Without this the saving asks the hub whether the base's embedding was resized.
+        model.save_pretrained(temporary, save_embedding_layers=False)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if best is not None:
+            (temporary / BEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(best), indent=1))
+        folders.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

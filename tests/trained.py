@@ -1,0 +1,65 @@
+"""A training of the tiny model in this process, by one rank: what the real ranks do, in a fraction of their time."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lorawatch import checkpoints
+from lorawatch import recipe as recipes
+from lorawatch.journal import JournalTail
+from lorawatch.records import Evaluation, Event, Step
+from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.training.observer import Observer
+from lorawatch.training.place import Place
+from lorawatch.training.trainer import train
+
+Curve = dict[int, tuple[float | None, float | None, float | None, int | None]]
+
+
+class Trained:
+    """A run in this process, of one rank; each call is an attempt."""
+
+    def __init__(self, *overrides: str) -> None:
+        self.recipe = recipes.load("tiny", [*overrides, "launch.gpus=cpu:1"])
+        self.run = RunDir.create(
+            RunInfo(run_id="", name="tiny", created_at=time.time(), host="h", user="u", world_size=1, device="cpu")
+        )
+        self.attempt = -1
+
+    def again(self, *, after: int | None = None) -> Curve:
+        """Train; loss, gradient norm, learning rate and label tokens of this attempt's steps."""
+        self.attempt += 1
+        place = Place(attempt=self.attempt, resumed=None if after is None else (after, self.attempt))
+        observer = Observer(self.run, place).start()
+        try:
+            train(self.run, self.recipe, place, observer, "cpu")
+        finally:
+            observer.close()
+        steps = [s for s in self.lines() if isinstance(s, Step) and s.attempt == self.attempt]
+        return {s.step: (s.loss, s.grad_norm, s.learning_rate, s.label_tokens) for s in steps}
+
+    def lines(self) -> list[Any]:
+        return list(JournalTail(self.run.rank_journal(0)).records())
+
+    def events(self, kind: str) -> list[Event]:
+        return [e for e in self.lines() if isinstance(e, Event) and e.kind == kind]
+
+    @property
+    def evaluations(self) -> dict[int, float | None]:
+        """The loss of this attempt's evaluations, by step."""
+        lines = (line for line in self.lines() if isinstance(line, Evaluation) and line.attempt == self.attempt)
+        return {line.step: line.loss for line in lines}
+
+    @property
+    def saved(self) -> list[int]:
+        return sorted(checkpoints.step_of(f) for f in checkpoints.folders(self.run.checkpoints))
+
+
+def rows(path: Path, number: int) -> Path:
+    path.write_text(
+        "".join(json.dumps({"prompt": "x" * (i % 7), "completion": "yes " * (1 + i % 4)}) + "\n" for i in range(number))
+    )
+    return path

@@ -1,0 +1,305 @@
+"""Evaluations: the mean over all label tokens, training as it would be without them, and the adapter that is kept."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from trained import Trained, rows
+
+from lorawatch import checkpoints
+from lorawatch import recipe as recipes
+from lorawatch.adapters import BestAdapter, best_of
+from lorawatch.errors import LorawatchError, LossNotFinite
+from lorawatch.records import Evaluation, PhaseChange, Step
+from lorawatch.training import evaluation
+from lorawatch.training import model as models
+from lorawatch.training.data import build_sets
+from lorawatch.training.evaluation import Part, check_equal_rows, combined, share, summed_loss
+from lorawatch.training.tokenization import byte_tokenizer
+from lorawatch.training.trainer import ReferenceTrainer
+
+CPU = torch.device("cpu")
+
+
+def test_the_mean_is_over_label_tokens_and_not_over_ranks_or_batches() -> None:
+    # Ten tokens of loss 1 on one rank, one of loss 12 on another, none on a third.
+    assert combined([Part(10.0, 10), Part(12.0, 1), Part()]) == (2.0, 11)
+    assert math.isnan(combined([Part(), Part()])[0])
+    assert math.isnan(combined([Part(10.0, 10), Part(math.nan, 3)])[0])
+
+
+@pytest.mark.parametrize(("rows", "batch", "ranks"), [(7, 2, 2), (8, 2, 2), (1, 4, 3), (5, 1, 4), (9, 4, 1)])
+def test_every_row_is_in_one_batch_of_one_rank(rows: int, batch: int, ranks: int) -> None:
+    shares = [share(rows, batch, rank, ranks) for rank in range(ranks)]
+    assert sorted(row for mine in shares for some in mine for row in some) == list(range(rows))
+    assert max(len(mine) for mine in shares) - min(len(mine) for mine in shares) <= 1
+    assert all(len(some) <= batch for mine in shares for some in mine)
+
+
+def test_losses_are_summed_in_pieces_where_there_are_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 6, 11), torch.randint(11, (3, 6))
+    labels[0, :3] = labels[1, 1:] = labels[2, 4] = -100
+    by_hand = [
+        -float(torch.log_softmax(logits[row, position].double(), -1)[labels[row, position + 1]])
+        for row in range(3)
+        for position in range(5)
+        if labels[row, position + 1] != -100
+    ]
+    widened: list[int] = []
+    entropy = nn.functional.cross_entropy
+
+    def watched(found: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        widened.append(found.numel())
+        return entropy(found, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", watched)
+    for piece, largest in ((11 * 2, 22), (1, 11), (1 << 26, 11 * 7)):
+        monkeypatch.setattr(evaluation, "_WIDENED", piece)
+        widened.clear()
+        total, count = summed_loss(logits, labels)
+        assert (count, max(widened)) == (len(by_hand), largest) == (7, largest)
+        assert float(total) == pytest.approx(math.fsum(by_hand), rel=1e-6)
+    assert summed_loss(logits, torch.full((3, 6), -100))[1] == 0
+
+
+def test_ranks_that_would_evaluate_on_other_rows_are_named() -> None:
+    check_equal_rows(["a", "a"])
+    with pytest.raises(LorawatchError, match="rank 1, 3 would evaluate on other rows than rank 0"):
+        check_equal_rows(["a", "b", "a", "c"])
+
+
+def test_evaluating_changes_no_bit_of_a_training(tmp_path: Path) -> None:
+    """With dropout, so that the random numbers count, over three epochs, so that the order of the rows does."""
+    told = [
+        f"data.source={rows(tmp_path / 'rows.jsonl', 11)}", "train.steps=null", "train.epochs=3", "lora.dropout=0.2",
+        "train.gradient_accumulation=2", "train.schedule=cosine",
+    ]  # fmt: skip
+    asked = [f"data.eval_source={rows(tmp_path / 'other.jsonl', 5)}", "train.eval_every=2"]
+    for more in ([], ["train.gradient_checkpointing=true"]):
+        plain, evaluated = Trained(*told, *more), Trained(*told, *more, *asked)
+        assert evaluated.again() == plain.again()
+        assert list(evaluated.evaluations) == [2, 4, 6, 8, 9]
+        assert not plain.run.best.exists()
+        files = [run.run.adapter / "adapter_model.safetensors" for run in (plain, evaluated)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def loss_by_hand(recipe: recipes.Recipe, adapter: Path) -> tuple[float, int]:
+    """Mean over all label tokens of the held-out rows, a row at a time, with an adapter's weights; and their number."""
+    plan = models.plan_model(recipe)
+    model = models.load_model(plan, recipe, CPU)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name.replace(".default", "")])
+    held = build_sets(recipe, byte_tokenizer(), plan.vocabulary, 1).evaluation
+    assert held is not None
+    model.eval()
+    total, count = 0.0, 0
+    for item in (held[n] for n in range(len(held))):
+        with torch.no_grad():
+            scores = torch.log_softmax(model(input_ids=item["input_ids"][None]).logits[0, :-1].double(), -1)
+        for position, wanted in enumerate(item["labels"][1:].tolist()):
+            if wanted != -100:
+                total -= float(scores[position, wanted])
+                count += 1
+    return total / count, count
+
+
+def test_the_best_adapter_has_the_loss_that_is_told(tmp_path: Path) -> None:
+    """A rate that overshoots: the best is not the last. Ragged rows, an uneven last batch."""
+    run = Trained(
+        f"data.source={rows(tmp_path / 'rows.jsonl', 30)}", "data.eval_share=0.17", "train.steps=11",
+        "train.learning_rate=0.02", "train.schedule=constant", "train.eval_every=3", "lora.dropout=0.1",
+        "lora.targets=all-linear",
+    )  # fmt: skip
+    run.again()
+    losses = {step: loss for step, loss in run.evaluations.items() if loss is not None}
+    assert list(losses) == [3, 6, 9, 11]
+    best = best_of(run.run)
+    assert best is not None
+    assert (best.step, best.loss) == min(losses.items(), key=lambda pair: pair[1])
+    assert best.step < 11, "a case in which the last is the best shows nothing"
+    loss, tokens = loss_by_hand(run.recipe, run.run.best)
+    assert best.loss == pytest.approx(loss, rel=1e-5)
+    assert best.label_tokens == tokens
+    last, _ = loss_by_hand(run.recipe, run.run.adapter)
+    assert losses[11] == pytest.approx(last, rel=1e-5)
+    assert (run.run.best / "tokenizer.json").is_file()
+    assert json.loads((run.run.best / "evaluation.json").read_text())["step"] == best.step
+    assert not list(run.run.root.glob(".best*"))
+
+
+def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    summed = summed_loss
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.2)
+        return summed(*args)
+
+    monkeypatch.setattr(evaluation, "summed_loss", slow)
+    monkeypatch.setattr(evaluation, "_TELL_EVERY_S", 0.0)
+    run = Trained("data.eval_share=0.5", "train.eval_every=3", "train.checkpoint_every=3", "train.steps=6")
+    run.again()
+    lines = run.lines()
+    steps = [line for line in lines if isinstance(line, Step)]
+    assert {(s.tokens, s.label_tokens) for s in steps} == {(64, 62)}
+    made = [line for line in lines if isinstance(line, Evaluation)]
+    assert [e.step for e in made] == [3, 6]
+    assert all(e.duration_s is not None and e.duration_s >= 0.6 for e in made)
+    begun = steps[3].ended_at - steps[3].duration_s
+    assert begun > made[0].ended_at - 0.01 > steps[2].ended_at + 0.5
+    phases = [(line.name, line.detail) for line in lines if isinstance(line, PhaseChange)]
+    at = phases.index(("evaluating", "after step 3"))
+    assert phases[at - 1][0] == "training"
+    assert phases[at + 1 : at + 6] == [
+        *(("evaluating", f"after step 3, {n} of 3 batches") for n in range(3)), ("saving", "checkpoint"), ("training", None),
+    ]  # fmt: skip
+
+
+def test_the_best_so_far_is_known_to_a_later_attempt_and_no_evaluation_is_made_twice() -> None:
+    told = ("data.eval_share=0.5", "train.eval_every=2", "train.checkpoint_every=4", "train.steps=8", "train.learning_rate=1",
+            "train.keep_checkpoints=9")  # fmt: skip
+    run = Trained(*told)
+    whole = run.again()
+    made, best = run.evaluations, (run.run.best / "evaluation.json").read_bytes()
+    assert list(made) == [2, 4, 6, 8]
+    known = best_of(run.run)
+    assert known is not None
+    assert known.step <= 4, "a case in which the later attempt finds the best anew shows nothing"
+    checkpoints.remove(run.run.checkpoints / "step-00000008")
+    assert run.again(after=4) == {n: whole[n] for n in range(5, 9)}
+    assert run.evaluations == {n: made[n] for n in (6, 8)}
+    assert (run.run.best / "evaluation.json").read_bytes() == best, "none was lower"
+
+    # A best that a death has kept out of the journal is of the step that is trained again: it is saved as it was.
+    (run.run.best / "evaluation.json").write_text(
+        json.dumps({"step": 8, "loss": made[8], "label_tokens": 1, "attempt": 0, "at": 0.0, "data": known.data})
+    )
+    checkpoints.remove(run.run.checkpoints / "step-00000008")
+    run.again(after=4)
+    found = best_of(run.run)
+    assert found is not None
+    assert (found.step, found.attempt, found.label_tokens) == (8, 2, known.label_tokens)
+
+
+def test_a_best_of_other_rows_is_given_up(tmp_path: Path) -> None:
+    other = rows(tmp_path / "other.jsonl", 6)
+    run = Trained(f"data.source={rows(tmp_path / 'rows.jsonl', 12)}", f"data.eval_source={other}", "train.eval_every=2",
+                  "train.checkpoint_every=2", "train.steps=4")  # fmt: skip
+    run.again()
+    (run.run.best / "evaluation.json").write_text(
+        (run.run.best / "evaluation.json").read_text().replace('"loss": ', '"loss": 0.1234567, "was": ')
+    )
+    rows(other, 7)
+    checkpoints.remove(run.run.checkpoints / "step-00000004")
+    run.again(after=2)
+    (said,) = run.events("evaluation_rows_changed")
+    assert "are not those of before" in said.message
+    found = best_of(run.run)
+    assert found is not None
+    assert (found.step, found.attempt) == (4, 1)
+    assert found.loss > 1
+
+
+def test_a_loss_that_is_no_number_is_no_best_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    summed = summed_loss
+    monkeypatch.setattr(evaluation, "summed_loss", lambda *a: (summed(*a)[0] * math.nan, summed(*a)[1]))
+    run = Trained("data.eval_share=0.5", "train.eval_every=5")
+    assert len(run.again()) == 10
+    assert run.evaluations == {5: None, 10: None}
+    assert [e.message for e in run.events("evaluation_nan")] == [
+        f"the loss of the evaluation after step {n} is nan" for n in (5, 10)
+    ]
+    assert best_of(run.run) is None
+    assert not run.run.best.exists()
+
+
+def test_a_training_that_has_broken_is_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        step = ReferenceTrainer.training_step
+
+        def broken(self: Any, *args: Any) -> Any:
+            result = step(self, *args)
+            if self.state.global_step == 2:
+                self.steps.not_finite = (3, math.nan)
+            return result
+
+        patched.setattr(ReferenceTrainer, "training_step", broken)
+        run = Trained("data.eval_share=0.5", "train.eval_every=2", "train.steps=4")
+        with pytest.raises(LossNotFinite):
+            run.again()
+    assert list(run.evaluations) == [2]
+    assert [e.message for e in run.events("evaluation_cut")] == [
+        "no evaluation after step 4: the loss is nan since step 3"
+    ]
+
+
+def test_a_stop_cuts_an_evaluation_short_and_leaves_one_that_is_due_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    summed, seen = summed_loss, []
+
+    def ask(*args: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 3:
+            run.run.request("stop")
+            deadline = time.monotonic() + 5
+            while not observed[0].stopping.asked and time.monotonic() < deadline:
+                pass
+        return summed(*args)
+
+    observed: list[Any] = []
+    part = evaluation.Evaluator._part
+
+    def remember(self: Any, *args: Any) -> Any:
+        observed[:] = [self._observer]
+        return part(self, *args)
+
+    monkeypatch.setattr(evaluation, "summed_loss", ask)
+    monkeypatch.setattr(evaluation.Evaluator, "_part", remember)
+    run = Trained("data.eval_share=0.5", "train.eval_every=4", "train.steps=20")
+    steps = run.again()
+    assert len(seen) == 3, "of 10 batches"
+    assert run.evaluations == {}
+    assert list(steps) == [1, 2, 3, 4, 5], "one more step, after which all ranks stop"
+    assert [e.message for e in run.events("evaluation_cut")] == ["no evaluation after step 4: the run is to stop"]
+    assert run.saved == [5]
+
+
+def test_a_disk_that_refuses_the_best_adapter_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = evaluation.save_adapter
+
+    def full(target: Path, model: Any, tokenizer: Any, best: BestAdapter) -> None:
+        if best.step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(target, model, tokenizer, best)
+
+    monkeypatch.setattr(evaluation, "save_adapter", full)
+    losses = iter((3.0, 2.0, 2.5, 1.0))
+    monkeypatch.setattr(evaluation, "combined", lambda parts: (next(losses), 1))
+    run = Trained("data.eval_share=0.5", "train.eval_every=2", "train.steps=8")
+    kept = []
+    keep = evaluation.Evaluator._keep
+
+    def watch(self: Any, *args: Any) -> None:
+        keep(self, *args)
+        kept.append(best_of(self._observer.run))
+
+    monkeypatch.setattr(evaluation.Evaluator, "_keep", watch)
+    assert len(run.again()) == 8
+    assert [best.step for best in kept if best] == [2, 2, 6, 8], "2.5 is lower than what there is"
+    (said,) = run.events("best_not_saved")
+    assert said.severity == "warning"
+    assert said.message.startswith(
+        "the best adapter, of step 4, is not saved; that of step 2 stays: [Errno 28] No space"
+    )

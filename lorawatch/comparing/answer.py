@@ -27,8 +27,9 @@ def sentences(comparison: Comparison) -> Iterator[str]:
     if not known:
         return
     fastest = max(known, key=_rate)
-    yield _fastest(fastest, comparison, alone=len(known) == 1)
     others = [r for r in known if r.configuration.short_sku != fastest.configuration.short_sku]
+    rivals = [r for r in known if r is not fastest and r not in others and _alike(r, fastest)]
+    yield _fastest(fastest, max(rivals, key=_rate, default=None), comparison, alone=len(known) == 1)
     if others:
         yield _second(max(others, key=_rate), fastest, comparison)
     fitted = [r for r in rows if r.configuration.provenance == "extrapolated" and _rate(r) > _rate(fastest)]
@@ -48,19 +49,26 @@ def _rate(row: Row) -> float:
     return row.configuration.tok_s.value
 
 
-def _fastest(row: Row, comparison: Comparison, *, alone: bool) -> str:
+def _alike(one: Row, other: Row) -> bool:
+    """Whether noise cannot tell which of two is faster."""
+    a, b = one.configuration.tok_s, other.configuration.tok_s
+    return bool(a.ci95 and b.ci95) and abs(a.value - b.value) <= math.hypot(a.ci95 or 0.0, b.ci95 or 0.0)
+
+
+def _fastest(row: Row, rival: Row | None, comparison: Comparison, *, alone: bool) -> str:
     tokens = tokens_words(comparison.tokens)
     begin = f"{_name(row)} takes" if alone else f"{_name(row)} is the fastest:"
     said = f"{begin} {_time(row, comparison)} for {tokens} tokens"
     if row.configuration.count > 1 and row.speedup is not None and row.efficiency_pct is not None:
         said += f", {row.speedup.value:.2f} times as fast as one, {interval_pct(row.efficiency_pct)} scaling efficiency"
+    if rival is not None:
+        said += f"; noise cannot tell it from {_name(rival)}"
     return said + "."
 
 
 def _second(row: Row, fastest: Row, comparison: Comparison) -> str:
     said = f"Of other models {_name(row)} is the fastest: {_time(row, comparison)}"
-    mine, best = row.configuration.tok_s, fastest.configuration.tok_s
-    if mine.ci95 and best.ci95 and best.value - mine.value <= math.hypot(mine.ci95, best.ci95):
+    if _alike(row, fastest):
         said += ", which noise cannot tell from the above"
     return said + "."
 

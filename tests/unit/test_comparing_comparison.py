@@ -485,6 +485,9 @@ def test_intervals_stand_in_the_answer_and_noise_is_called_noise() -> None:
     )
     clear = answer(a_run(tok_s=1000, ci95=20), a_run(sku=PRO_5000, tok_s=900, ci95=20))
     assert clear[1] == "Of other models 1 × RTX PRO 5000 is the fastest: 15.4 h (15.1 to 15.8 h)."
+    more = "; noise cannot tell it from 1 × RTX PRO 4500."
+    assert answer(a_run(tok_s=1000, ci95=90), a_run(2, 1090, ci95=90))[0].endswith(more)
+    assert "noise" not in answer(a_run(tok_s=1000, ci95=90), a_run(2, 1900, ci95=90))[0]
 
 
 def test_a_simulated_configuration_never_passes_for_a_measured_one() -> None:

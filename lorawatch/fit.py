@@ -23,7 +23,8 @@ _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 def workload(recipe: Recipe, world_size: int = 1) -> Workload:
     """What a rank of a recipe computes in a step, for `analysis.memory.estimate`.
 
-    Rows of a data set are taken to fill `data.sequence_length` and, several to a batch, to differ in length.
+    Rows of a data set are taken to fill `data.sequence_length` and, several to a batch, to differ in length. Packed rows are
+    full, but the reference engine's attention takes a mask that parts their documents, as it does for padding.
 
     Args:
         recipe: The run's.
@@ -56,7 +57,8 @@ def workload(recipe: Recipe, world_size: int = 1) -> Workload:
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_accumulation=train.gradient_accumulation,
         world_size=world_size,
-        padded=recipe.data.source != "synthetic" and train.batch_size_per_gpu > 1,
+        padded=recipe.data.source != "synthetic"
+        and (train.engine == "reference" if recipe.data.packing else train.batch_size_per_gpu > 1),
     )
 
 

@@ -69,6 +69,9 @@ class Data(_Section):
     """Of a hub data set."""
     sequence_length: Annotated[int, msgspec.Meta(ge=2)] = 512
     """Longer examples are cut; shorter ones are padded to the longest of their batch, and to this with `train.engine: fast`."""
+    packing: bool = False
+    """Several examples fill a row of exactly `sequence_length`, with attention kept inside each: next to no padding. Random
+    tokens are full rows already, and rows to evaluate on stay as they are."""
     eval_share: Fraction = 0.0
     """Share of the rows of `source` that is held out: drawn by `train.seed`, never trained on, evaluated on."""
     eval_source: str | None = None

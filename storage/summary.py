@@ -205,5 +205,7 @@ def _workload(recipe: dict[str, Any], command_name: str | None) -> str:
     data = recipe.get("data")
     if isinstance(data, dict):  # what is evaluated on is in no step
         data = {k: v for k, v in data.items() if not k.startswith("eval_")}
+        if not data.get("packing") or data.get("source") == "synthetic":  # random tokens are full rows already
+            data.pop("packing", None)
     facts = {"model": recipe.get("model"), "lora": lora, "data": data, "train": work}
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()[:12]

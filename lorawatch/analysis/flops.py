@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def lora_flops_per_token(
-    matmul_parameters: int, lora_parameters: int, sequence_length: int, hidden_size: int, layers: int
+    matmul_parameters: int, lora_parameters: int, sequence_length: float, hidden_size: int, layers: int
 ) -> float:
     """FLOPs of one training token, forward and backward, with frozen base weights: 4·N_matmul + 6·N_lora + 6·s·d·L.
 

@@ -40,7 +40,7 @@ def facts(recipe: Mapping[str, Any]) -> Work:
     data, train = _section(recipe, "data"), _section(recipe, "train")
     targets = _targets(lora.get("targets") or ["q_proj", "v_proj"], str(model.get("name", "?")))
     batch, accumulated = train.get("batch_size_per_gpu", 2), train.get("gradient_accumulation", 1)
-    source = data.get("source", "synthetic")
+    source, packed = data.get("source", "synthetic"), "packed, " if data.get("packing") else ""
     found = {
         "model": shape_name(str(model.get("name", "?"))),
         "precision": _precision(model),
@@ -48,7 +48,7 @@ def facts(recipe: Mapping[str, Any]) -> Work:
         "sequence length": f"{data.get('sequence_length', 512)} tokens",
         "batch per GPU": f"{batch}" + (f" × {accumulated} accumulated" if accumulated != 1 else ""),
         "engine": str(train.get("engine", "reference")),
-        "rows": "full length" if source == "synthetic" or data.get("packing") else f"of {source}",
+        "rows": "full length" if source == "synthetic" else f"{packed}of {source}",
         "tokens": str(recipe.get("tokens", POSITIONS)),
     }
     if lora.get("dropout"):

@@ -18,6 +18,7 @@ from lorawatch.errors import DataError, RecipeError
 from lorawatch.recipe import Data as DataKeys
 from lorawatch.recipe import Recipe
 from lorawatch.training.counts import BatchCounts
+from lorawatch.training.packing import Packing, padding_to_longest, positions
 from lorawatch.training.sources import Row, read_rows
 from lorawatch.training.tokenization import FORMS, IGNORED, Example, encode
 
@@ -105,6 +106,11 @@ class TokenizedData(Dataset[Item]):
         return len(self._ids)
 
     @property
+    def lengths(self) -> list[int]:
+        """Positions of each row."""
+        return [end - begin for begin, end in zip([0, *self._ends], self._ends, strict=False)]
+
+    @property
     def fingerprint(self) -> str:
         """Equal for equal data."""
         digest = blake2b(self._ids.tobytes(), digest_size=8)
@@ -123,26 +129,76 @@ class TokenizedData(Dataset[Item]):
         return {"input_ids": ids, "labels": ids.masked_fill(~learned, IGNORED)}
 
 
+class PackedData(Dataset[Item]):
+    """Tokenised rows in blocks of one length, several to a block, with their positions.
+
+    The first token of each has no label: what comes before it in its block is another row.
+
+    Args:
+        rows: At least one.
+        length: Positions of a block; no row is longer.
+    """
+
+    def __init__(self, rows: TokenizedData, length: int) -> None:
+        self.rows = rows
+        self.packing = Packing.of(rows.lengths, length)
+
+    def __len__(self) -> int:
+        return len(self.packing)
+
+    def __getitem__(self, index: int) -> Item:
+        items = [self.rows[row] for row in self.packing.block(index)]
+        for item in items:
+            item["labels"][0] = IGNORED
+            item["position_ids"] = torch.arange(len(item["labels"]))
+        return {name: torch.cat([item[name] for item in items]) for name in items[0]}
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal rows in the same blocks."""
+        return f"{self.rows.fingerprint}-{blake2b(self.packing.layout(), digest_size=8).hexdigest()}"
+
+    def words(self, batch_size: int, *, to_longest: bool) -> str:
+        """`packed 2,113 rows into 391 blocks of 512: 3.1% padding instead of 47.2% with each row padded to 512`.
+
+        Args:
+            batch_size: Rows of a batch.
+            to_longest: Rows that are not packed are padded to the longest of their batch, not to the length of a block.
+        """
+        packing, lengths = self.packing, self.rows.lengths
+        if to_longest:
+            before, how = padding_to_longest(lengths, batch_size), "each batch padded to its longest row"
+        else:
+            before, how = 1 - packing.tokens / (len(lengths) * packing.length), f"each row padded to {packing.length}"
+        return (
+            f"packed {len(lengths):,} rows into {len(self):,} blocks of {packing.length}: {packing.padding:.1%} padding "
+            f"instead of {before:.1%} with {how}"
+        )
+
+
 class Sets(NamedTuple):
     """A recipe's rows: to train on, and to evaluate on where there are any."""
 
-    train: SyntheticData | TokenizedData
+    train: SyntheticData | TokenizedData | PackedData
     evaluation: SyntheticData | TokenizedData | None = None
 
 
 class Collator:
     """Pads a batch to its longest row and counts its tokens on the CPU.
 
-    A batch without padding gets no attention mask: all positions are real, and the model takes its fastest path.
+    A batch without padding gets no attention mask: all positions are real, and the model takes its fastest path. Packed
+    rows get none either, but the positions that tell their documents.
 
     Args:
         pad_id: The id that fills up; padded positions have no label.
         counts: Where the counts go, in the order of the batches.
+        packing: How the rows were packed that are.
     """
 
-    def __init__(self, pad_id: int, counts: BatchCounts) -> None:
+    def __init__(self, pad_id: int, counts: BatchCounts, packing: Packing | None = None) -> None:
         self._pad_id = pad_id
         self._counts = counts
+        self._packing = packing
 
     def apart(self) -> Self:
         """One that makes the same batches, for rows that are not trained on: its counts go nowhere."""
@@ -151,6 +207,8 @@ class Collator:
         return twin
 
     def __call__(self, items: Sequence[Item]) -> Item:
+        if self._packing is not None and "position_ids" in items[0]:
+            return self._counted(self._filled(items, (len(items), self._packing.length)), items)
         ids = [item["input_ids"] for item in items]
         labels = [item["labels"] for item in items]
         longest = max(len(row) for row in ids)
@@ -168,12 +226,28 @@ class Collator:
                 batch["input_ids"][row, : len(tokens)] = tokens
                 batch["attention_mask"][row, : len(tokens)] = 1
                 batch["labels"][row, : len(tokens)] = learned
-        label_tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
-        self._counts.put((len(ids), longest), nonpad, label_tokens)
+        return self._counted(batch, items)
+
+    def _filled(self, items: Sequence[Item], shape: tuple[int, int]) -> Item:
+        """A batch of this shape, its rows filled from the left; the rest of them, and whole rows, are padding."""
+        batch = {"input_ids": torch.full(shape, self._pad_id), "labels": torch.full(shape, IGNORED)}
+        for name, rows in batch.items():
+            for row, item in enumerate(items):
+                rows[row, : len(item[name])] = item[name]
+        if self._packing is not None and "position_ids" in items[0]:
+            batch["position_ids"] = positions([item["position_ids"] for item in items], shape, self._packing.longest)
+        return batch
+
+    def _counted(self, batch: Item, items: Sequence[Item]) -> Item:
+        rows, length = batch["labels"].shape
+        nonpad = sum(len(item["input_ids"]) for item in items)
+        self._counts.put((rows, length), nonpad, int((batch["labels"][:, 1:] != IGNORED).sum()))
         return batch
 
 
-def build_data(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> SyntheticData | TokenizedData:
+def build_data(
+    recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int
+) -> SyntheticData | TokenizedData | PackedData:
     """The rows to train on.
 
     Raises:
@@ -192,7 +266,7 @@ def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int)
     """
     train, data = recipe.train, recipe.data
     rows_a_step = train.batch_size_per_gpu * train.gradient_accumulation * world_size
-    rows: SyntheticData | TokenizedData
+    rows: SyntheticData | TokenizedData | PackedData
     evaluation: SyntheticData | TokenizedData | None = None
     if data.source == "synthetic":
         if train.steps is None:
@@ -204,15 +278,20 @@ def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int)
         if held := _held(data, len(rows)):
             evaluation = draw(held, begin=1 << 40)  # behind every row that a longer training would have
     else:
-        rows, left = _tokenized(recipe, tokenizer, data.source, data.split, "data.source"), ""
-        if held := _held(data, len(rows)):
-            rows, evaluation = rows.held_out(held, train.seed)
+        tokenized, left = _tokenized(recipe, tokenizer, data.source, data.split, "data.source"), ""
+        if held := _held(data, len(tokenized)):
+            tokenized, evaluation = tokenized.held_out(held, train.seed)
             left = f" beside the {held} of data.eval_share"
+        rows, usable, instead = tokenized, f"{len(tokenized)} usable rows{left}", ""
+        if data.packing and len(tokenized):
+            rows = PackedData(tokenized, data.sequence_length)
+            usable, instead = f"{usable} fill {len(rows)} blocks of {data.sequence_length}", ", or data.packing: false"
         if len(rows) < rows_a_step:
             raise DataError(
-                f"{data.source}: {len(rows)} usable rows{left}, but one step takes {rows_a_step} "
+                f"{data.source}: {usable}, but one step takes {rows_a_step} "
                 f"({train.batch_size_per_gpu} a rank × {train.gradient_accumulation} accumulated × {world_size} ranks)",
-                hint="more data, or a smaller train.batch_size_per_gpu, train.gradient_accumulation or number of ranks",
+                hint="more data, or a smaller train.batch_size_per_gpu, train.gradient_accumulation or number of ranks"
+                + instead,
             )
     if data.eval_source or data.eval_split:
         key = "data.eval_source" if data.eval_source else "data.source"

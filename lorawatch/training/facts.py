@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,15 @@ def model_facts(model: torch.nn.Module, sequence_length: int | None = None) -> M
     if lora and sequence_length and width and layers:
         flops = lora_flops_per_token(matmul_parameters(model), lora - magnitudes, sequence_length, width, layers)
     return ModelFacts(total, lora or None, flops, dtype)
+
+
+def with_span(facts: ModelFacts, config: Any, length: int, span: float) -> ModelFacts:
+    """The same sizes where a position attends to as much as in full rows of `span` positions, not of `length`."""
+    width, layers = _attention(config.get_text_config())
+    if facts.flops_per_token is None or not width or not layers:
+        return facts
+    more = lora_flops_per_token(0, 0, span, width, layers) - lora_flops_per_token(0, 0, length, width, layers)
+    return replace(facts, flops_per_token=facts.flops_per_token + more)
 
 
 def _attention(config: object) -> tuple[int | None, int | None]:

@@ -29,9 +29,9 @@ from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, Item
 from lorawatch.training.graph import GraphedLoss, Inputs, Passes, Recorder, apart_from_autograd, cuda_recorder
 from lorawatch.training.observer import Observer
+from lorawatch.training.packing import Packing, cumulative_lengths
 from lorawatch.training.reduction import FlatAllReduce
 from lorawatch.training.regions import Regions
-from lorawatch.training.tokenization import IGNORED
 
 _TELL_EVERY_S = 5.0
 
@@ -65,25 +65,37 @@ class StaticCollator(Collator):
         counts: Where the counts go; positions include the padding, since they are computed.
         rows: Of every batch.
         length: Positions of every row.
+        packing: How the rows were packed that are; a batch then says where documents begin, for as many as there can be.
     """
 
-    def __init__(self, pad_id: int, counts: BatchCounts, rows: int, length: int) -> None:
-        super().__init__(pad_id, counts)
+    def __init__(
+        self, pad_id: int, counts: BatchCounts, rows: int, length: int, packing: Packing | None = None
+    ) -> None:
+        super().__init__(pad_id, counts, packing)
         self.shape = (rows, length)
         self.padding = True
         """False: batches as the reference engine has them."""
+        self.longest = packing.longest if packing is not None else None
+        """Positions of the longest document; None: rows are not packed."""
+        self._documents = packing.documents(rows) if packing is not None else 0
 
     def __call__(self, items: Sequence[Item]) -> Item:
-        if not self.padding:
-            return super().__call__(items)
-        ids, labels = torch.full(self.shape, self._pad_id), torch.full(self.shape, IGNORED)
-        for row, item in enumerate(items):
-            length = len(item["input_ids"])
-            ids[row, :length] = item["input_ids"]
-            labels[row, :length] = item["labels"]
-        nonpad = sum(len(item["input_ids"]) for item in items)
-        self._counts.put(self.shape, nonpad, int((labels[:, 1:] != IGNORED).sum()))
-        return {"input_ids": ids, "labels": labels}
+        return self._counted(self.shaped(items), items) if self.padding else super().__call__(items)
+
+    def shaped(self, items: Sequence[Item]) -> Item:
+        """The batch of these rows, not counted."""
+        batch = self._filled(items, self.shape)
+        if "position_ids" in batch:
+            batch["cu_seq_lens_q"] = cumulative_lengths(batch["position_ids"], self._documents)
+        return batch
+
+    def blank(self, document: int) -> Item:
+        """A batch of no particular tokens, in documents of so many positions where rows are packed."""
+        length = self.shape[1]
+        item = {"input_ids": torch.zeros(length, dtype=torch.long), "labels": torch.zeros(length, dtype=torch.long)}
+        if self.longest is not None:
+            item["position_ids"] = torch.arange(length) % min(document, self.longest)
+        return self.shaped([item] * self.shape[0])
 
 
 @dataclass
@@ -164,11 +176,15 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         record = self._record or (cuda_recorder if cuda and self._may_be_recorded() else None)
         trained = [p for p in model.parameters() if p.requires_grad]
         try:
-            self._regions = Regions(self._base, self._recipe.data.sequence_length)
+            self._regions = Regions(self._base, self._recipe.data.sequence_length, self._collator.longest)
             progress.say(str(self._regions))
             self._regions.compile()
             self._base.forward = self._loss_only
-            batch = self._blank_batch(device)
+            batch = self._blank_batch(device, self._collator.shape[1] - 1)
+            batches = [batch]
+            if not self._regions.maskless and self._collator.longest is not None and record is None:
+                # A batch whose rows are one document each gets no mask, which is another program.
+                batches.append(self._blank_batch(device, self._collator.shape[1]))
             with (
                 torch.random.fork_rng([device] if cuda else []),
                 _beside(torch.cuda.Stream(device) if cuda else None),  # type: ignore[no-untyped-call]
@@ -179,8 +195,8 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
                     loss = model(**inputs).loss
                     return loss.detach(), torch.autograd.grad(loss, doubles)
 
-                for _ in range(2):  # the second call finds what only shows when compiled code runs again
-                    compute(batch)
+                for blank in 2 * batches:  # the second call finds what only shows when compiled code runs again
+                    compute(blank)
                 built.level = Level.COMPILED
                 if record is not None:
                     progress.say("recording the step")
@@ -199,11 +215,10 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         scaled before it, as FP16 does; the host then keeps up by itself."""
         return not self._recipe.train.gradient_checkpointing and self._recipe.model.dtype != "float16"
 
-    def _blank_batch(self, device: torch.device) -> dict[str, Tensor]:
-        """A batch as the Trainer hands it to the model, of no particular tokens."""
-        ids = torch.zeros(self._collator.shape, dtype=torch.long, device=device)
+    def _blank_batch(self, device: torch.device, document: int) -> dict[str, Tensor]:
+        """A batch as the Trainer hands it to the model, of no particular tokens, in documents of so many positions."""
+        batch = {name: value.to(device) for name, value in self._collator.blank(document).items()}
         rows, length = self._collator.shape
-        batch = {"input_ids": ids, "labels": ids.clone()}
         # As the Trainer decides whether the model divides its loss by this.
         kinds = {p.kind for p in inspect.signature(type(self._base).forward).parameters.values()}
         if getattr(self._base, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds):

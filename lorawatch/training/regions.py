@@ -10,8 +10,12 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lorawatch.training.attention import within_documents
+
 CAUSAL = "lorawatch_causal_sdpa"
 """SDPA by a name for which transformers makes no mask: None means causal."""
+PACKED = "lorawatch_within_documents"
+"""The same for packed rows: attention that knows by itself where documents begin."""
 BACKEND = "inductor"
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 
@@ -25,14 +29,15 @@ class Regions:
     Args:
         base: The model with its adapters in place, without PEFT's wrapper.
         sequence_length: Positions of every row.
+        longest: Positions of the longest document in packed rows; None: each row is a document.
 
     Raises:
         ValueError: It has no layers that repeat.
     """
 
-    def __init__(self, base: Any, sequence_length: int) -> None:
+    def __init__(self, base: Any, sequence_length: int, longest: int | None = None) -> None:
         self._base = base
-        self._length = sequence_length
+        self._length, self._longest = sequence_length, longest
         self.layers, self._norms = _parts(base)
         if not self.layers:
             raise ValueError(f"{type(base).__name__} has no list of equal layers")
@@ -49,12 +54,15 @@ class Regions:
             module.compile(dynamic=False, backend=BACKEND)
         # Fused with the cast of the logits to FP32, which then never lie in memory.
         self._base.loss_function = torch.compile(self._loss, dynamic=False, backend=BACKEND)
-        if self._needs_no_mask():
+        if self.maskless:
             # While a graph is recorded transformers cannot look whether rows are packed, and makes a mask in any case:
-            # attention would lose its fast path. Rows here are never packed and padded on the right alone, where no
-            # real position looks.
-            ALL_ATTENTION_FUNCTIONS.register(CAUSAL, sdpa_attention_forward)
-            self._base.set_attn_implementation(CAUSAL)
+            # attention would lose its fast path. Rows that are not packed are padded on the right alone, where no real
+            # position looks.
+            name, attend = CAUSAL, sdpa_attention_forward
+            if self._longest is not None:
+                name, attend = PACKED, within_documents(self._longest, self._base.device)
+            ALL_ATTENTION_FUNCTIONS.register(name, attend)
+            self._base.set_attn_implementation(name)
 
     def undo(self) -> None:
         """The model as it was."""
@@ -64,7 +72,9 @@ class Regions:
         if self._base.config._attn_implementation != self._attention:
             self._base.set_attn_implementation(self._attention)
 
-    def _needs_no_mask(self) -> bool:
+    @property
+    def maskless(self) -> bool:
+        """Whether attention takes no mask; transformers makes one where windows cut it short."""
         config = self._base.config.get_text_config()
         windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from transformers.utils import logging as transformers_logging
 from lorawatch import checkpoints, folders
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
+from lorawatch.records import Event
 from lorawatch.rundir import RunDir
 from lorawatch.training import fast, quantization
 from lorawatch.training import model as models
 from lorawatch.training.adapter import save_adapter
+from lorawatch.training.attention import check_apart
 from lorawatch.training.callback import StepCallback
 from lorawatch.training.checkpoint import Saver, everyone, find
 from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, SyntheticData, TokenizedData, build_sets
+from lorawatch.training.data import Collator, PackedData, SyntheticData, TokenizedData, build_sets
 from lorawatch.training.evaluation import Evaluator, check_equal_rows
+from lorawatch.training.facts import with_span
 from lorawatch.training.gate import Gate
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
@@ -199,6 +203,12 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     start = find(run, recipe, place, observer, data.fingerprint)
     observer.phase("loading", _described(data) + (f"; {len(held_out)} rows to evaluate on" if held_out else ""))
     model = models.load_model(plan, recipe, device)
+    packing, facts = None, plan.facts
+    if isinstance(data, PackedData):
+        check_apart(model)
+        packing, facts = data.packing, with_span(facts, plan.config, data.packing.length, data.packing.span)
+    if recipe.data.packing and place.rank == 0:
+        _tell_packing(observer, recipe, data)
     set_seed(recipe.train.seed)  # batches in the same order whatever loading drew
     counts = BatchCounts()
     exclude = recipe.measure.exclude_steps
@@ -207,7 +217,7 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
         exclude_steps=exclude,
         observer=observer,
         counts=counts,
-        facts=plan.facts,
+        facts=facts,
         gate=gate,
         checkpoint_every=recipe.train.checkpoint_every,
         on_nan=recipe.train.on_nan,
@@ -215,9 +225,10 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
         eval_every=recipe.train.eval_every,
     )
     pad_id = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    collator, engine, callbacks = Collator(pad_id, counts), None, [callback]
+    collator, engine, callbacks = Collator(pad_id, counts, packing), None, [callback]
     if recipe.train.engine == "fast":
-        collator = fast.StaticCollator(pad_id, counts, recipe.train.batch_size_per_gpu, recipe.data.sequence_length)
+        shape = recipe.train.batch_size_per_gpu, recipe.data.sequence_length
+        collator = fast.StaticCollator(pad_id, counts, *shape, packing)
         engine = fast.FastEngine(recipe, collator, observer)
         callbacks = [engine, callback]
     trainer = ReferenceTrainer(
@@ -325,9 +336,21 @@ def _device(kind: str, place: Place) -> torch.device:
     return device
 
 
-def _described(data: SyntheticData | TokenizedData) -> str:
+def _tell_packing(observer: Observer, recipe: Recipe, data: SyntheticData | TokenizedData | PackedData) -> None:
+    """One event: what packing saves."""
+    if isinstance(data, PackedData):
+        words = data.words(recipe.train.batch_size_per_gpu, to_longest=recipe.train.engine == "reference")
+    else:
+        words = "data.packing changes nothing: random tokens are full rows already"
+    observer.append(Event(at=time.time(), kind="packing", message=words, rank=observer.place.rank))
+
+
+def _described(data: SyntheticData | TokenizedData | PackedData) -> str:
     if isinstance(data, SyntheticData):
         return f"{len(data)} rows of random tokens"
+    if isinstance(data, PackedData):
+        packing = data.packing
+        return f"{_described(data.rows)}, {len(data)} blocks of {packing.length} with {packing.padding:.1%} padding"
     parts = [f"{len(data)} rows, {data.tokens} tokens"]
     if data.cut:
         parts.append(f"{data.cut} cut")

@@ -33,6 +33,7 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         ("lora", {"targets": "all-linear"}, "LoRA rank 16 on all-linear, not rank 16 on q_proj, v_proj"),
         ("data", {"sequence_length": 1024}, "sequence length 1024 tokens, not 512 tokens"),
         ("data", {"source": "demo"}, "rows of demo, not full length"),
+        ("data", {"source": "demo", "packing": True}, "rows packed, of demo, not full length"),
         ("train", {"batch_size_per_gpu": 8}, "batch per GPU 8, not 2"),
         ("train", {"gradient_accumulation": 4}, "batch per GPU 2 × 4 accumulated, not 2"),
         ("train", {"engine": "fast"}, "engine fast, not reference"),
@@ -58,6 +59,7 @@ def test_another_token_definition_is_another_work() -> None:
         ("lora", {"alpha": 64}),
         ("lora", {"targets": ["v_proj", "q_proj"]}),
         ("lora", {"use_dora": False, "use_rslora": False}),
+        ("data", {"packing": True}),  # random tokens are full rows already
         ("train", {"steps": 1000, "learning_rate": 1e-5, "seed": 3, "schedule": "cosine"}),
         ("launch", {"gpus": "0,1", "strategy": "separate"}),
     ],

@@ -38,6 +38,13 @@ def test_rows_of_a_data_set_differ_in_length() -> None:
     assert not fit.workload(recipes.load("demo", ["train.batch_size_per_gpu=1"])).padded
 
 
+def test_packed_rows_are_full_but_the_reference_engine_masks_them() -> None:
+    packed = ("data.packing=true", "train.batch_size_per_gpu=1")
+    assert fit.workload(recipes.load("demo", packed)).padded
+    assert not fit.workload(recipes.load("demo", [*packed, "train.engine=fast"])).padded
+    assert not fit.workload(recipes.load("exxact-8b", packed)).padded  # random tokens
+
+
 def test_every_built_in_shape_and_its_aliases_can_be_estimated() -> None:
     assert fit.model_shape("meta-llama/Llama-3.1-70B-Instruct").parameters == 70_553_706_496
     assert fit.model_shape("tiny-llama").layers == 2

@@ -34,3 +34,15 @@ def test_what_is_evaluated_on_is_in_no_step() -> None:
         told = recipe.load("exxact-8b", overrides)
         plain = recipe.load("exxact-8b", overrides[:1] if "source" in overrides[0] else [])
         assert _workload(told.to_dict(), None) == _workload(plain.to_dict(), None)
+
+
+def test_packing_is_another_work_where_rows_differ_in_length() -> None:
+    before = copy.deepcopy(RECIPE)
+    assert before["data"].pop("packing") is False
+    assert _workload(before, None) == _workload(RECIPE, None)
+    for source, digests in (("demo", 2), ("synthetic", 1)):
+        found = {
+            _workload(recipe.load("exxact-8b", [f"data.source={source}", f"data.packing={packing}"]).to_dict(), None)
+            for packing in ("true", "false")
+        }
+        assert len(found) == digests

@@ -1,14 +1,16 @@
-"""Recording on against off on one GPU: interleaved pairs of the same bare Trainer, one model, one process.
+"""What recording and watching cost the training: one real run, recorded and not in turns, on every GPU of the host.
 
-Off: transformers' Trainer alone. On: the same with StepCallback, beside a whole `lorawatch --record` that samples the GPU
-at 5 Hz and ingests. The figure is the ratio of tok/s over the measured steps of each half.
+    python tests/benchmarks/gpu_recording.py [--ranks 2] [--engine fast] [--pairs 10] [--steps 60] [--cpu] [--set KEY=VALUE]
 
-    python tests/benchmarks/gpu_recording.py [--pairs 10] [--steps 40] [--batch 2] [--model NAME]
+`lorawatch --record exxact-8b` with random weights, and `lorawatch attach` on a terminal of 160×50 with a pane a GPU. In
+half the turns everything is on: the callback on every rank, the recorder, the screen. In the other half the callback does
+nothing and the other two are frozen. The figure is tok/s of the one over tok/s of the other, pair by pair.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -16,111 +18,137 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
+import halves
 import psutil
-import torch
 from report import Report
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from lorawatch import StepCallback
-from lorawatch import recipe as recipes
-from lorawatch.training import model as models
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, build_data
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from terminal import Terminal
+
+from lorawatch.analysis.throughput import mean_interval95
+from lorawatch.rundir import ENDED, RunDir
+
+PROGRAM = [sys.executable, "-m", "lorawatch"]
+SIZE = (160, 50)
 
 
-class _Clock(TrainerCallback):
-    """Both halves are timed by the same clock: the host's, with one synchronisation at each end of the window."""
+def recipe(ranks: int, engine: str, cpu: bool) -> list[str]:
+    """The recipe and where it runs."""
+    which = f"cpu:{ranks}" if cpu else ",".join(map(str, range(ranks)))
+    name = ["tiny"] if cpu else ["exxact-8b", "--set", "model.weights=random"]
+    return [*name, "--gpus", which, "--set", f"train.engine={engine}"]
 
-    def __init__(self, skip: int, last: int) -> None:
-        self.skip, self.last, self.began, self.seconds = skip, last, 0.0, 0.0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in (self.skip, self.last):
-            torch.cuda.synchronize()
-            now = time.perf_counter()
-            if state.global_step == self.skip:
-                self.began = now
-            else:
-                self.seconds = now - self.began
+def measure(
+    ranks: int, *, engine: str, cpu: bool, pairs: int, steps: int, timeout_s: float, settings: list[str] | None = None
+) -> dict[str, Any]:
+    """Train in turns.
+
+    Returns:
+        `halves`: each with `on` and `seconds`, in their order; `painted`: bytes that the screen wrote while it was on.
+
+    Raises:
+        RuntimeError: The run did not get that far; with the end of what it said.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        env = {**os.environ, **halves.plan(folder, pairs, steps)}
+        log = folder / "recorder.log"
+        with open(log, "wb") as out:
+            recorder = subprocess.Popen(
+                [*PROGRAM, "--record", *recipe(ranks, engine, cpu), *(settings or []), "--tag", "recording",
+                 "--set", f"train.steps={halves.total_steps(pairs, steps)}"],
+                env=env, cwd=folder, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+        try:
+            run = _run_of(recorder, log, timeout_s)
+            with Terminal([*PROGRAM, "attach", run.run_id], dict(os.environ), SIZE) as screen:
+                (folder / "pids").write_text(f"{recorder.pid} {screen.process.pid}")
+                screen.wait(run.run_id, timeout=30)
+                try:
+                    recorder.wait(timeout_s)
+                except subprocess.TimeoutExpired:
+                    raise RuntimeError(f"not done within {timeout_s:.0f} s: {_end_of(log)}") from None
+                painted = len(screen.output())
+                os.kill(screen.process.pid, signal.SIGCONT)
+        finally:
+            _end(recorder)
+        found = folder / "halves.jsonl"
+        lines = [json.loads(line) for line in found.read_text().splitlines()] if found.exists() else []
+        if len(lines) < 2 * pairs:
+            raise RuntimeError(f"{len(lines)} of {2 * pairs} halves were timed: {_end_of(log)}")
+        return {"halves": lines, "painted": painted, "run_id": run.run_id}
+
+
+def ratios(lines: list[dict[str, Any]]) -> list[float]:
+    """tok/s recorded over tok/s unrecorded, of each pair of halves."""
+    found = []
+    for one, other in zip(lines[::2], lines[1::2], strict=True):
+        on, off = (one, other) if one["on"] else (other, one)
+        found.append(off["seconds"] / on["seconds"])
+    return found
+
+
+def tell(report: Report, result: dict[str, Any], tokens: int, *, bound: float | None) -> None:
+    """The figures of a measurement; `tokens` are of a half."""
+    pairs = ratios(result["halves"])
+    off = [tokens / h["seconds"] for h in result["halves"] if not h["on"]]
+    print("  pairs, recorded ÷ unrecorded: " + " ".join(f"{r:.4f}" for r in pairs), flush=True)
+    report.figure("tok/s unrecorded, median", median(off), "tok/s")
+    report.figure("tok/s recorded ÷ unrecorded", mean(pairs), "×", least=bound, ci95=mean_interval95(pairs))
+    report.figure("  median of the pairs", median(pairs), "×")
+    report.figure("  written by the screen meanwhile", result["painted"] / 1e3, "kB")
+
+
+def _run_of(recorder: subprocess.Popen[bytes], log: Path, timeout_s: float) -> RunDir:
+    """The run that this recorder has begun."""
+    deadline = time.monotonic() + min(60, timeout_s)
+    while time.monotonic() < deadline and recorder.poll() is None:
+        for word in log.read_text(errors="replace").split("\n")[0].split()[1:2]:
+            run = RunDir.find(word)
+            if run.state().state not in ENDED:
+                return run
+        time.sleep(0.1)
+    raise RuntimeError(f"no run began: {_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-1500:]
+
+
+def _end(recorder: subprocess.Popen[bytes]) -> None:
+    if recorder.poll() is not None:
+        return
+    below = psutil.Process(recorder.pid).children(recursive=True)
+    for process in (*below, recorder):
+        process.kill()
+    recorder.wait(30)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--engine", default="fast")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--batch", type=int, default=2)
-    options = parser.parse_args()
-    overrides = ["model.weights=random", f"train.steps={options.steps}", f"train.batch_size_per_gpu={options.batch}"]
-    if options.model:
-        overrides.append(f"model.name={options.model}")
-    recipe = recipes.load("exxact-8b", overrides)
-    device = torch.device("cuda", 0)
-    plan = models.plan_model(recipe)
-    model = models.load_model(plan, recipe, device)
-    data = build_data(recipe, None, plan.vocabulary, 1)
-    skip = 5
-    tokens = (options.steps - skip) * recipe.train.batch_size_per_gpu * recipe.data.sequence_length
-
-    def half(callbacks: list[TrainerCallback], folder: str) -> float:
-        clock = _Clock(skip, options.steps)
-        arguments = TrainingArguments(
-            output_dir=folder, max_steps=options.steps, per_device_train_batch_size=recipe.train.batch_size_per_gpu,
-            bf16=True, logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True,
-            remove_unused_columns=False,
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=500)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--set", action="append", default=[])
+    given = parser.parse_args()
+    report = Report(f"recorded and watched against not, {given.ranks} ranks, engine {given.engine}")
+    settings = [word for s in given.set for word in ("--set", s)]
+    with tempfile.TemporaryDirectory() as home:
+        os.environ.setdefault("LORAWATCH_HOME", home)
+        result = measure(
+            given.ranks, engine=given.engine, cpu=given.cpu, pairs=given.pairs, steps=given.steps,
+            timeout_s=given.seconds, settings=settings,
         )  # fmt: skip
-        Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=data,
-            data_collator=Collator(0, BatchCounts()),
-            callbacks=[*callbacks, clock],
-        ).train()
-        return tokens / clock.seconds
-
-    report = Report(
-        f"recording on against off, {options.pairs} interleaved pairs of {options.steps} steps, batch {options.batch} × 512"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        half([], folder)  # the first run of a process is slower; it belongs to neither side
-        home = Path(folder) / "home"
-        recorder = subprocess.Popen(
-            [sys.executable, "-m", "lorawatch", "--record", "--", "sleep", "3600"],
-            env={**os.environ, "LORAWATCH_HOME": str(home)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while not list(home.glob("runs/*/state.json")):
-            time.sleep(0.05)
-        time.sleep(2.0)
-        (run,) = (home / "runs").iterdir()
-        ratios, rates = [], []
-        for pair in range(options.pairs):
-            found: dict[bool, float] = {}
-            for on in (False, True) if pair % 2 else (True, False):
-                # the recorder is frozen while it is off: pairs lie seconds apart, so that a host that drifts hits both
-                recorder.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
-                if on:
-                    os.environ["LORAWATCH_RUN_DIR"] = str(run)
-                else:
-                    os.environ.pop("LORAWATCH_RUN_DIR", None)
-                found[on] = half([StepCallback()] if on else [], folder)
-            ratios.append(found[True] / found[False])
-            rates.append(found[False])
-            print(f"  pair {pair}: off {found[False]:,.0f} tok/s, on {found[True]:,.0f} tok/s", flush=True)
-        recorder.send_signal(signal.SIGCONT)
-        # Not stopped but killed: it would end the rank it watches, which is this process.
-        for process in (*psutil.Process(recorder.pid).children(), recorder):
-            process.kill()
-        recorder.wait(60)
-    spread = stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
-    report.figure("off", median(rates), "tok/s")
-    report.figure("on ÷ off, mean of the pairs", mean(ratios), "×", least=0.995)
-    report.figure("median of the pairs", median(ratios), "×")
-    report.figure("standard error of the mean", spread, "×")
+    tokens = given.steps * given.ranks * 2 * (32 if given.cpu else 512)
+    tell(report, result, tokens, bound=None if given.cpu else 0.995)
     report.close()
 
 

@@ -17,14 +17,23 @@ class Report:
         print(f"\n{self.title}", flush=True)
 
     def figure(
-        self, name: str, value: float, unit: str, *, most: float | None = None, least: float | None = None
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        *,
+        most: float | None = None,
+        least: float | None = None,
+        ci95: float | None = None,
     ) -> None:
-        """Print one figure beside its bound."""
+        """Print one figure beside its bound, with the half width of its 95% interval where there is one."""
         good = (most is None or value <= most) and (least is None or value >= least)
         bound = (
             f"≤ {most:,g} {unit}" if most is not None else f"≥ {least:,g} {unit}" if least is not None else "no bound"
         )
-        print(f"  {'ok  ' if good else 'MISS'} {name:<58} {value:>12,.4g} {unit:<10} ({bound})", flush=True)
+        about = "" if ci95 is None else f" ± {ci95:,.2g}"
+        mark = "    " if most is None and least is None else "ok  " if good else "MISS"
+        print(f"  {mark} {name:<58} {value:>12,.4g}{about} {unit:<10} ({bound})", flush=True)
         if not good:
             self.failed.append(name)
 

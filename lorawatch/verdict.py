@@ -76,6 +76,8 @@ def judge(evidence: Evidence) -> Verdict:
             return Verdict("completed")
         if evidence.stop_requested and all(r.status in ("stopped", "completed") for r in records):
             steps = sorted({r.step for r in records})
+            if steps == [0]:
+                return Verdict("stopped", message="stopped before the first step")
             # ranks that train each for itself stop each at its own next step
             where = f"together at step {steps[0]}" if len(steps) == 1 else f"at steps {steps[0]} to {steps[-1]}"
             return Verdict("stopped", message=f"stopped {where}")

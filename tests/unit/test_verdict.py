@@ -26,6 +26,8 @@ def test_a_stop_that_all_ranks_followed() -> None:
     verdict = judge(Evidence(0, [record(0, "stopped", step=7), record(1, "stopped", step=7)], 2, stop_requested="stop"))
     assert verdict.state == "stopped"
     assert "step 7" in (verdict.message or "")
+    loading = judge(Evidence(-15, [record(0, "stopped"), record(1, "stopped")], 2, stop_requested="stop"))
+    assert (loading.state, loading.message) == ("stopped", "stopped before the first step")
 
 
 def test_separate_ranks_each_stop_at_a_step_of_their_own() -> None:

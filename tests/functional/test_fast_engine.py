@@ -94,6 +94,33 @@ def test_two_ranks_train_as_the_reference_engine_does(
     assert fast.events[1] == []
 
 
+def test_two_ranks_train_packed_rows_as_the_reference_engine_does(tmp_path: Path, cache: dict[str, str]) -> None:
+    runs = []
+    for number, more in enumerate(((), FAST)):
+        (tmp_path / str(number)).mkdir()
+        runs.append(Trained(tmp_path / str(number), "data.packing=true", "data.sequence_length=16", *more, **cache))
+    reference, fast = runs
+    told = [next(e.message for e in run.events[0] if e.kind == "packing") for run in runs]
+    assert told[0].startswith(f"packed {ROWS} rows into ")
+    assert "% padding instead of " in told[0]
+    assert told[0].endswith(" with each batch padded to its longest row")
+    assert told[1].endswith(" with each row padded to 16")
+    assert f"info: {told[1]}" in fast.output
+    shown = lorawatch("show", "last", "--events", "99", env={"LORAWATCH_HOME": str(fast.run.root.parents[1])})
+    assert told[1] in shown.stdout
+    assert not any(e.kind == "packing" for run in runs for e in run.events[1])
+    assert [e.kind for e in fast.events[0]] == ["packing", "compiled"]
+    assert len(fast.steps[0]) >= 4
+    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.loss == pytest.approx(b.loss, rel=1e-4)
+            assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
+            assert (a.nonpad_tokens, a.label_tokens) == (b.nonpad_tokens, b.label_tokens)
+            assert (a.tokens or 0) % (2 * 16) == 0
+    for name, weight in fast.adapter.items():
+        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+
+
 # What a rank runs before anything else: it records its step as on a GPU, and nothing but Dynamo compiles.
 RECORDING = f"""
 import os, sys

@@ -1,15 +1,19 @@
 """What recording and watching cost the training: one real run, recorded and not in turns, on every GPU of the host.
 
-    python tests/benchmarks/gpu_recording.py [--ranks 2] [--engine fast] [--pairs 10] [--steps 60] [--cpu] [--set KEY=VALUE]
+    python tests/benchmarks/gpu_recording.py [--ranks 2] [--engine fast] [--pairs 10] [--steps 60] [--panes 8] [--cpu]
+        [--set KEY=VALUE]
 
 `lorawatch --record exxact-8b` with random weights, and `lorawatch attach` on a terminal of 160×50 with a pane a GPU. In
 half the turns everything is on: the callback on every rank, the recorder, the screen. In the other half the callback does
-nothing and the other two are frozen. The figure is tok/s of the one over tok/s of the other, pair by pair.
+nothing and the other two are frozen. The figure is tok/s of the one over tok/s of the other, pair by pair. Where the host
+has fewer GPUs than `--panes`, a second recorder and screen take part that sample and draw so many of a stub driver, which
+is more work than one pair of them would have with that many real ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -27,6 +32,7 @@ from report import Report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fakes.nvml import stub_env
 from terminal import Terminal
 
 from lorawatch.analysis.throughput import mean_interval95
@@ -44,9 +50,20 @@ def recipe(ranks: int, engine: str, cpu: bool) -> list[str]:
 
 
 def measure(
-    ranks: int, *, engine: str, cpu: bool, pairs: int, steps: int, timeout_s: float, settings: list[str] | None = None
+    ranks: int,
+    *,
+    engine: str,
+    cpu: bool,
+    pairs: int,
+    steps: int,
+    timeout_s: float,
+    panes: int = 0,
+    settings: list[str] | None = None,
 ) -> dict[str, Any]:
     """Train in turns.
+
+    Args:
+        panes: GPUs of a stub driver that are recorded and shown beside; 0: none.
 
     Returns:
         `halves`: each with `on` and `seconds`, in their order; `painted`: bytes that the screen wrote while it was on.
@@ -66,8 +83,13 @@ def measure(
             )  # fmt: skip
         try:
             run = _run_of(recorder, log, timeout_s)
-            with Terminal([*PROGRAM, "attach", run.run_id], dict(os.environ), SIZE) as screen:
-                (folder / "pids").write_text(f"{recorder.pid} {screen.process.pid}")
+            with (
+                Terminal([*PROGRAM, "attach", run.run_id], dict(os.environ), SIZE) as screen,
+                beside(panes, folder) as others,
+            ):
+                pids = folder / ".pids"
+                pids.write_text(" ".join(map(str, (recorder.pid, screen.process.pid, *others))))
+                pids.rename(folder / "pids")
                 screen.wait(run.run_id, timeout=30)
                 try:
                     recorder.wait(timeout_s)
@@ -82,6 +104,29 @@ def measure(
         if len(lines) < 2 * pairs:
             raise RuntimeError(f"{len(lines)} of {2 * pairs} halves were timed: {_end_of(log)}")
         return {"halves": lines, "painted": painted, "run_id": run.run_id}
+
+
+@contextlib.contextmanager
+def beside(panes: int, folder: Path) -> Iterator[list[int]]:
+    """A recorder and a screen of so many stub GPUs; their pids."""
+    if not panes:
+        yield []
+        return
+    home = folder / "stub-home"
+    env = {**os.environ, **stub_env(folder / "stub", gpus=panes), "LORAWATCH_HOME": str(home)}
+    recorder = subprocess.Popen(
+        [*PROGRAM, "--record", "--", "sleep", "3600"], env=env, cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not list(home.glob("runs/*/state.json")):
+            time.sleep(0.1)
+        (run,) = (home / "runs").iterdir()
+        with Terminal([*PROGRAM, "attach", run.name], env, SIZE) as screen:
+            screen.wait(f"{panes - 1} · ", timeout=30)
+            yield [recorder.pid, screen.process.pid]
+    finally:
+        _end(recorder)
 
 
 def ratios(lines: list[dict[str, Any]]) -> list[float]:
@@ -136,6 +181,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=500)
+    parser.add_argument("--panes", type=int, default=0)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
@@ -145,7 +191,7 @@ def main() -> None:
         os.environ.setdefault("LORAWATCH_HOME", home)
         result = measure(
             given.ranks, engine=given.engine, cpu=given.cpu, pairs=given.pairs, steps=given.steps,
-            timeout_s=given.seconds, settings=settings,
+            timeout_s=given.seconds, panes=given.panes, settings=settings,
         )  # fmt: skip
     tokens = given.steps * given.ranks * 2 * (32 if given.cpu else 512)
     tell(report, result, tokens, bound=None if given.cpu else 0.995)

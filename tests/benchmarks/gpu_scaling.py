@@ -6,7 +6,7 @@
 * sweep: each engine at every count, coupled and separate, in turns; `lorawatch compare` over it; the efficiency bounds, and
   beside them what explains a miss: rank by rank step times, data wait, clocks, power caps.
 * allreduce: what averaging one step's gradients takes, by DDP and in one piece.
-* recording: tok/s recorded and watched with a pane a GPU, against neither.
+* recording: tok/s recorded and watched with a pane a GPU (and eight of a stub driver beside fewer), against neither.
 * faults: a rank killed, stopped, out of memory.
 * extrapolate: an epoch's time from the runs at fewer GPUs against the measured one.
 
@@ -61,6 +61,8 @@ STEPS = {"reference": 60, "fast": 150}
 """As published; the fast engine's last a third as long, and more of them narrow the interval."""
 TOKENS = 50_000_000
 HALF_STEPS, MOST_PAIRS = 60, 10
+PANES = 8
+"""Of the bound; where there are fewer GPUs, so many of a stub driver are watched beside them."""
 LEAVE_OUT = ("adapter", "checkpoints", "control", "stacks")
 MOST_BYTES = 15 << 20
 RANKS = """
@@ -223,12 +225,15 @@ def recording(plan: Plan, report: Report) -> None:
     if pairs < 2:
         print(f"  left out: {plan.left_s():.0f} s are left", flush=True)
         return
+    panes = 0 if plan.cpu or ranks >= PANES else PANES
+    if panes:
+        print(f"  beside {ranks} real GPUs a recorder and panes of {panes} of a stub driver", flush=True)
     try:
         result = gpu_recording.measure(
             ranks, engine=engine, cpu=plan.cpu, pairs=pairs, steps=HALF_STEPS, timeout_s=max(plan.left_s(), 1),
-            settings=plan.settings,
+            panes=panes, settings=plan.settings,
         )  # fmt: skip
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, OSError, subprocess.SubprocessError) as error:
         report.figure("the recording could not be timed", 1, "", most=0)
         print(f"  {error}", flush=True)
         return

@@ -97,9 +97,16 @@ def _in_turns(recorded: type) -> type:
                 self.meter, self._meter = self._meter, None
                 self._observer.tick = lambda: None
             if first:
-                for pid in (folder / "pids").read_text().split():
+                for pid in self.watchers():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGCONT if on else signal.SIGSTOP)
+                        os.kill(pid, signal.SIGCONT if on else signal.SIGSTOP)
+
+        def watchers(self) -> list[int]:
+            """The processes that are frozen in turns, once all of them are there."""
+            deadline = time.monotonic() + 60
+            while not (folder / "pids").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            return [int(pid) for pid in (folder / "pids").read_text().split()]
 
         def wait(self) -> None:
             if torch.cuda.is_available():

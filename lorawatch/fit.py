@@ -36,15 +36,17 @@ def workload(recipe: Recipe, world_size: int = 1) -> Workload:
         LorawatchError: The recipe has something whose memory nothing here reckons.
     """
     shape = model_shape(recipe.model.name)
-    if recipe.lora.use_dora:
+    if recipe.lora.use_dora and recipe.model.quantization == "nf4":
+        # PEFT's layers for 4-bit weights then give float32 outputs, and most of what follows them becomes float32 too.
         raise LorawatchError(
-            "the memory of DoRA is not modelled", hint="it is more than the same recipe's with lora.use_dora: false"
+            "the memory of DoRA over NF4 weights is not modelled",
+            hint="it is more than the same recipe's with lora.use_dora: false, up to twice its activations",
         )
     targets = recipe.lora.targets
     # PEFT takes the end of a layer's full name.
     names = LINEARS if isinstance(targets, str) else tuple(t.rpartition(".")[2] for t in targets)
     try:
-        lora = LoraShape(recipe.lora.rank, names, recipe.lora.dropout)
+        lora = LoraShape(recipe.lora.rank, names, recipe.lora.dropout, recipe.lora.use_dora)
     except ValueError as error:
         raise RecipeError(f"lora.targets: {error}") from None
     train = recipe.train
@@ -59,6 +61,7 @@ def workload(recipe: Recipe, world_size: int = 1) -> Workload:
         world_size=world_size,
         padded=recipe.data.source != "synthetic"
         and (train.engine == "reference" if recipe.data.packing else train.batch_size_per_gpu > 1),
+        quantization=recipe.model.quantization,
     )
 
 

@@ -225,7 +225,7 @@ def fit_lines(wanted: recipe.Recipe, placement: Placement, gpus: Sequence[Gpu]) 
         return [f"VRAM: not reckoned: {error.message}"]
     least = min(totals)
     return [
-        f"VRAM: {memory_words(estimate(workload), least)}",
+        f"VRAM: {memory_words(estimate(workload), least, wanted.train.engine)}",
         *(f"  {line}" for line in what_would_fit(workload, least)[:2]),
     ]
 

@@ -25,6 +25,7 @@ class Sku:
         source: The document the peak is from, or why there is none.
         memory_mib: NVML's total; None where it was not seen.
         bf16: Whether it computes in BF16.
+        fp8: Whether it computes in FP8.
         also: Other ways in which people and published tables write it.
     """
 
@@ -37,6 +38,7 @@ class Sku:
     also: tuple[str, ...] = ()
     memory_mib: int | None = None
     bf16: bool = True
+    fp8: bool = True
 
     @property
     def memory_total_bytes(self) -> int:
@@ -62,6 +64,7 @@ def all_skus() -> tuple[Sku, ...]:
             also=tuple(entry.get("also", ())),
             memory_mib=entry.get("memory_mib"),
             bf16=entry.get("bf16", True),
+            fp8=entry.get("fp8", True),
         )
         for entry in yaml.load(text, Loader=loader)  # noqa: S506  a safe loader, and a file of our own
     )

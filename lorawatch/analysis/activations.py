@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorawatch.analysis.shape import ATTENTION_INPUTS, MLP_INPUTS, LoraShape, ModelShape
+from lorawatch.analysis.shape import ATTENTION_INPUTS, LINEARS, MLP_INPUTS, LoraShape, ModelShape
+from lorawatch.analysis.weights import Quantization
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Batch:
         length: Positions of each, padding included.
         dtype_bytes: Of the base weights: 2 (autocast to that format), or 4 (no autocast).
         padded: Some row is shorter than the batch, so that attention takes a mask.
+        quantization: Of the linear layers' weights.
     """
 
     rows: int
     length: int
     dtype_bytes: int = 2
     padded: bool = False
+    quantization: Quantization = "none"
 
     @property
     def tokens(self) -> int:
@@ -79,19 +82,53 @@ def layer_activations(shape: ModelShape, lora: LoraShape, batch: Batch, *, first
     return total + _adapters(shape, lora, batch, ("down_proj",), gate or up)
 
 
-def backward_transient(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
-    """Bytes of gradients alive at the busiest point of a layer's backward pass: in the MLP, behind down_proj."""
-    wide, narrow = batch.tokens * shape.intermediate, batch.tokens * shape.hidden * batch.dtype_bytes
-    if "down_proj" in lora.targets and batch.dtype_bytes == 2:
+def layer_transient(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
+    """Bytes alive at the busiest point of a layer's forward or backward pass, beside what it keeps: as a rule of gradients,
+    in the MLP, behind down_proj."""
+    size, down = batch.dtype_bytes, "down_proj" in lora.targets
+    wide, narrow = batch.tokens * shape.intermediate, batch.tokens * shape.hidden
+    # Gradients of the product and of its two factors; of the residual branch.
+    usual = size * (3 * wide + narrow)
+    if batch.quantization == "nf4":
+        # bitsandbytes' MatMul4Bit makes a whole weight plain again, beside which is the gradient of its input. Where that
+        # has an adapter, the input itself has gone by then.
+        weight = max(inputs * outputs for inputs, outputs in map(shape.linear, LINEARS))
+        return max(usual - size * wide * down, size * (weight + wide + narrow))
+    if down and size == 2:
         # The adapter's input came by way of float32 (`_cast_input_dtype`) and its gradient goes back that way, beside the
         # gradient by way of the base weight; then those of the output, of the scaled output and of the residual branch.
-        return wide * (2 + 2 + 4) + 3 * narrow
-    return wide * 3 * batch.dtype_bytes + narrow  # of the product and of its two factors; of the residual branch
+        usual = (2 + 2 + 4) * wide + 2 * 3 * narrow
+    if batch.quantization == "fp8":
+        # fp8.quantize_rows of the MLP's product: that, and in float32 its values, scaled, and clamped; the residual branch.
+        usual = max(usual, (2 + 3 * 4) * wide + 2 * 2 * narrow)
+    return max(usual, _dora_transient(shape, lora, batch)) if lora.use_dora else usual
+
+
+def _dora_transient(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
+    """The busiest point of DoraLinearLayer.forward, or of its backward pass."""
+    found = 0
+    for name in lora.targets:
+        inputs, outputs = shape.linear(name)
+        weight, unit = inputs * outputs, inputs**2
+        # `get_lora_weight` sends a unit matrix through the adapter; `get_weight_norm` adds its result to the weight.
+        if batch.dtype_bytes == 2:
+            found = max(found, 6 * batch.tokens * inputs + max(6 * unit + 2 * weight, 2 * unit + 16 * weight))
+        else:
+            found = max(found, 4 * unit + 12 * weight)
+    if batch.dtype_bytes == 2 and any(name in lora.targets for name in MLP_INPUTS):
+        # Outputs as wide as the MLP are float32 here, and so are their gradients on three ways.
+        found = max(found, batch.tokens * (12 * shape.intermediate + 6 * shape.hidden))
+    return found
 
 
 def final_norm(shape: ModelShape, batch: Batch) -> int:
     """Bytes that the norm behind the last layer keeps; free before that layer's backward pass."""
     return _norm(batch.tokens, shape.hidden)
+
+
+def norm_transient(shape: ModelShape, batch: Batch) -> int:
+    """Bytes of gradients alive at the busiest point of a norm's backward pass: five float32 tensors."""
+    return 5 * 4 * batch.tokens * shape.hidden
 
 
 def _around(shape: ModelShape, batch: Batch) -> int:
@@ -111,6 +148,8 @@ def _adapters(shape: ModelShape, lora: LoraShape, batch: Batch, names: tuple[str
     if not on:
         return 0
     tokens, width, rank = batch.tokens, batch.dtype_bytes, lora.rank
+    # lora/bnb.py Linear4bit.forward leaves the cast of x to autocast; lora/layer.py does not.
+    cast = width == 2 and batch.quantization != "nf4"
     total = 0
     for name in on:
         inputs, outputs = shape.linear(name)
@@ -118,15 +157,29 @@ def _adapters(shape: ModelShape, lora: LoraShape, batch: Batch, names: tuple[str
         total += tokens * rank * width
         if lora.dropout and reached:
             total += tokens * inputs  # its mask, a byte each
-        if width == 2:
-            # `_cast_input_dtype` makes x float32, autocast makes it 16-bit again for A, which keeps that copy; each
-            # adapter has its own. Autocast's 16-bit A and B are kept where their inputs have a gradient.
-            total += tokens * inputs * 2 + rank * outputs * 2
+        if width == 2:  # autocast's 16-bit A and B are kept where their inputs have a gradient
+            total += rank * outputs * 2
             total += rank * inputs * 2 if reached else 0
+        if cast:
+            # `_cast_input_dtype` makes x float32, autocast makes it 16-bit again for A, which keeps that copy; each
+            # adapter has its own.
+            total += tokens * inputs * 2
         elif lora.dropout:
-            total += tokens * inputs * 4  # what dropout made of x
-    if width == 4 and not lora.dropout and (names != ("o_proj",) or _plain_products(shape, batch)):
-        total += tokens * shape.linear(on[0])[0] * 4  # x itself, once; attention's output is kept by attention
+            total += tokens * inputs * width  # what dropout made of x
+        if lora.use_dora:
+            total += _dora(shape, lora, batch, name, reached)
+    if not cast and not lora.dropout and (names != ("o_proj",) or not reached or _plain_products(shape, batch)):
+        total += tokens * shape.linear(on[0])[0] * width  # x itself, once; attention's output is kept by attention
+    return total
+
+
+def _dora(shape: ModelShape, lora: LoraShape, batch: Batch, name: str, reached: bool) -> int:
+    # lora/dora.py DoraLinearLayer.forward: the magnitude's gradient needs what base and adapter came to; float32 vectors of
+    # an output each are the norms, the scale, and the scale less one.
+    inputs, outputs = shape.linear(name)
+    total = 2 * batch.tokens * outputs * batch.dtype_bytes + 4 * outputs * (2 + reached)
+    if lora.dropout and reached and batch.dtype_bytes == 2:
+        total += 2 * inputs * outputs  # the base is computed once more, by a copy of its weight
     return total
 
 

@@ -53,6 +53,8 @@ def free_blocks(
         total += _MLP_TENSORS_CHECKPOINTED[down] * mlp + _RESIDUAL_TENSORS_CHECKPOINTED * residual
     else:
         total += _MLP_TENSORS[down] * mlp + _RESIDUAL_TENSORS * residual
+    if lora.use_dora:  # the largest unit matrix that went through an adapter
+        total += 4 * max(shape.linear(name)[0] for name in lora.targets) ** 2
     logits = 4 * batch.tokens * shape.vocabulary
     if batch.dtype_bytes == 2:
         total += logits // 2  # the forward pass's 16-bit logits; no float32 tensor of the loss fits into their block

@@ -12,14 +12,16 @@ from typing import Literal
 
 from lorawatch.analysis.activations import (
     Batch,
-    backward_transient,
     checkpointed_activations,
     final_norm,
     layer_activations,
+    layer_transient,
     model_activations,
+    norm_transient,
 )
 from lorawatch.analysis.allocator import CUBLAS_WORKSPACE_BYTES, free_blocks
 from lorawatch.analysis.shape import LoraShape, ModelShape
+from lorawatch.analysis.weights import Quantization, base_bytes
 
 MIB, GIB = 1 << 20, 1 << 30
 Moment = Literal["loss", "backward", "optimizer"]
@@ -51,6 +53,7 @@ class Workload:
         gradient_accumulation: Forward passes a step.
         world_size: Ranks that train together.
         padded: Sequences of a batch differ in length.
+        quantization: How the frozen linear layers are kept.
     """
 
     shape: ModelShape
@@ -62,6 +65,7 @@ class Workload:
     gradient_accumulation: int = 1
     world_size: int = 1
     padded: bool = False
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True)
@@ -134,13 +138,13 @@ class Fit:
 def estimate(work: Workload) -> MemoryEstimate:
     """Peak memory of a rank of the reference engine: transformers' Trainer, SDPA attention, AdamW, DDP."""
     shape, lora = work.shape, work.lora
-    given = Batch(work.batch, work.sequence_length, work.dtype_bytes, work.padded)
+    given = Batch(work.batch, work.sequence_length, work.dtype_bytes, work.padded, work.quantization)
     adapters = lora.parameters(shape)
     gradients = 4 * adapters
     # Freed after each optimizer step; micro-batches after the first find them.
     standing = gradients if work.gradient_accumulation > 1 else 0
     layer = layer_activations(shape, lora, given)
-    transient = backward_transient(shape, lora, given) - final_norm(shape, given)
+    transient = layer_transient(shape, lora, given) - final_norm(shape, given)
     if work.gradient_checkpointing:
         kept = checkpointed_activations(shape, given)
         # Beside its input the layer under way has all it keeps; the last to be computed again is the first.
@@ -157,6 +161,7 @@ def estimate(work: Workload) -> MemoryEstimate:
     logits = 12 * given.tokens * shape.vocabulary
     moments: tuple[tuple[Moment, int, int, int], ...] = (
         ("loss", kept, logits, standing),
+        ("backward", kept + norm_transient(shape, given), 0, standing),
         ("backward", at_last + transient, 0, standing),
         ("backward", at_first + transient, 0, gradients),
         ("optimizer", 0, 0, gradients),
@@ -164,7 +169,7 @@ def estimate(work: Workload) -> MemoryEstimate:
     moment, activations, logits, live_gradients = max(moments, key=lambda m: m[1] + m[2] + m[3])
     several = work.world_size > 1
     return MemoryEstimate(
-        weights=shape.parameters * work.dtype_bytes,
+        weights=base_bytes(shape, work.dtype_bytes, work.quantization),
         adapters=4 * adapters,
         gradients=live_gradients,
         optimizer=8 * adapters,
@@ -198,15 +203,17 @@ def what_would_fit(work: Workload, memory_total_bytes: int) -> list[str]:
     """Changes of the recipe after which a run that does not fit fits, each confirmed by the estimate.
 
     Returns:
-        A line a change, the least disturbing first: a smaller batch, recomputed activations, shorter sequences; the last two
-        with a smaller batch where they do not suffice alone. Empty where it fits already, and where nothing helps since the
-        weights alone are too large.
+        A line a change, the least disturbing first: a smaller batch, recomputed activations, shorter sequences, NF4 weights;
+        the last three with others of them where they do not suffice alone. Empty where it fits already, and where nothing
+        helps since the weights alone are too large.
     """
     found: list[str] = []
     if verdict(estimate(work), memory_total_bytes).verdict == "fits":
         return found
     for change in _changes(work, memory_total_bytes):
         words = []
+        if change.quantization != work.quantization:
+            words.append(f"model.quantization {change.quantization}")
         if change.gradient_checkpointing != work.gradient_checkpointing:
             words.append("train.gradient_checkpointing true")
         if change.batch != work.batch:
@@ -239,4 +246,9 @@ def _changes(work: Workload, memory_total_bytes: int) -> Iterator[Workload]:
     if not work.gradient_checkpointing:
         second = recomputing if fits(recomputing) else smaller(recomputing)
     third = shorter(work) or shorter(replace(recomputing, batch=1))
-    yield from (w for w in (first, second, third) if w is not None)
+    fourth = None
+    if work.quantization != "nf4" and not work.lora.use_dora:
+        quantized, both = replace(work, quantization="nf4"), replace(recomputing, quantization="nf4")
+        fourth = next((w for w in (quantized, both) if fits(w)), None)
+        fourth = fourth or smaller(quantized) or smaller(both) or shorter(replace(both, batch=1))
+    yield from (w for w in (first, second, third, fourth) if w is not None)

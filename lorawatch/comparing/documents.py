@@ -14,7 +14,7 @@ import msgspec
 
 from lorawatch.comparing import sheets
 from lorawatch.comparing import work as works
-from lorawatch.comparing.estimating import Estimate, Place
+from lorawatch.comparing.estimating import Estimate, Place, about
 from lorawatch.comparing.words import tokens_words, with_interval
 from lorawatch.errors import LorawatchError
 from lorawatch.text import MISSING, gib, long_duration
@@ -124,6 +124,8 @@ def of_estimate(found: Estimate) -> Document:
             advised.setdefault(place.advice, []).append(place.sku)
     for advice, skus in list(advised.items())[:_ADVISED]:
         notes += [f"{', '.join(skus)}: or {line}" for line in advice[1:]]
+    if found.memory is not None and found.recipe.train.engine != "reference":
+        notes.append("the memory is the reference engine's, and the fast engine needs no more")
     if found.nearest:
         notes.append(found.nearest)
     return Document(
@@ -140,7 +142,8 @@ def _answer(found: Estimate) -> list[str]:
     said = []
     mine = [p for p in found.places if p.here]
     if found.memory is not None:
-        said.append(f"{found.recipe.name} needs about {gib(found.memory.device_bytes)} on each GPU.")
+        near = about(found.recipe.train.engine)
+        said.append(f"{found.recipe.name} needs {near} {gib(found.memory.device_bytes)} on each GPU.")
         said += [f"{len(p.here)} × {p.sku} here: {p.words}." for p in mine]
         if not mine:
             roomy = [p for p in found.places if p.fit.verdict == "fits" and not p.remark]

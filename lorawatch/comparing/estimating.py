@@ -105,10 +105,17 @@ def estimate_recipe(
     return Estimate(recipe, wanted, workload, needed, unknown, places, tokens, epochs, nearest)
 
 
-def memory_words(needed: MemoryEstimate, total: int) -> str:
+def memory_words(needed: MemoryEstimate, total: int, engine: str = "reference") -> str:
     """`needs about 21.9 of 31.8 GiB a GPU: fits`; the Launch screen's line."""
     found = verdict(needed, total)
-    return f"needs about {needed.device_bytes / 2**30:.1f} of {total / 2**30:.1f} GiB a GPU: {fit_words(found)}"
+    return (
+        f"needs {about(engine)} {needed.device_bytes / 2**30:.1f} of {total / 2**30:.1f} GiB a GPU: {fit_words(found)}"
+    )
+
+
+def about(engine: str) -> str:
+    """How near an estimate is: it reckons the reference engine's memory, and the fast engine needs no more."""
+    return "about" if engine == "reference" else "at most about"
 
 
 def fit_words(found: Fit) -> str:
@@ -135,8 +142,12 @@ def _place(workload: Workload, needed: MemoryEstimate, sku: str, total: int, her
     if found.verdict == "does not fit" and not advice:
         advice = (f"nothing short of a smaller model: its weights alone are {needed.weights / 2**30:.1f} GiB",)
     known = find_sku(sku)
-    emulated = known is not None and not known.bf16 and workload.dtype_bytes == 2
-    return Place(sku.removeprefix("NVIDIA "), total, found, here, advice, "it has no BF16" if emulated else "")
+    remark = ""
+    if known is not None and workload.quantization == "fp8" and not known.fp8:
+        remark = "it has no FP8"
+    elif known is not None and workload.dtype_bytes == 2 and not known.bf16:
+        remark = "it has no BF16"
+    return Place(sku.removeprefix("NVIDIA "), total, found, here, advice, remark)
 
 
 def _nearest(wanted: works.Work, configurations: Sequence[Configuration]) -> str:

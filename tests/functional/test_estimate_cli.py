@@ -50,6 +50,29 @@ def test_a_larger_batch_fits_on_fewer() -> None:
     assert large < small
 
 
+def test_70_billion_weights_in_four_bits_fit_on_a_card_of_48_gb_and_in_sixteen_on_none_but_the_largest() -> None:
+    def told(*more: str) -> dict[str, dict[str, str]]:
+        rows = json.loads(lorawatch("estimate", "llama-70b-qlora", *more, "--format", "json").stdout)["rows"]
+        return {r["sku"]: r for r in rows if r["kind"] == "memory"}
+
+    found = told()
+    assert found["RTX 6000 Ada"]["verdict"] == found["A100 SXM 80GB"]["verdict"] == "fits"
+    assert found["RTX 4090"]["verdict"] == "does not fit"
+    assert "its weights alone are 36.8 GiB" in found["RTX 4090"]["advice"]
+    plain = told("--set", "model.quantization=none")
+    assert [sku for sku, row in plain.items() if row["verdict"] == "fits"] == ["B200"]
+    assert "model.quantization nf4: 4" in plain["H100 SXM"]["advice"]
+
+
+def test_a_card_without_fp8_is_told_so_and_the_fast_engine_needs_no_more() -> None:
+    told = lorawatch("estimate", "exxact-8b", "--set", "model.quantization=fp8", "--set", "train.engine=fast").stdout
+    assert "exxact-8b needs at most about 2" in told
+    assert "the memory is the reference engine's, and the fast engine needs no more" in told
+    lacking, having = (next(line for line in told.splitlines() if sku in line) for sku in ("A100 SXM 80GB", "H100 SXM"))
+    assert "it has no FP8" in lacking
+    assert "it has no FP8" not in having
+
+
 def test_every_format_says_the_same_and_a_file_is_written(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(lorawatch("estimate", "exxact-8b", "--format", "csv").stdout)))
     epoch = next(r for r in rows if r["kind"] == "epoch" and r["sku"] == "RTX PRO 4500" and r["count"] == "4")

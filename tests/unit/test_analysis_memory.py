@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorawatch.analysis.memory import GIB, Workload, estimate, verdict, what_would_fit
 from lorawatch.analysis.shape import LINEARS, LoraShape, ModelShape
+from lorawatch.training import fp8, nf4
+from lorawatch.training.model import linear_layers
 
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed: pip install 'lorawatch[qlora]'",
+)
+CPU = torch.device("cpu")
 QV = ("q_proj", "v_proj")
 LLAMA_8B = ModelShape(128256, 4096, 14336, 32, 32, 8, 128)
 BENCHMARK = Workload(LLAMA_8B, LoraShape(16), batch=2, sequence_length=512)
@@ -87,6 +95,8 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         return torch.native_dropout(x, p, training)[0]  # as on CUDA; the CPU's keeps a factor a value, not a byte
 
+    autocast = torch.is_autocast_enabled  # without an argument it speaks of CUDA
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type="cpu": autocast(device_type))
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
     monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
 
@@ -99,13 +109,28 @@ def small_model(config: dict[str, Any], work: Workload) -> Any:
         dtype=torch.bfloat16 if work.dtype_bytes == 2 else torch.float32,
     )
     base.config.use_cache = False
+    if work.quantization == "nf4":
+        base = nf4.prepare(nf4.quantize(base, [name for name, _, _ in linear_layers(base)], CPU), CPU)
     lora = LoraConfig(
-        r=work.lora.rank, lora_dropout=work.lora.dropout, target_modules=list(work.lora.targets), task_type="CAUSAL_LM"
-    )
+        r=work.lora.rank, lora_dropout=work.lora.dropout, target_modules=list(work.lora.targets), task_type="CAUSAL_LM",
+        use_dora=work.lora.use_dora,
+    )  # fmt: skip
     model = get_peft_model(base, lora).train()
+    if work.quantization == "fp8":
+        fp8.convert(model)
     if work.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def weights(model: Any) -> list[torch.Tensor]:
+    """The frozen weights, and what the values of quantized ones are found by."""
+    found = [p for p in model.parameters() if not p.requires_grad]
+    for state in [s for p in found if (s := getattr(p, "quant_state", None)) is not None]:
+        found += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    for layer in [m for m in model.modules() if isinstance(m, fp8.Fp8Linear)]:
+        found += [layer.rounded, layer.scale, layer.transposed, layer.transposed_scale]
+    return found
 
 
 @contextmanager
@@ -119,7 +144,7 @@ def one_step(model: Any, work: Workload) -> Iterator[tuple[LiveTensors, int]]:
     forward = model.forward
     if work.dtype_bytes == 2:
         forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(forward))
-    there = (*model.parameters(), *model.buffers(), *inputs.values())
+    there = (*model.parameters(), *weights(model), *model.buffers(), *inputs.values())
     with LiveTensors(there) as live:
         loss = forward(**inputs)["loss"]
         held = live.bytes
@@ -149,6 +174,27 @@ WORKLOADS = {
     "qwen2": ({**SMALL, "model_type": "qwen2"}, {"lora": LoraShape(8, LINEARS)}),
     "qwen3": ({**SMALL, "model_type": "qwen3", "head_dim": 16}, {"lora": LoraShape(8, LINEARS)}),
     "mistral": ({**SMALL, "model_type": "mistral", "sliding_window": None}, {}),
+    "fp8": (SMALL, {"quantization": "fp8"}),
+    "fp8, all layers, dropout": (SMALL, {"quantization": "fp8", "lora": LoraShape(8, LINEARS, 0.1)}),
+    "dora": (SMALL, {"lora": LoraShape(8, QV, use_dora=True)}),
+    "dora, all layers": (SMALL, {"lora": LoraShape(8, LINEARS, use_dora=True)}),
+    "dora, all layers, dropout": (SMALL, {"lora": LoraShape(8, LINEARS, 0.1, use_dora=True)}),
+    "dora, checkpointing": (SMALL, {"lora": LoraShape(8, QV, use_dora=True), "gradient_checkpointing": True}),
+    "dora, float32": (
+        {**SMALL, "num_key_value_heads": 4},
+        {"dtype_bytes": 4, "lora": LoraShape(8, LINEARS, 0.1, use_dora=True)},
+    ),
+}
+NF4_WORKLOADS = {
+    "as the benchmark": (SMALL, {}),
+    "all layers": (SMALL, {"lora": LoraShape(8, LINEARS)}),
+    "the MLP only": (SMALL, {"lora": LoraShape(8, ("up_proj", "down_proj"))}),
+    "attention's output only": (SMALL, {"lora": LoraShape(8, ("o_proj",))}),
+    "all layers, dropout": (SMALL, {"lora": LoraShape(8, LINEARS, 0.1)}),
+    "all layers, checkpointing": (SMALL, {"lora": LoraShape(8, LINEARS), "gradient_checkpointing": True}),
+    "padded": (SMALL, {"padded": True}),
+    "float32": ({**SMALL, "num_key_value_heads": 4}, {"dtype_bytes": 4, "lora": LoraShape(8, LINEARS)}),
+    "qwen2": ({**SMALL, "model_type": "qwen2"}, {"lora": LoraShape(8, LINEARS)}),
 }
 
 
@@ -158,7 +204,7 @@ def test_every_byte_that_autograd_keeps_is_in_the_estimate(config: dict[str, Any
     work = replace(work, **given)
     model = small_model(config, work)
     needed = estimate(work)
-    assert needed.weights == sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    assert needed.weights == sum(w.numel() * w.element_size() for w in weights(model))
     assert needed.adapters == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert needed.moment == "loss"
     with one_step(model, work) as (live, held):
@@ -167,6 +213,12 @@ def test_every_byte_that_autograd_keeps_is_in_the_estimate(config: dict[str, Any
         few = 64 * work.batch * work.sequence_length
         assert held == pytest.approx(needed.activations + softmax, abs=few)
         assert live.peak == pytest.approx(needed.activations + needed.logits, abs=few)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("config", "given"), NF4_WORKLOADS.values(), ids=NF4_WORKLOADS.keys())
+def test_every_byte_that_autograd_keeps_beside_nf4_weights(config: dict[str, Any], given: dict[str, Any]) -> None:
+    test_every_byte_that_autograd_keeps_is_in_the_estimate(config, {**given, "quantization": "nf4"})
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -180,6 +232,27 @@ def test_with_few_token_ids_the_peak_lies_in_a_layers_backward_pass(
     assert needed.moment == "backward"
     with one_step(small_model(config, work), work) as (live, _):
         assert needed.activations + needed.logits + needed.gradients == pytest.approx(live.peak, rel=0.04)
+
+
+@pytest.mark.parametrize("tokens", [16, 512])
+@pytest.mark.parametrize("quantization", [pytest.param("nf4", marks=needs_bitsandbytes), "dora"])
+def test_with_few_token_ids_the_peak_lies_where_a_weight_is_made_plain(quantization: str, tokens: int) -> None:
+    config = {**SMALL, "vocab_size": 100, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
+    lora = LoraShape(4, LINEARS, use_dora=quantization == "dora")
+    work = Workload(ModelShape.from_config(config), lora, 1, tokens)
+    work = replace(work, quantization="nf4" if quantization == "nf4" else "none")
+    needed = estimate(work)
+    assert needed.moment == "backward"
+    with one_step(small_model(config, work), work) as (live, _):
+        assert needed.activations + needed.logits + needed.gradients == pytest.approx(live.peak, rel=0.04)
+
+
+def test_an_nf4_weight_takes_four_bits_and_a_bit_more_and_an_fp8_one_two_bytes() -> None:
+    plain, nf4_, fp8_ = (estimate(replace(BENCHMARK, quantization=q)).weights for q in ("none", "nf4", "fp8"))
+    tables = 2 * 2 * 128256 * 4096
+    linear = plain - tables - 2 * (2 * 32 + 1) * 4096
+    assert 8 * (nf4_ - (plain - linear)) / (linear / 2) == pytest.approx(4.127, abs=0.001)  # QLoRA's own figure
+    assert fp8_ / plain == pytest.approx(1, rel=0.001)
 
 
 def test_plain_attention_keeps_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,10 +311,11 @@ def test_free_blocks_are_not_counted_on_when_memory_runs_short() -> None:
 def test_what_would_fit_begins_with_the_smaller_batch_and_is_confirmed_by_the_estimate() -> None:
     work, total = replace(BENCHMARK, batch=8, sequence_length=2048), 40 * GIB
     assert verdict(estimate(work), total).verdict == "does not fit"
-    batch, recomputing, shorter = what_would_fit(work, total)
+    batch, recomputing, shorter, quantized = what_would_fit(work, total)
     assert batch.startswith("train.batch_size_per_gpu 1 instead of 8: ")
     assert recomputing.startswith("train.gradient_checkpointing true and train.batch_size_per_gpu ")
     assert shorter.startswith("data.sequence_length ")
+    assert quantized.startswith("model.quantization nf4 and train.batch_size_per_gpu ")
     for line, change in ((batch, {"batch": 1}), (shorter, {"sequence_length": int(shorter.split()[1])})):
         needed = estimate(replace(work, **change))
         assert verdict(needed, total).verdict == "fits"
@@ -252,7 +326,13 @@ def test_what_would_fit_begins_with_the_smaller_batch_and_is_confirmed_by_the_es
 
 def test_nothing_is_proposed_where_it_fits_or_where_nothing_helps() -> None:
     assert what_would_fit(BENCHMARK, 80 * GIB) == []
-    assert what_would_fit(BENCHMARK, 12 * GIB) == []
+    assert what_would_fit(BENCHMARK, 6 * GIB) == []
+
+
+def test_weights_that_are_too_large_would_fit_in_nf4() -> None:
+    (only,) = what_would_fit(BENCHMARK, 12 * GIB)
+    assert only.startswith("model.quantization nf4 and train.gradient_checkpointing true: ")
+    assert what_would_fit(replace(BENCHMARK, quantization="nf4"), 6 * GIB) == []
 
 
 def test_another_family_and_a_wrong_target_are_refused() -> None:

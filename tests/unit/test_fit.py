@@ -109,8 +109,9 @@ def test_all_linear_is_every_layer_by_name() -> None:
 
 
 def test_what_is_not_modelled_is_told_instead_of_a_wrong_number() -> None:
-    with pytest.raises(LorawatchError, match="the memory of DoRA is not modelled"):
-        fit.workload(recipes.load("tiny", ["lora.use_dora=true"]))
+    assert fit.workload(recipes.load("tiny", ["lora.use_dora=true"])).lora.use_dora
+    with pytest.raises(LorawatchError, match="the memory of DoRA over NF4 weights is not modelled"):
+        fit.workload(recipes.load("tiny", ["lora.use_dora=true", "model.quantization=nf4"]))
 
 
 def test_no_heavy_library_is_loaded() -> None:

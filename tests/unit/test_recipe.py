@@ -10,7 +10,7 @@ from lorawatch import recipe
 from lorawatch.errors import RecipeError
 
 
-@pytest.mark.parametrize("name", ["demo", "exxact-8b", "exxact-8b-fast", "tiny"])
+@pytest.mark.parametrize("name", ["demo", "exxact-8b", "exxact-8b-fast", "llama-70b-qlora", "tiny"])
 def test_built_in_recipes_are_valid_and_named_as_their_file(name: str) -> None:
     assert recipe.load(name).name == name
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorawatch.sanitize import clean
-from lorawatch.text import duration, gib, number
+from lorawatch.text import MISSING, duration, gib, number
 
 
 def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -53,4 +53,34 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("MFU", f"{100 * row['mfu']:.1f}%" + ("  implausible" if row["mfu"] > 0.75 else "")))
     if row.get("final_loss") is not None:
         lines.append(("final loss", number(row["final_loss"], 4)))
+    if row.get("eval_step") is not None:
+        words = evaluation_words(row["eval_loss"], row["eval_step"], row["best_eval_loss"], row["best_eval_step"])
+        lines.append(("eval loss", f"{words}   {row['evaluated_steps']} evaluated"))
+    return lines
+
+
+def evaluation_words(loss: float | None, step: int, best_loss: float | None, best_step: int | None) -> str:
+    """The loss of the last evaluation, and the lowest where that is another's: `1.4010 (lowest 1.3801, step 40)`."""
+    if best_step is None:
+        return number(loss, 4)
+    lowest = "the lowest" if step == best_step else f"lowest {number(best_loss, 4)}, step {best_step}"
+    return f"{number(loss, 4)} ({lowest})"
+
+
+def evaluation_lines(rows: Sequence[Mapping[str, Any]], limit: int) -> list[str]:
+    """The evaluations as a table: the latest so many, and the one with the lowest loss in any case.
+
+    Args:
+        rows: As `storage.queries.run_evaluations` gives them.
+    """
+    shown = [row for row in rows[:-limit] if row["best"]] + list(rows[-limit:])
+    lines = [f"{'step':>8} {'loss':>9} {'label tokens':>13} {'time':>9}"]
+    for row in shown:
+        took = MISSING if row["duration_s"] is None else f"{row['duration_s']:,.1f} s"
+        lines.append(
+            f"{row['step']:>8} {number(row['loss'], 4):>9} {number(row['label_tokens']):>13} {took:>9}"
+            + ("  lowest" if row["best"] else "")
+        )
+    if len(shown) < len(rows):
+        lines.append(f"and {len(rows) - len(shown):,} before them")
     return lines

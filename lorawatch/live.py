@@ -12,9 +12,11 @@ from statistics import median
 
 import msgspec
 
+from lorawatch.analysis.windows import Span, union
 from lorawatch.journal import JournalTail
 from lorawatch.records import (
     AnyLine,
+    Evaluation,
     Event,
     GpuSample,
     HostSample,
@@ -28,6 +30,7 @@ from lorawatch.rundir import RunDir, RunInfo
 _PIECE = 512 << 10  # bytes between two looks at the clock
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
 _RETAINED_STEPS = 4096
+_JOIN_S = 0.25  # as far apart as readings of the power are
 _GPU_READINGS = (
     "power_w",
     "energy_j",
@@ -48,6 +51,8 @@ class RankView:
     started: RankStarted | None = None
     phase: str = "starting"
     phase_detail: str | None = None
+    phase_at: float | None = None
+    """When that began, unix seconds."""
     last: Step | None = None
     last_seen_at: float | None = None
     """`time.monotonic()` of its last new step."""
@@ -110,17 +115,23 @@ class LiveView:
         world_size: Ranks to wait for before a step counts as complete; 0 until the first rank says it.
         separate: The ranks train separately: they do a step of one number at different moments, so that the run's rate
             is the sum of theirs. `steps` pairs their steps by number all the same, for progress and loss.
+        eval_every: Steps between two evaluations, beside the one at the end; None where there are none to come on the way.
     """
 
-    def __init__(self, world_size: int = 0, *, separate: bool = False) -> None:
+    def __init__(self, world_size: int = 0, *, separate: bool = False, eval_every: int | None = None) -> None:
         self.world_size = world_size
         self.separate = separate
+        self._eval_every = eval_every
         self.attempt = 0
         self.ranks: dict[int, RankView] = {}
         self.gpus: dict[str, GpuView] = {}
         self.host: HostSample | None = None
         self.events: deque[Event] = deque(maxlen=200)
         self.steps: deque[StepTotal] = deque(maxlen=_RETAINED_STEPS)
+        self.evaluations: deque[Evaluation] = deque(maxlen=_RETAINED_STEPS)
+        """The run's, by step; a later attempt's in place of those that it made again."""
+        self.best: Evaluation | None = None
+        """The one with the lowest loss, of any attempt."""
         self.steps_total: int | None = None
         self.tokens = 0
         self.lines_lost = 0
@@ -143,7 +154,9 @@ class LiveView:
             case PhaseChange():
                 if line.attempt == self.attempt:
                     rank = self._rank(line.rank)
-                    rank.phase, rank.phase_detail = line.name, line.detail
+                    rank.phase, rank.phase_detail, rank.phase_at = line.name, line.detail, line.at
+            case Evaluation():
+                self._evaluated(line)
             case Event():
                 self.events.append(line)
             case LinesLost():
@@ -184,6 +197,15 @@ class LiveView:
         if total.phase == "train":
             self._slowest.append(total.duration_s)
 
+    def _evaluated(self, line: Evaluation) -> None:
+        if line.rank != 0:  # of ranks that train separately rank 0's counts
+            return
+        while self.evaluations and self.evaluations[-1].step >= line.step:
+            self.evaluations.pop()
+        self.evaluations.append(line)
+        if line.loss is not None and (self.best is None or self.best.loss is None or line.loss < self.best.loss):
+            self.best = line
+
     def _gpu(self, line: GpuSample) -> None:
         view = self.gpus.setdefault(line.gpu_uuid, GpuView(line.gpu_uuid))
         view.sampled_at = max(view.sampled_at, line.sampled_at)
@@ -223,10 +245,9 @@ class LiveView:
         return sum(s.tokens for s in recent) / seconds if seconds > 0 else None
 
     @property
-    def recent_span(self) -> tuple[float, float] | None:
-        """Begin and end, unix seconds, of the steps behind `tok_s`; None before there is one."""
-        recent = self._recent()
-        return (recent[-1].ended_at - recent[-1].duration_s, recent[0].ended_at) if recent else None
+    def recent_spans(self) -> list[Span]:
+        """When the steps behind `tok_s` ran, unix seconds: without the evaluations and checkpoints between them."""
+        return union(((s.ended_at - s.duration_s, s.ended_at) for s in self._recent()), join_s=_JOIN_S)
 
     @property
     def loss(self) -> float | None:
@@ -234,11 +255,20 @@ class LiveView:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the last step at the recent pace; None before there is one."""
+        """Seconds to the end at the recent pace of the steps, with the evaluations to come; None before there is a step."""
         recent = self._recent()
         if not recent or not self.steps_total:
             return None
-        return max(self.steps_total - self.step, 0) * median(s.duration_s for s in recent)
+        steps = max(self.steps_total - self.step, 0) * median(s.duration_s for s in recent)
+        took = [e.duration_s for e in list(self.evaluations)[-RECENT_STEPS:] if e.duration_s is not None]
+        return steps + self._evaluations_left() * median(took) if took else steps
+
+    def _evaluations_left(self) -> int:
+        done, total, every = self.step, self.steps_total or 0, self._eval_every
+        if every is None:
+            return 0
+        on_the_way = total // every - done // every
+        return on_the_way + (1 if total % every and done < total else 0)
 
     def usual_step_s(self) -> float | None:
         """The 99th percentile of step time: what "longer than usual" is measured against."""
@@ -253,6 +283,13 @@ class LiveView:
         readings = [g.power_w for g in views]
         known = [p for p in readings if p is not None]
         return sum(known) if known and len(known) == len(readings) else None
+
+
+def eval_every(info: RunInfo) -> int | None:
+    """Steps between two evaluations of a run's recipe; None where there are none on the way."""
+    train = (info.recipe or {}).get("train")
+    every = train.get("eval_every") if isinstance(train, dict) else None
+    return every if isinstance(every, int) and every > 0 else None
 
 
 def is_separate(info: RunInfo) -> bool:
@@ -298,7 +335,7 @@ class Follower:
         offsets: Mapping[str, int] | None = None,
     ) -> None:
         self.run = run
-        self.view = view or LiveView(separate=_read_separate(run))
+        self.view = view or _view_of(run)
         self._feed = feed or self.view.feed
         self._skip_host = skip_host
         self._tails = {run.journal / name: JournalTail(run.journal / name, at) for name, at in (offsets or {}).items()}
@@ -345,8 +382,9 @@ class Follower:
         return sum(t.broken for t in self._tails.values())
 
 
-def _read_separate(run: RunDir) -> bool:
+def _view_of(run: RunDir) -> LiveView:
     try:
-        return is_separate(run.info())
+        info = run.info()
     except (OSError, msgspec.MsgspecError):
-        return False
+        return LiveView()
+    return LiveView(separate=is_separate(info), eval_every=eval_every(info))

@@ -45,7 +45,8 @@ x: over steps or over time. p: all ranks together, each alone, a row a rank (P: 
 around the cursor, the whole run. left, right (shift: farther), home, end, a click: the cursor. Wheel: zoom.
 
 A column goes from the lowest to the highest value in it, so that no spike is hidden; the line is their mean; ✗: a loss that was
-no number. Together, W, VRAM and °C span the GPUs. Over steps, readings outside the steps are left out.
+no number; ◆: an evaluation, ★: the lowest. Together, W, VRAM and °C span the GPUs. Over steps, readings outside the steps are
+left out.
 
 Enter on a rank shows its curves. l: the log, its next file (L: the one before). r replays the run, v shows it live, t changes
 its tags, d deletes it (asked first), g reads again."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lorawatch.watching.logs import LogTail
 
 EVENTS = 500
+EVALUATIONS = 200
 STRAGGLER = 1 / 1.25  # of the fastest's rate, as Live's alert has it
 RANK_COLUMNS = (
     ("rank", 4), ("tok/s", 7), ("of fastest", 10), ("p50 ms", 7), ("p95 ms", 7), ("wait ms", 7), ("max GiB", 7),
@@ -26,13 +27,15 @@ RANK_COLUMNS = (
 
 def load_run(run_id: str) -> dict[str, Any]:
     """The run's row, and the pages that it makes."""
-    from lorawatch.figures import summary_lines
-    from lorawatch.storage.queries import run_figures
+    from lorawatch.figures import evaluation_lines, summary_lines
+    from lorawatch.storage.queries import run_evaluations, run_figures
 
     row = run_figures(run_id, deadline_s=0.5)
+    made = run_evaluations(run_id, deadline_s=0.5) if row and row["eval_step"] is not None else []
+    evaluations = ["", "evaluations", *evaluation_lines(made, EVALUATIONS)] if made else []
     return {
         "row": row,
-        "figures": figure_lines(row, list(summary_lines(row))) if row else [],
+        "figures": [*figure_lines(row, list(summary_lines(row))), *evaluations] if row else [],
         "recipe": recipe_lines(row) if row else [],
     }
 

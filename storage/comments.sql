@@ -203,7 +203,7 @@ COMMENT ON COLUMN v_epoch_estimates.tok_s IS 'Tokens a second over the measured 
 COMMENT ON COLUMN v_epoch_estimates.dataset_tokens IS 'Tokens of the data set.';
 COMMENT ON COLUMN v_epoch_estimates.epoch_s IS 'dataset_tokens over tok_s, seconds.';
 COMMENT ON COLUMN v_epoch_estimates.epoch_low_s IS 'The same at the upper end of tok_s''s 95% interval.';
-COMMENT ON COLUMN v_epoch_estimates.epoch_high_s IS 'The same at its lower end.';
+COMMENT ON COLUMN v_epoch_estimates.epoch_high_s IS 'The same at its lower end, with what a GPU measured over a short window may lose by settling.';
 COMMENT ON COLUMN v_epoch_estimates.energy_kwh IS 'Energy of the used GPUs for it, kWh.';
 
 COMMENT ON VIEW v_events IS 'Events with their run''s name, and with a column name that needs no quotes (AT is a reserved word).';
@@ -287,6 +287,8 @@ COMMENT ON COLUMN v_runs.mfu IS 'Model FLOP/s over the GPU''s dense peak; NULL w
 COMMENT ON COLUMN v_runs.tokens IS 'Positions computed in the measured steps, all ranks, padding included.';
 COMMENT ON COLUMN v_runs.window_s IS 'Wall time of the measured steps, gaps left out, seconds.';
 COMMENT ON COLUMN v_runs.final_loss IS 'Loss of the last step.';
+COMMENT ON COLUMN v_runs.evaluated_steps IS 'How many steps were evaluated; NULL where none was.';
+COMMENT ON COLUMN v_runs.eval_step IS 'The step of the last evaluation.';
 COMMENT ON COLUMN v_runs.eval_loss IS 'Loss of the last evaluation.';
 COMMENT ON COLUMN v_runs.best_eval_loss IS 'Lowest loss of any evaluation.';
 COMMENT ON COLUMN v_runs.best_eval_step IS 'The step of that evaluation.';

@@ -41,6 +41,15 @@ class Thinned:
     mean: list[float]
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An evaluation on a run's curves: after which step, when (unix seconds), and its loss."""
+
+    step: int
+    at: float
+    loss: float
+
+
 @dataclass(frozen=True)
 class Curves:
     """A run's curves over one axis.
@@ -54,6 +63,8 @@ class Curves:
         series: By rank, or under None for all ranks together, the curves by name: `tok_s`, `loss`, `power_w`,
             `memory_bytes`, `temperature_c`; `loss_bad`, how many losses were NaN or infinite; and for the cursor `step`
             over time and `at` (unix seconds) over steps. What was not recorded is absent.
+        evaluations: By the rank that tells them, by step, whatever part the curves show; of ranks that train together
+            rank 0 tells them for all.
     """
 
     axis: Axis
@@ -63,6 +74,7 @@ class Curves:
     steps: int
     window: tuple[float, float]
     series: dict[int | None, dict[str, Thinned]] = field(default_factory=dict)
+    evaluations: dict[int, list[Evaluated]] = field(default_factory=dict)
 
 
 # The latest attempt's word on a step, where several attempts have taken it; `v_steps` says the same.
@@ -110,6 +122,11 @@ _SAMPLES = """
 SELECT rank, {bin}, min(power_w), max(power_w), avg(power_w), min(memory_used_bytes), max(memory_used_bytes),
     avg(memory_used_bytes), min(temperature_c), max(temperature_c), avg(temperature_c)
 FROM {mine} WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
+
+
+_EVALUATIONS = """
+SELECT rank, step, epoch(ended_at), loss FROM evaluations WHERE run_id = ? AND isfinite(loss)
+QUALIFY attempt = max(attempt) OVER (PARTITION BY rank, step) ORDER BY rank, step"""
 
 
 def run_curves(
@@ -163,6 +180,8 @@ def run_curves(
         before = "WITH" + (_HELD if each_rank else _USED) + ("," + _STEP_OF if axis == "step" else "")
         sample_rows = connection.execute((before + _SAMPLES).format(**fill), values)
         _take(curves, sample_rows.fetchall(), SAMPLE_CURVES, low, width, count)
+        for rank, *evaluation in connection.execute(_EVALUATIONS, [run_id]).fetchall():
+            curves.evaluations.setdefault(rank, []).append(Evaluated(*evaluation))
     return curves
 
 
@@ -179,8 +198,11 @@ def _extent(connection: Connection, run_id: str, axis: Axis) -> tuple[float, flo
     sampled, sampled_last = connection.execute(
         "SELECT epoch(min(sampled_at)), epoch(max(sampled_at)) FROM gpu_samples WHERE run_id = ?", [run_id]
     ).fetchone() or (None, None)
+    (evaluated,) = connection.execute(
+        "SELECT epoch(max(ended_at)) FROM evaluations WHERE run_id = ?", [run_id]
+    ).fetchone() or (None,)
     begins = [t for t in (began, sampled) if t is not None]
-    ends = [t for t in (ended, sampled_last) if t is not None]
+    ends = [t for t in (ended, sampled_last, evaluated) if t is not None]
     if not begins or (axis == "step" and first is None):
         return None
     if axis == "step":

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from lorawatch import paths
-from lorawatch.records import AnyLine, Event, GpuSample, HostSample, PhaseChange, RankStarted, Step
+from lorawatch.records import AnyLine, Evaluation, Event, GpuSample, HostSample, PhaseChange, RankStarted, Step
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 
@@ -99,6 +99,7 @@ def read_past(run_id: str, *, deadline_s: float = 0.5) -> Past | None:
         past = Past(offsets=dict(rows))
         past.starts += _starts(connection, run_id)
         past.lines += _steps(connection, run_id)
+        past.lines += _evaluations(connection, run_id)
         past.lines += _samples(connection, run_id)
         past.lines += _events(connection, run_id)
         for gpu_uuid, middle, *extremes in connection.execute(_GPU_BINS, [run_id, BINS]).fetchall():
@@ -148,6 +149,15 @@ def _steps(connection: Connection, run_id: str) -> list[AnyLine]:
         f"SELECT {_columns(Step)} FROM steps SEMI JOIN latest USING (attempt) WHERE run_id = $1 AND step > (SELECT "
         f"max(step) FROM steps SEMI JOIN latest USING (attempt) WHERE run_id = $1) - $2 ORDER BY step, rank",
         [run_id, STEPS],
+    )  # fmt: skip
+
+
+def _evaluations(connection: Connection, run_id: str) -> list[AnyLine]:
+    """All of them, since the lowest may be an early one."""
+    return _made(
+        Evaluation, connection,
+        f"SELECT {_columns(Evaluation)} FROM evaluations WHERE run_id = ? ORDER BY ended_at",  # noqa: S608  fixed names
+        [run_id],
     )  # fmt: skip
 
 

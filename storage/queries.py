@@ -82,15 +82,33 @@ def run_figures(run_id: str, *, deadline_s: float = 2.0) -> dict[str, Any] | Non
 
 
 def run_events(run_id: str, limit: int = 20, *, deadline_s: float = 2.0) -> list[dict[str, Any]]:
-    """A run's latest events, in order of time.
+    """A run's latest events, in order of time; of the phases that each evaluation brings none, `run_evaluations` has those.
 
     Raises:
         HistoryBusy, HistoryError: As `list_runs`.
     """
     return _rows(
         'SELECT * FROM (SELECT epoch("at") AS at_s, kind, severity, attempt, rank, message FROM events WHERE run_id = ? '
+        "AND NOT (kind = 'phase' AND starts_with(message, 'evaluating')) "
+        "QUALIFY kind <> 'phase' OR message <> 'training' "
+        'OR row_number() OVER (PARTITION BY kind, message, attempt, rank ORDER BY "at") = 1 '
         'ORDER BY "at" DESC LIMIT ?) ORDER BY at_s',
         [run_id, limit],
+        deadline_s,
+    )
+
+
+def run_evaluations(run_id: str, *, deadline_s: float = 2.0) -> list[dict[str, Any]]:
+    """A run's evaluations by step: `step`, `loss` (None where it was no number), `best`, `label_tokens`, `duration_s`,
+    `attempt`, `ended_at_s`.
+
+    Raises:
+        HistoryBusy, HistoryError: As `list_runs`.
+    """
+    return _rows(
+        "SELECT step, loss, best, label_tokens, duration_s, attempt, epoch(ended_at) AS ended_at_s FROM v_evaluations "
+        "WHERE run_id = ? ORDER BY step",
+        [run_id],
         deadline_s,
     )
 

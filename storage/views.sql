@@ -86,7 +86,9 @@ SELECT
     s.tokens,
     s.window_s,
     s.final_loss,
+    e.evaluated_steps,
     e.eval_loss,
+    e.eval_step,
     e.best_eval_loss,
     e.best_eval_step,
     r.sweep_id,
@@ -109,7 +111,9 @@ LEFT JOIN (
 LEFT JOIN (
     SELECT
         run_id,
+        count(DISTINCT step) AS evaluated_steps,
         last(loss ORDER BY step, attempt) AS eval_loss,
+        max(step) AS eval_step,
         min(loss) AS best_eval_loss,
         arg_min(step, {'loss': loss, 'step': step}) FILTER (loss IS NOT NULL) AS best_eval_step
     FROM evaluations
@@ -208,7 +212,10 @@ SELECT
     d.dataset_tokens,
     d.dataset_tokens / s.tok_s AS epoch_s,
     d.dataset_tokens / (s.tok_s + s.tok_s_ci95) AS epoch_low_s,
-    CASE WHEN s.tok_s > s.tok_s_ci95 THEN d.dataset_tokens / (s.tok_s - s.tok_s_ci95) END AS epoch_high_s,
+    -- analysis/epoch.py, settling_share
+    CASE WHEN s.tok_s > s.tok_s_ci95 THEN d.dataset_tokens / (s.tok_s - s.tok_s_ci95)
+        * (1 + CASE WHEN s.gpu_count > 0 AND s.window_s > 0 THEN least(0.02 / s.window_s, 0.05) ELSE 0 END)
+        END AS epoch_high_s,
     d.dataset_tokens / s.tok_per_j / 3.6e6 AS energy_kwh
 FROM run_summary AS s
 JOIN runs AS r ON r.run_id = s.run_id

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lorawatch.journal import JournalWriter
-from lorawatch.records import Event, GpuSample, HostSample, PhaseChange, RankStarted, Record, Severity, Step
+from lorawatch.records import (
+    Evaluation,
+    Event,
+    GpuSample,
+    HostSample,
+    PhaseChange,
+    RankStarted,
+    Record,
+    Severity,
+    Step,
+)
 from lorawatch.rundir import Gpu, RunDir, RunInfo, RunState
 from lorawatch.storage.connection import reading
 
@@ -60,6 +71,44 @@ def step(number: int, rank: int = 0, **more: Any) -> Step:
         "phase": "warmup" if number == 1 else "train",
     }
     return Step(**{**values, **more})
+
+
+def evaluation(number: int, loss: float | None = 2.0, rank: int = 0, **more: Any) -> Evaluation:
+    """An evaluation of 5 s after a step, at whose end it ends if nothing else is said."""
+    values: dict[str, Any] = {"attempt": 0, "ended_at": T0 + 0.5 * number, "duration_s": 5.0, "label_tokens": 700}
+    return Evaluation(rank=rank, step=number, loss=loss, **{**values, **more})
+
+
+def an_evaluated_run(losses: Sequence[float | None] = (2.5, 2.0, 2.25, 2.25), *, pause_s: float = 5.0) -> RunDir:
+    """Two ranks, 40 steps, an evaluation of so many seconds after every 10, in which the GPUs take 600 W instead of 300."""
+    cards = [Gpu(host="h", gpu_index=i, gpu_uuid=f"GPU-{i}", sku="NVIDIA H100 80GB HBM3", used=True) for i in (0, 1)]
+    recipe = {"model": {"name": "m"}, "train": {"batch_size_per_gpu": 2, "eval_every": 10}}
+    run = make_run("evaluated", gpus=cards, recipe=recipe)
+    begins = [T0 + 0.5 * (n - 1) + pause_s * ((n - 1) // 10) for n in range(1, 41)]
+    ends = [begin + 0.5 for begin in begins]
+    for rank in (0, 1):
+        started = RankStarted(at=T0 - 1, attempt=0, rank=rank, local_rank=rank, world_size=2, host="h", pid=1,
+                              device="cuda", gpu_uuid=f"GPU-{rank}", steps_total=40)  # fmt: skip
+        lines: list[Record] = [started]
+        for n, ended in enumerate(ends, 1):
+            lines.append(step(n, rank, ended_at=ended))
+            if n % 10 == 0:
+                over = ended + pause_s
+                lines.append(PhaseChange(at=ended, attempt=0, rank=rank, name="evaluating", detail=f"after step {n}"))
+                if rank == 0:
+                    lines.append(evaluation(n, losses[n // 10 - 1], ended_at=over, duration_s=pause_s))
+                lines.append(PhaseChange(at=over, attempt=0, rank=rank, name="training"))
+        write(run.rank_journal(rank), *lines)
+    samples, joules = [], 0.0
+    for tick in range(10 * round(20 + 4 * pause_s + 2)):
+        at = T0 + 0.1 * tick
+        busy = any(begin <= at < ended for begin, ended in zip(begins, ends, strict=True))
+        samples += [GpuSample(sampled_at=at, gpu_uuid=card.gpu_uuid, power_w=300.0 if busy else 600.0, energy_j=joules)
+                    for card in cards]  # fmt: skip
+        joules += 30.0 if busy else 60.0
+    write(run.host_journal("h"), *samples)
+    end(run)
+    return run
 
 
 def end(run: RunDir, state: str = "completed", **more: Any) -> None:

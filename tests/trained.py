@@ -7,13 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from lorawatch import checkpoints
 from lorawatch import recipe as recipes
 from lorawatch.journal import JournalTail
 from lorawatch.records import Evaluation, Event, Step
 from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.training import model as models
+from lorawatch.training.data import build_sets
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
+from lorawatch.training.tokenization import byte_tokenizer
 from lorawatch.training.trainer import train
 
 Curve = dict[int, tuple[float | None, float | None, float | None, int | None]]
@@ -63,3 +69,26 @@ def rows(path: Path, number: int) -> Path:
         "".join(json.dumps({"prompt": "x" * (i % 7), "completion": "yes " * (1 + i % 4)}) + "\n" for i in range(number))
     )
     return path
+
+
+def loss_by_hand(recipe: recipes.Recipe, adapter: Path) -> tuple[float, int]:
+    """Mean over all label tokens of the held-out rows, a row at a time, with an adapter's weights; and their number."""
+    plan = models.plan_model(recipe)
+    model = models.load_model(plan, recipe, torch.device("cpu"))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name.replace(".default", "")])
+    held = build_sets(recipe, byte_tokenizer(), plan.vocabulary, 1).evaluation
+    assert held is not None
+    model.eval()
+    total, count = 0.0, 0
+    for item in (held[n] for n in range(len(held))):
+        with torch.no_grad():
+            scores = torch.log_softmax(model(input_ids=item["input_ids"][None]).logits[0, :-1].double(), -1)
+        for position, wanted in enumerate(item["labels"][1:].tolist()):
+            if wanted != -100:
+                total -= float(scores[position, wanted])
+                count += 1
+    return total / count, count

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import msgspec
 
+from lorawatch.figures import evaluation_words
 from lorawatch.live import LiveView, StepTotal
-from lorawatch.records import Event
+from lorawatch.records import Evaluation, Event
 from lorawatch.rundir import RunInfo, RunState
 from lorawatch.sanitize import clean
 from lorawatch.text import duration, gib, number
@@ -45,12 +46,26 @@ class _Steps:
         return steps
 
 
+class _Evaluations:
+    """The evaluations of a view that were not shown yet, each once."""
+
+    def __init__(self) -> None:
+        self._shown = (-1, -1)
+
+    def new(self, view: LiveView) -> list[Evaluation]:
+        made = [e for e in view.evaluations if (e.attempt, e.step) > self._shown]
+        if made:
+            self._shown = (made[-1].attempt, made[-1].step)
+        return made
+
+
 class PlainLines:
     """One line a step, or every 5 s where steps come faster."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._steps = _Steps()
+        self._evaluations = _Evaluations()
         self._said_at = 0.0
         self._phase = ""
         self._pending: StepTotal | None = None
@@ -64,6 +79,10 @@ class PlainLines:
         if phase and phase != self._phase and state.state == "starting":
             self._phase = phase
             self._write(phase)
+        for made in self._evaluations.new(view):
+            best = "  the lowest so far" if made is view.best else ""
+            took = f"  {made.duration_s:.1f} s" if made.duration_s is not None else ""
+            self._write(f"evaluation after step {made.step}  loss {number(made.loss, 4)}{best}{took}")
         new = self._steps.new(view)
         if new:
             self._pending = new[-1]
@@ -99,11 +118,12 @@ class PlainLines:
 
 
 class JsonLines:
-    """One JSON object a line: `run`, `step` and `event` lines."""
+    """One JSON object a line: `run`, `step`, `evaluation` and `event` lines."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._steps = _Steps()
+        self._evaluations = _Evaluations()
 
     def start(self, info: RunInfo) -> None:
         self._write(
@@ -127,6 +147,9 @@ class JsonLines:
                     "power_w": view.power_w(_used(info)),
                 }
             )
+        for made in self._evaluations.new(view):
+            fields = {f: getattr(made, f) for f in made.__struct_fields__ if f != "rank"}
+            self._write({"type": "evaluation", "run_id": info.run_id, **fields, "best": made is view.best})
 
     def event(self, event: Event) -> None:
         self._write(
@@ -211,6 +234,10 @@ def render(info: RunInfo, state: RunState, view: LiveView, width: int) -> Render
         if power and tok_s:
             figures.append(f"{tok_s / power:.1f} tok/J")
         figures.append(f"loss {number(view.loss, 4)}")
+        if view.evaluations:
+            last, best = view.evaluations[-1], view.best
+            words = evaluation_words(last.loss, last.step, best.loss if best else None, best.step if best else None)
+            figures.append(f"eval loss {words}")
         if view.steps[-1].grad_norm is not None:
             figures.append(f"grad norm {view.steps[-1].grad_norm:.3f}")
     if power:

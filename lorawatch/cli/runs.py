@@ -65,26 +65,30 @@ def runs(limit: int, everything: bool, state: str | None, name: str | None, tag:
 @click.command()
 @click.argument("run", default="last")
 @click.option("--events", type=click.IntRange(0), default=20, help="How many events to show (default: 20).")
+@click.option(
+    "--evaluations", type=click.IntRange(0), default=20, help="How many evaluations, the latest (default: 20)."
+)
 @click.option("--recipe", is_flag=True, help="Show the recipe as it was resolved.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def show(run: str, events: int, recipe: bool, as_json: bool) -> int:
+def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -> int:
     """Show RUN (an id, its beginning, a name, or `last`): what was asked, measured, and what happened."""
     catch_up()
     from lorawatch.errors import RunNotFound
-    from lorawatch.storage.queries import run_events, run_figures
+    from lorawatch.storage.queries import run_evaluations, run_events, run_figures
 
     run_id, folder = _resolve(run)
     row = run_figures(run_id)
     if row is None:
         hint = "it is starting; lorawatch attach follows it" if folder else "lorawatch runs lists them"
         raise RunNotFound(f"run {run_id!r} is not in the history", hint=hint)
-    happened = run_events(run_id, events)
+    happened, evaluated = run_events(run_id, events), run_evaluations(run_id)
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({**row, "events": happened, "run_dir": folder}).decode())
+        more = {"evaluations": evaluated, "events": happened, "run_dir": folder}
+        click.echo(msgspec.json.encode({**row, **more}).decode())
         return 0
-    from lorawatch.figures import summary_lines
+    from lorawatch.figures import evaluation_lines, summary_lines
 
     for name, value in summary_lines(row):
         click.echo(f"{name:<14} {value}")
@@ -96,6 +100,10 @@ def show(run: str, events: int, recipe: bool, as_json: bool) -> int:
         click.echo(f"{'versions':<14} {', '.join(versions)}")
     if folder:
         click.echo(f"{'run directory':<14} {folder}")
+    if evaluated and evaluations:
+        click.echo("\nevaluations")
+        for line in evaluation_lines(evaluated, evaluations):
+            click.echo(f"  {line}")
     if happened:
         click.echo("\nevents")
         start = row.get("started_at_s") or happened[0]["at_s"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError
 from lorawatch.figures import summary_lines
 from lorawatch.rundir import RunDir
@@ -47,6 +48,8 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
     _out(f"run directory  {run.root}")
     if run.adapter.is_dir():
         _out(f"adapter        {run.adapter}")
+    if best := best_of(run):
+        _out(f"best adapter   {run.best}   step {best.step}")
 
 
 def log_end(run: RunDir, attempt: int, lines: int = 8) -> list[str]:

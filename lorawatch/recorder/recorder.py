@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError
 from lorawatch.journal import JournalWriter
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
-from lorawatch.live import Follower, LiveView, is_separate
+from lorawatch.live import Follower, LiveView, eval_every, is_separate
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, oom_kills
 from lorawatch.recipe import Recipe
@@ -23,6 +24,7 @@ from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.logs import tail as tail
 from lorawatch.recorder.workers import Workers
 from lorawatch.records import (
+    Evaluation,
     Event,
     ExitRecord,
     GpuSample,
@@ -82,7 +84,7 @@ class Recorder:
         self._host_journal = JournalWriter(run.host_journal(self._host))
         self._events_journal = JournalWriter(run.events_journal)
         self._separate = is_separate(self.info)
-        self.view = LiveView(self.info.world_size, separate=self._separate)
+        self.view = LiveView(self.info.world_size, separate=self._separate, eval_every=eval_every(self.info))
         self._follower = Follower(run, self.view, skip_host=True)
         self._inbox: deque[Record] = deque()  # what other threads bring; the view and the display belong to this one
         self._ingesting = Ingesting(run, self._inbox.append)
@@ -134,6 +136,8 @@ class Recorder:
             past = {path.name: size_of(path) for path in self.run_dir.journal.glob("rank-*.jsonl")}
             self._follower = Follower(self.run_dir, self.view, skip_host=True, offsets=past)
             self.view.attempt = self._first_attempt
+            if best := best_of(self.run_dir):
+                self.view.best = Evaluation(attempt=best.attempt, rank=0, step=best.step, ended_at=best.at, loss=best.loss)
         self._begin()
         log = self._launcher_log
         self._log_begins = size_of(log)
@@ -373,8 +377,8 @@ class Recorder:
                 workers.terminate()
         elif self._stop_kind == "stop" and self._stopping_since is not None:
             grace = max(STOP_GRACE_S, 10 * (self.view.usual_step_s() or 0))
-            if any(r.phase == "saving" for r in self.view.ranks.values()):
-                self._stopping_since = now  # a large checkpoint may take its time on a slow disk
+            if any(r.phase in ("saving", "evaluating") for r in self.view.ranks.values()):
+                self._stopping_since = now  # a large checkpoint may take its time on a slow disk, a script's evaluation too
             elif now - self._stopping_since > grace:
                 self._stopping_since = None
                 self._say("stopping", f"the ranks did not stop within {grace:.0f} s: ending them", "warning")

@@ -65,6 +65,7 @@ class Head:
     Attributes:
         machine: Where it runs or ran: `node7 · 4×RTX PRO 4500`.
         energy_j: Of the GPUs the run uses, since recording began; `energy_all_j` of every GPU in the host.
+        eval_loss: Of the last evaluation, after `eval_step`; `best_eval_loss` is the lowest.
     """
 
     run_id: str
@@ -86,6 +87,10 @@ class Head:
     energy_all_j: float | None
     loss: float | None
     grad_norm: float | None
+    eval_loss: float | None
+    eval_step: int | None
+    best_eval_loss: float | None
+    best_eval_step: int | None
     mfu: float | None
     own_command: bool
     recorder_alive: bool

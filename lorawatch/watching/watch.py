@@ -8,8 +8,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lorawatch.analysis.mfu import mfu
-from lorawatch.live import GpuView, LiveView, RankView, is_separate
-from lorawatch.records import AnyLine, Event, GpuSample, HostSample, RankStarted, Step
+from lorawatch.live import GpuView, LiveView, RankView, eval_every, is_separate
+from lorawatch.records import AnyLine, Evaluation, Event, GpuSample, HostSample, RankStarted, Step
 from lorawatch.rundir import ENDED, Gpu, RunInfo, RunState
 from lorawatch.sanitize import clean
 from lorawatch.watching import alerts
@@ -46,7 +46,9 @@ class Watch:
     def __init__(self, info: RunInfo | None, gpus: list[Gpu] | None = None) -> None:
         self.info = info
         self.gpus = list(info.gpus if info else gpus or [])
-        self.view = LiveView(info.world_size, separate=is_separate(info)) if info else LiveView(0)
+        self.view = (
+            LiveView(info.world_size, separate=is_separate(info), eval_every=eval_every(info)) if info else LiveView(0)
+        )
         self.lost: set[str] = set()
         self._curves: dict[str, dict[str, Curve]] = {}
         self._loss = Curve(width_s=0.05)
@@ -90,6 +92,8 @@ class Watch:
                     self._loss.add(view.steps[-1].ended_at, view.steps[-1].loss)
             case HostSample():
                 self._saw(line.sampled_at)
+            case Evaluation():
+                self._saw(line.ended_at)
             case RankStarted():
                 self._saw(line.at)
             case Event():
@@ -178,7 +182,9 @@ class Watch:
             stepping = any(r.phase in ("training", "starting") or r.last for r in view.ranks.values())
             busy = any(r.phase in ("evaluating", "saving", "finished") for r in view.ranks.values())
             if view.steps and stepping and not busy:
-                found.append(alerts.slow(at - view.steps[-1].ended_at, view.usual_step_s()))
+                # An evaluation or a checkpoint behind the last step is no silence of steps.
+                resumed = max((r.phase_at or 0.0 for r in view.ranks.values() if r.phase == "training"), default=0.0)
+                found.append(alerts.slow(at - max(view.steps[-1].ended_at, resumed), view.usual_step_s()))
         return [a for a in found if a is not None]
 
     def _head(self, info: RunInfo, state: RunState, at: float, recorder_alive: bool) -> Head:
@@ -215,6 +221,10 @@ class Watch:
             energy_all_j=self._energy({g.gpu_uuid for g in info.gpus}),
             loss=view.loss,
             grad_norm=view.steps[-1].grad_norm if view.steps else None,
+            eval_loss=view.evaluations[-1].loss if view.evaluations else None,
+            eval_step=view.evaluations[-1].step if view.evaluations else None,
+            best_eval_loss=view.best.loss if view.best else None,
+            best_eval_step=view.best.step if view.best else None,
             mfu=mfu(first.flops_per_token, tok_s / ranks, peak) if first is not None and tok_s is not None else None,
             own_command=info.own_command,
             recorder_alive=recorder_alive,
@@ -224,12 +234,14 @@ class Watch:
 
     def _tok_per_j(self, uuids: set[str]) -> float | None:
         """tok/s over the mean power of the same recent steps; None where a GPU has no reading among them."""
-        span, tok_s = self.view.recent_span, self.view.tok_s
-        if span is None or tok_s is None or not uuids:
+        spans, tok_s = self.view.recent_spans, self.view.tok_s
+        if not spans or tok_s is None or not uuids:
             return None
         total = 0.0
         for uuid in uuids:
-            readings = [w for at, w in self._power.get(uuid, ()) if span[0] - 0.25 <= at <= span[1] + 0.25]
+            readings = [
+                w for at, w in self._power.get(uuid, ()) if any(b - 0.25 <= at <= e + 0.25 for b, e in spans)
+            ]
             if not readings:
                 return None
             total += sum(readings) / len(readings)

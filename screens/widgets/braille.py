@@ -21,23 +21,23 @@ def braille(
             envelope shows without a second colour; else only from the lowest to the highest.
     """
     dots = rows * 4
-    span = high - low
     width = (len(columns) + 1) // 2
     grid = [[0] * width for _ in range(rows)]
     for index, column in enumerate(columns):
         if column is None:
             continue
         bottom, top = column
-        last = _dot(top, low, span, dots)
-        first = _dot(bottom, low, span, dots)
+        last = dot(top, low, high, dots)
+        first = dot(bottom, low, high, dots)
         marks = _RIGHT if index % 2 else _LEFT
-        for dot in range(0 if fill else first, last + 1):
-            if not fill or dot <= first or dot == last or (dot + index) % 2:
-                grid[rows - 1 - dot // 4][index // 2] |= marks[dot % 4]
+        for here in range(0 if fill else first, last + 1):
+            if not fill or here <= first or here == last or (here + index) % 2:
+                grid[rows - 1 - here // 4][index // 2] |= marks[here % 4]
     return ["".join(chr(0x2800 + cell) if cell else " " for cell in line) for line in grid]
 
 
-def _dot(value: float, low: float, span: float, dots: int) -> int:
-    if span <= 0:
+def dot(value: float, low: float, high: float, dots: int) -> int:
+    """The dot of a value, counted from the bottom."""
+    if not high > low:
         return 0
-    return min(max(int((value - low) / span * (dots - 1) + 0.5), 0), dots - 1)
+    return min(max(int((value - low) / (high - low) * (dots - 1) + 0.5), 0), dots - 1)

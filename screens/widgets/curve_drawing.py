@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from lorawatch.screens.widgets.braille import braille
+from lorawatch.screens.widgets.braille import braille, dot
 from lorawatch.screens.widgets.curve_axis import (
     Column,
     Line,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lorawatch.storage.curves import Curves, Thinned
 
 _FULL = "⣿"
+EVALUATED, LOWEST = "◆", "★"
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,32 @@ METRICS = (
 
 
 @dataclass(frozen=True)
+class _Mark:
+    """An evaluation: its place on the axis, its loss, and whether that is the lowest."""
+
+    place: float
+    loss: float
+    lowest: bool
+
+    @property
+    def glyph(self) -> str:
+        return LOWEST if self.lowest else EVALUATED
+
+
+@dataclass(frozen=True)
 class _Found:
-    """A curve's columns, two a cell; those under the cursor; and the cells in which it was no number."""
+    """A curve's columns, two a cell; those under the cursor; the cells in which it was no number; evaluations by cell."""
 
     extremes: list[Column]
     means: list[Column]
     here: slice
     bad: frozenset[int]
+    marks: Mapping[int, _Mark] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> list[Column]:
+        """The marks as columns."""
+        return [(mark.loss, mark.loss) for mark in self.marks.values()]
 
 
 @dataclass
@@ -80,11 +100,14 @@ def draw(curves: Curves, view: View, width: int, height: int) -> Drawing:
     if height >= 10:
         drawing.lines.append(note)
     room = height - len(drawing.lines) - 2
+    marks = {rank: _marks(curves, rank) for rank in mine}
     left_out = (
-        _rows(drawing, mine, shown, view, width, room)
+        _rows(drawing, mine, marks, shown, view, width, room)
         if view.each
-        else _stack(drawing, next(iter(mine.values()), {}), shown, view, width, room)
+        else _stack(drawing, mine[view.rank], marks[view.rank], shown, view, width, room)
     )
+    if shown[0].name == "loss":
+        note.append((_legend(marks, view), "eval"))
     note.append((left_out, "value"))
     drawing.lines += [[("", "")] for _ in range(height - 2 - len(drawing.lines))]
     del drawing.lines[max(height - 2, 0) :]
@@ -92,6 +115,26 @@ def draw(curves: Curves, view: View, width: int, height: int) -> Drawing:
     drawing.lines.append(axis_line(curves, view, left, cells, len(drawing.plots) == 1))
     drawing.lines.append([(place_words(curves, mine, view, cells, width), "value")])
     return drawing
+
+
+def _marks(curves: Curves, rank: int | None) -> list[_Mark]:
+    """The evaluations of a rank; of ranks that train together rank 0 has told them for all."""
+    found = curves.evaluations.get(rank or 0) or curves.evaluations.get(0) or []
+    lowest = min((e.loss for e in found), default=math.nan)
+    # One after a step stands in the middle of that step.
+    return [_Mark(e.step + 0.5 if curves.axis == "step" else e.at, e.loss, e.loss == lowest) for e in found]
+
+
+def _legend(marks: Mapping[int | None, Sequence[_Mark]], view: View) -> str:
+    """What the marks are: of one row the last one up to the cursor, and the lowest."""
+    (mine, *others) = marks.values()
+    if not mine:
+        return ""
+    if others:
+        return f" · {EVALUATED} eval loss, {LOWEST} the lowest"
+    before = [mark.loss for mark in mine if mark.place <= view.cursor + 0.5]
+    here = f" {before[-1]:.4g}" if before else ""
+    return f" · {EVALUATED} eval loss{here} · {LOWEST} lowest {min(mark.loss for mark in mine):.4g}"
 
 
 def _series(curves: Curves, view: View) -> Mapping[int | None, Mapping[str, Thinned]]:
@@ -102,8 +145,9 @@ def _series(curves: Curves, view: View) -> Mapping[int | None, Mapping[str, Thin
 
 
 def _stack(
-    drawing: Drawing, mine: Mapping[str, Thinned], shown: Sequence[Metric], view: View, width: int, room: int
-) -> str:
+    drawing: Drawing, mine: Mapping[str, Thinned], marks: Sequence[_Mark], shown: Sequence[Metric], view: View, width: int,
+    room: int,
+) -> str:  # fmt: skip
     """One curve above the other. Returns how to see what there is no room for."""
     seen = shown[: max(room, 1)]
     share, more = divmod(room, len(seen))
@@ -113,8 +157,8 @@ def _stack(
     at = cell_of(view, cells)
     for number, metric in enumerate(seen):
         rows = max(share + (number < more), 1)
-        found = _found(mine, metric, view, cells)
-        low, high = _span([found.extremes])
+        found = _found(mine, metric, view, cells, marks)
+        low, high = _span([found.extremes, found.levels])
         tall = rows - (rows > 3)
         room_for = left - 2 if tall > 2 else left - 3 - len(metric.label.partition(" ")[0])
         value, mean = _value(metric, found, at, room_for), _mean(metric, found, at)
@@ -140,8 +184,8 @@ def _stack(
 
 
 def _rows(
-    drawing: Drawing, mine: Mapping[int | None, Mapping[str, Thinned]], shown: Sequence[Metric], view: View, width: int,
-    room: int,
+    drawing: Drawing, mine: Mapping[int | None, Mapping[str, Thinned]], marks: Mapping[int | None, Sequence[_Mark]],
+    shown: Sequence[Metric], view: View, width: int, room: int,
 ) -> str:  # fmt: skip
     """A row a rank: the same times stand below each other, and a curve has one scale for all ranks.
 
@@ -159,8 +203,9 @@ def _rows(
     for number, metric in enumerate(shown):
         drawing.plots.append((left + number * wide + figure + 1, cells))
         for rank in mine:
-            found[rank, metric.name] = _found(mine[rank], metric, view, cells)
-        spans[metric.name] = _span(found[rank, metric.name].extremes for rank in mine)
+            found[rank, metric.name] = _found(mine[rank], metric, view, cells, marks[rank])
+        here = [found[rank, metric.name] for rank in mine]
+        spans[metric.name] = _span([*(f.extremes for f in here), *(f.levels for f in here)])
         scale = "–".join(metric.write(v) for v in spans[metric.name])
         heading.append((f"{metric.label:>{figure}} {scale}"[: wide - 1].ljust(wide), "label"))
     drawing.lines.append(heading)
@@ -186,18 +231,30 @@ def _rows(
     return hidden + (" · m for the other curves" if len(shown) < curves else "")
 
 
-def _found(mine: Mapping[str, Thinned], metric: Metric, view: View, cells: int) -> _Found:
+def _found(mine: Mapping[str, Thinned], metric: Metric, view: View, cells: int, marks: Sequence[_Mark]) -> _Found:
     curve, bad = mine.get(metric.name), mine.get("loss_bad") if metric.name == "loss" else None
+    seen = _cells(marks, view, cells) if metric.name == "loss" else {}
     if curve is None:
         nothing: list[Column] = [None] * (2 * cells)
-        return _Found(nothing, nothing, slice(0), frozenset() if bad is None else _places(bad, view, cells))
+        return _Found(nothing, nothing, slice(0), frozenset() if bad is None else _places(bad, view, cells), seen)
     means = replace(curve, low=curve.mean, high=curve.mean)
     return _Found(
         columns(curve, view.begin, view.end, 2 * cells),
         columns(means, view.begin, view.end, 2 * cells),
         under_cursor(curve, view, cells),
         frozenset() if bad is None else _places(bad, view, cells),
+        seen,
     )
+
+
+def _cells(marks: Sequence[_Mark], view: View, cells: int) -> dict[int, _Mark]:
+    """The marks that are seen, by cell; of several in one the lowest, else the last."""
+    found: dict[int, _Mark] = {}
+    for mark in marks:
+        cell = math.floor((mark.place - view.begin) / (view.end - view.begin) * cells)
+        if 0 <= cell < cells and not (cell in found and found[cell].lowest):
+            found[cell] = mark
+    return found
 
 
 def _places(curve: Thinned, view: View, cells: int) -> frozenset[int]:
@@ -242,7 +299,7 @@ def _mean(metric: Metric, found: _Found, at: int) -> str:
 
 
 def _body(found: _Found, rows: int, low: float, high: float, at: int, part: str) -> list[Line]:
-    """The plot itself, with the cursor, and ✗ where the loss was no number.
+    """The plot itself, with the cursor, ◆ and ★ where evaluations were, and ✗ where the loss was no number.
 
     The band from the lowest to the highest is dimmed and the mean is a line in it: where the band fills a cell and goes on
     above or below, only the mean's dots are drawn in that cell.
@@ -262,6 +319,9 @@ def _body(found: _Found, rows: int, low: float, high: float, at: int, part: str)
             for b, m, (above, below) in zip(band, mean, beside, strict=True)
         ]
         parts = [part if m != " " else part + "-band" for m in mean]
+        for cell, mark in found.marks.items():
+            if y == rows - 1 - dot(mark.loss, low, high, 4 * rows) // 4:
+                chars[cell], parts[cell] = mark.glyph, "eval"
         for index in found.bad if y == 0 else ():
             if 0 <= index < len(chars):
                 chars[index], parts[index] = "✗", "bad"

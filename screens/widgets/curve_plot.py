@@ -32,7 +32,7 @@ class CurvePlot(Widget, can_focus=True):
             self.question = question
 
     COMPONENT_CLASSES = {  # noqa: RUF012
-        "plot--label", "plot--value", "plot--name", "plot--cursor", "plot--line", "plot--bad", "plot--curve",
+        "plot--label", "plot--value", "plot--name", "plot--cursor", "plot--line", "plot--bad", "plot--eval", "plot--curve",
         "plot--curve-band", "plot--power", "plot--power-band", "plot--memory", "plot--memory-band", "plot--heat",
         "plot--heat-band",
     }  # fmt: skip
@@ -44,6 +44,7 @@ class CurvePlot(Widget, can_focus=True):
     CurvePlot .plot--cursor { color: $foreground; text-style: reverse; }
     CurvePlot .plot--line { color: $foreground 50%; }
     CurvePlot .plot--bad { color: $error; text-style: bold reverse; }
+    CurvePlot .plot--eval { color: $accent; text-style: bold; }
     CurvePlot .plot--curve { color: $success; }
     CurvePlot .plot--curve-band { color: $success 45%; }
     CurvePlot .plot--power { color: $warning; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from textual.widgets import Static
 
+from lorawatch.figures import evaluation_words
 from lorawatch.rundir import ENDED
 from lorawatch.screens.widgets.braille import braille
 from lorawatch.text import duration, number
@@ -98,7 +99,10 @@ def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, st
             figures.append(f"{head.tok_per_j:.1f} tok/J")
         if head.power_w is not None:
             figures.append(f"{head.power_w:,.0f} W")
-        figures.append(f"loss {number(head.loss, 4)}" + _loss_curve(head))
+        wide = width >= 100 or head.eval_step is None
+        figures.append(f"loss {number(head.loss, 4)}" + (_loss_curve(head) if wide else ""))
+        if head.eval_step is not None:
+            figures.append(f"eval {_evaluation(head, head.eval_step, wide)}")
         if head.mfu is not None:
             figures.append(f"MFU {100 * head.mfu:.0f}%")
     elif head.power_w is not None:
@@ -108,6 +112,14 @@ def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, st
     if head.energy_all_j is not None and head.energy_all_j != head.energy_j:
         figures.append(f"all GPUs {number(head.power_all_w)} W {_joules(head.energy_all_j)}")
     text.append("   ".join(figures), "bold")
+
+
+def _evaluation(head: Head, step: int, wide: bool) -> str:
+    """The last evaluation's loss, and where the lowest was."""
+    if wide or head.best_eval_step is None:
+        return evaluation_words(head.eval_loss, step, head.best_eval_loss, head.best_eval_step)
+    lowest = "the lowest" if step == head.best_eval_step else f"lowest at step {head.best_eval_step}"
+    return f"{number(head.eval_loss, 4)} ({lowest})"
 
 
 def _joules(value: float) -> str:

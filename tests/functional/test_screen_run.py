@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from history import DATA, T0, a_whole_run, end, make_run, step, write
+from history import DATA, T0, a_whole_run, an_evaluated_run, end, make_run, step, write
 from test_screens import drive, screen_text, until
 from textual.events import MouseScrollUp
 from textual.pilot import Pilot
@@ -68,6 +68,25 @@ def test_the_axis_turns_and_the_cursor_says_where_it_is() -> None:
         await until(pilot, lambda: " step 40 of 40" in screen_text(app))
         await pilot.press("x")
         await until(pilot, lambda: look.axis == "time")
+
+    drive(act)
+
+
+def test_evaluations_are_on_the_curve_and_listed() -> None:
+    run = an_evaluated_run((2.5, 1.9, 2.05, 2.1))
+    finish_run(run)
+
+    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
+        _, look = await opened(pilot, app, run)
+        await pilot.press("x")
+        await until(pilot, lambda: look.axis == "step")
+        text = screen_text(app)
+        assert "◆ eval loss 2.1 · ★ lowest 1.9" in text
+        curve = text.split("★ lowest 1.9")[1].split("tok/s")[0]
+        assert (curve.count("◆"), curve.count("★")) == (3, 1)
+        await pilot.press("right_square_bracket")
+        await until(pilot, lambda: "eval loss      2.1000 (lowest 1.9000, step 20)   4 evaluated" in screen_text(app))
+        assert "       20    1.9000           700     5.0 s  lowest" in screen_text(app)
 
     drive(act)
 

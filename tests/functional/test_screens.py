@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from history import DATA, T0, a_whole_run, make_run, step, write
+from history import DATA, T0, a_whole_run, an_evaluated_run, make_run, step, write
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
@@ -65,6 +65,19 @@ def test_with_no_run_the_panes_are_a_monitor_of_this_machine() -> None:
         assert "Stop" not in footer(app), "there is nothing to stop"
 
     drive(act)
+
+
+@pytest.mark.parametrize(
+    ("width", "words"), [(120, "eval 2.1000 (lowest 1.9000, step 20)"), (80, "eval 2.1000 (lowest at step 20)")]
+)
+def test_live_tells_the_last_evaluation_and_the_lowest_beside_the_loss(width: int, words: str) -> None:
+    run = an_evaluated_run((2.5, 1.9, 2.05, 2.1))
+
+    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
+        await until(pilot, lambda: words in screen_text(app))
+        assert "loss 2.0000" in next(line for line in screen_text(app).splitlines() if words in line)
+
+    drive(act, size=(width, 24), run=run.run_id, speed=100.0)
 
 
 def test_a_replay_of_a_real_run_pauses_seeks_and_ends(lorawatch_home: Path) -> None:

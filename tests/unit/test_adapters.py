@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lorawatch import recipe as recipes
-from lorawatch.adapters import recipe_of, refuse_random, require_adapter
+from lorawatch.adapters import adapter_words, recipe_of, refuse_random, require_adapter
 from lorawatch.cli.chat import chat
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import RunDir, RunInfo, RunState
@@ -45,6 +47,38 @@ def test_a_run_without_an_adapter_says_where_it_stands(state: RunState, words: s
     run.adapter.mkdir()
     (run.adapter / "adapter_config.json").touch()
     require_adapter(run)
+
+
+def save(run: RunDir, folder: Path, step: int | None = None) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").touch()
+    if step is not None:
+        best = {"step": step, "loss": 1.25, "label_tokens": 9, "attempt": 0, "at": 0.0, "data": ""}
+        (folder / "evaluation.json").write_text(json.dumps(best))
+
+
+def test_the_best_adapter_is_offered_where_it_is_not_the_one_that_is_used() -> None:
+    run = a_run()
+    run.write_state(RunState(state="running", step=50, steps_total=60))
+    with pytest.raises(LorawatchError, match="has no best adapter: it made no evaluation whose loss was a number"):
+        require_adapter(run, "best")
+    save(run, run.best, 40)
+    require_adapter(run, "best")
+    with pytest.raises(LorawatchError, match="has no adapter yet: it is at step 50 of 60") as caught:
+        require_adapter(run)
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("or use the best so far: --adapter best (step 40)")
+    save(run, run.adapter)
+    who = f"adapter of run {run.run_id}"
+    assert adapter_words(run, "last") == f"the last {who}; the best is of step 40, evaluation loss 1.25: --adapter best"
+    run.write_state(RunState(state="completed", step=60))
+    assert adapter_words(run, "last").startswith(f"the last {who} (step 60); the best is of step 40")
+    assert adapter_words(run, "best") == f"the best {who} (step 40, evaluation loss 1.25); the last is of step 60"
+    save(run, run.best, 60)
+    words = f"the {who}, its last and its best (step 60, evaluation loss 1.25)"
+    assert adapter_words(run, "last") == adapter_words(run, "best") == words
+    shutil.rmtree(run.best)
+    assert adapter_words(run, "last") == f"the {who}"
 
 
 def test_a_command_of_ones_own_has_no_model_that_is_known() -> None:

@@ -10,7 +10,7 @@ import pytest
 from lorawatch.screens.widgets.curve_axis import View, columns
 from lorawatch.screens.widgets.curve_drawing import draw
 from lorawatch.screens.widgets.curve_look import EACH, CurveLook, Question
-from lorawatch.storage.curves import Curves, Thinned
+from lorawatch.storage.curves import Curves, Evaluated, Thinned
 
 NAN = math.nan
 
@@ -116,6 +116,45 @@ def test_a_loss_that_was_no_number_is_marked_even_where_all_are() -> None:
     lines = text(all_bad, look_at(all_bad), 119, 14)
     assert "✗" in lines[1]
     assert "—" in lines[1]
+
+
+def test_evaluations_are_marks_at_their_steps_and_heights_with_a_legend() -> None:
+    found = curves([3.0] * 50 + [2.0] * 50)
+    made = {10: 4.0, 50: 1.0, 100: 2.0}
+    found.evaluations[0] = [Evaluated(n, 1000.0 + n - 0.5, loss) for n, loss in made.items()]
+    lines = text(found, look_at(found, cursor=60.5), 119, 20)  # a cell a step
+    marks = {
+        x - 18: (char, y)
+        for y, line in enumerate(lines[1:-2])
+        for x, char in enumerate(line)
+        if char in "◆★" and x > 18
+    }
+    assert {step: char for step, (char, _) in marks.items()} == {10: "◆", 50: "★", 100: "◆"}
+    assert marks[10][1] == 0, "the highest of all is at the top: the scale has the marks in it"
+    assert marks[50][1] == max(y for _, y in marks.values()) > marks[100][1]
+    assert lines[1].split()[1][0] == "4"
+    assert lines[0].endswith("· ◆ eval loss 1 · ★ lowest 1")
+    early = text(found, look_at(found, cursor=5.0), 119, 20)
+    assert early[0].endswith("· ◆ eval loss · ★ lowest 1"), "there was none up to here"
+    part = text(found, look_at(found, begin=90.0, end=101.0, cursor=95.5), 119, 20)
+    assert sum(line.count("◆") + line.count("★") for line in part[1:]) == 1
+    over_time = curves([3.0] * 100, "time")
+    over_time.evaluations.update(found.evaluations)
+    assert "★" in "".join(text(over_time, look_at(over_time), 119, 20)[1:])
+    other = text(replace(found, series={None: {"tok_s": thinned([1.0] * 100, 1.0)}}), look_at(found), 119, 20)
+    assert "◆" not in "".join(other), "no legend where there is no loss"
+
+
+def test_evaluations_stand_in_each_rows_own_curve() -> None:
+    found = curves([3.0] * 60, ranks=2)
+    found.evaluations[0] = [Evaluated(30, 0.0, 2.0)]
+    lines = text(found, look_at(found, each=True), 120, 20)
+    assert lines[0].endswith("· ◆ eval loss, ★ the lowest")
+    assert sum(line.count("★") for line in lines[1:]) == 2, "ranks that train together share it"
+    found.evaluations[1] = [Evaluated(30, 0.0, 5.0), Evaluated(60, 0.0, 4.0)]
+    lines = text(found, look_at(found, each=True), 120, 20)
+    assert sum(line.count("★") for line in lines[1:]) == 2
+    assert sum(line.count("◆") for line in lines[1:]) == 1
 
 
 def test_ranks_in_rows_name_each_and_say_what_is_hidden() -> None:

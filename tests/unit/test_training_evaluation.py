@@ -11,23 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from trained import Trained, rows
+from trained import Trained, loss_by_hand, rows
 
 from lorawatch import checkpoints
-from lorawatch import recipe as recipes
 from lorawatch.adapters import BestAdapter, best_of
 from lorawatch.errors import LorawatchError, LossNotFinite
 from lorawatch.records import Evaluation, PhaseChange, Step
 from lorawatch.training import evaluation
-from lorawatch.training import model as models
-from lorawatch.training.data import build_sets
 from lorawatch.training.evaluation import Part, check_equal_rows, combined, share, summed_loss
-from lorawatch.training.tokenization import byte_tokenizer
 from lorawatch.training.trainer import ReferenceTrainer
-
-CPU = torch.device("cpu")
 
 
 def test_the_mean_is_over_label_tokens_and_not_over_ranks_or_batches() -> None:
@@ -92,29 +85,6 @@ def test_evaluating_changes_no_bit_of_a_training(tmp_path: Path) -> None:
         assert not plain.run.best.exists()
         files = [run.run.adapter / "adapter_model.safetensors" for run in (plain, evaluated)]
         assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def loss_by_hand(recipe: recipes.Recipe, adapter: Path) -> tuple[float, int]:
-    """Mean over all label tokens of the held-out rows, a row at a time, with an adapter's weights; and their number."""
-    plan = models.plan_model(recipe)
-    model = models.load_model(plan, recipe, CPU)
-    weights = load_file(adapter / "adapter_model.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights[name.replace(".default", "")])
-    held = build_sets(recipe, byte_tokenizer(), plan.vocabulary, 1).evaluation
-    assert held is not None
-    model.eval()
-    total, count = 0.0, 0
-    for item in (held[n] for n in range(len(held))):
-        with torch.no_grad():
-            scores = torch.log_softmax(model(input_ids=item["input_ids"][None]).logits[0, :-1].double(), -1)
-        for position, wanted in enumerate(item["labels"][1:].tolist()):
-            if wanted != -100:
-                total -= float(scores[position, wanted])
-                count += 1
-    return total / count, count
 
 
 def test_the_best_adapter_has_the_loss_that_is_told(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorawatch import recipe as recipes
-from lorawatch.adapters import MergeRequest
+from lorawatch.adapters import BestAdapter, MergeRequest
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import RunDir, RunInfo
 from lorawatch.training import merge as merging
@@ -83,6 +83,26 @@ def test_all_options_merge_in_any_format(dtype: str | None, tmp_path: Path) -> N
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(report.files)
     template = (tmp_path / "base" / "chat_template.jinja").read_bytes()
     assert (tmp_path / "merged" / "chat_template.jinja").read_bytes() == template
+
+
+def test_the_adapter_that_is_asked_for_is_merged(tmp_path: Path) -> None:
+    run, model = a_run(tmp_path)
+    best = BestAdapter(step=40, loss=1.25, label_tokens=9, attempt=0, at=0.0, data="")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = -parameter
+    save_adapter(run.best, model, None, best)
+    merged = {}
+    for which in ("last", "best"):
+        report = merge(run, asked(tmp_path / which, adapter=which))
+        assert (report.adapter, report.step) == (which, 40 if which == "best" else None)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / which)
+        merged[which] = model.model.layers[0].self_attn.q_proj.weight
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").model.layers[0].self_attn.q_proj.weight
+    assert not torch.equal(merged["last"], base)
+    torch.testing.assert_close(merged["last"] - base, base - merged["best"])
+    with pytest.raises(UsageError, match="is what the merged weights are made from"):
+        merge(run, asked(run.best, force=True))
 
 
 def test_weights_that_compute_something_else_never_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def pace_words(figures: Sequence[RankFigures], ranks: int) -> str | None:
     slowest = max(apart, key=lambda f: f.p50_s)
     most = 100 * alone[0].p50_s / slowest.p50_s
     return (
-        f"coupled ranks run at the pace of the slowest: rank {slowest.rank}'s GPU takes {1e3 * slowest.p50_s:.2f} ms a step by "
+        f"coupled ranks run at the pace of the slowest: rank {slowest.rank} takes {1e3 * slowest.p50_s:.2f} ms a step by "
         f"itself beside the others, one GPU alone {1e3 * alone[0].p50_s:.2f} ms: at most {most:.2f}% without any communication"
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lorawatch.analysis.memory import Workload
+from lorawatch.analysis.memory import GIB, TIGHT_SHARE, Workload, estimate, verdict, what_would_fit
 from lorawatch.analysis.shape import LINEARS, LoraShape, ModelShape
 from lorawatch.errors import LorawatchError, ModelNotFound, RecipeError
 from lorawatch.recipe import Recipe
@@ -63,6 +63,29 @@ def workload(recipe: Recipe, world_size: int = 1) -> Workload:
         and (train.engine == "reference" if recipe.data.packing else train.batch_size_per_gpu > 1),
         quantization=recipe.model.quantization,
     )
+
+
+def shortage(recipe: Recipe, world_size: int, memory_bytes: int) -> str:
+    """What to do where a run finds too little memory on a GPU, for people.
+
+    Where the estimate says that it fits, and it did not, what needs a tenth less is proposed.
+
+    Args:
+        recipe: The run's.
+        world_size: Ranks that train one model together.
+        memory_bytes: What the run may use of the GPU, as NVML counts.
+    """
+    try:
+        work = workload(recipe, world_size)
+    except LorawatchError:
+        return "lower train.batch_size_per_gpu or data.sequence_length, or set train.gradient_checkpointing to true"
+    needed = estimate(work)
+    has = f"about {needed.device_bytes / GIB:.1f} GiB, and {memory_bytes / GIB:.1f} GiB are there for it"
+    found = what_would_fit(work, min(memory_bytes, int(TIGHT_SHARE * needed.device_bytes)))
+    if found:
+        short = verdict(needed, memory_bytes).verdict != "fits"
+        return f"the run needs {has}; what {'would fit' if short else 'needs less'}: {'; or '.join(found)}"
+    return f"the run needs {has}; its weights alone are {needed.weights / GIB:.1f} GiB: a larger GPU or a smaller model"
 
 
 def model_shape(name: str) -> ModelShape:

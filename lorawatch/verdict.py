@@ -162,7 +162,8 @@ def _judge_command(evidence: Evidence) -> Verdict:
             "lost", message="the command ended while no recorder watched; its exit status is not known", exit_code=1
         )
     if _OOM_TEXT.search(evidence.log_tail):
-        return Verdict("failed", "cuda_oom", _last_exception(evidence.log_tail) or "CUDA out of memory", 1)
+        said = _last_exception(evidence.log_tail) or "CUDA out of memory"
+        return Verdict("failed", "cuda_oom", f"{said}\na smaller batch or shorter sequences need less", 1)
     if code < 0:
         failure: Failure = "host_oom" if evidence.oom_kills and -code == signal.SIGKILL else "signal"
         return Verdict("failed", failure, f"the command was ended by signal {-code} ({signal.Signals(-code).name})", 1)

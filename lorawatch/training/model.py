@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -101,8 +101,13 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     return ModelPlan(config, files, folder, dtype, facts, kept, kept + adapters * _ADAPTER_BYTES, stored_nf4)
 
 
-def check_memory(plan: ModelPlan, device: torch.device) -> None:
+def check_memory(plan: ModelPlan, device: torch.device, what_would_fit: Callable[[], str] | None = None) -> None:
     """See that a GPU has room for the weights before any of them goes there.
+
+    Args:
+        plan: The model.
+        device: Where it would go.
+        what_would_fit: Says what to do where it has not.
 
     Raises:
         NoSuitableGpu: It has not; with the numbers.
@@ -115,7 +120,9 @@ def check_memory(plan: ModelPlan, device: torch.device) -> None:
         raise NoSuitableGpu(
             f"the model needs {plan.weights_bytes / _GIB:.1f} GiB for weights and adapters alone, but {name} (cuda:"
             f"{device.index or 0}) has {free / _GIB:.1f} of {total / _GIB:.1f} GiB free",
-            hint="use a GPU with more free memory (--gpus), end what else runs there (nvidia-smi), or a smaller model",
+            hint=what_would_fit()
+            if what_would_fit
+            else "use a GPU with more free memory (--gpus), end what else runs there (nvidia-smi), or a smaller model",
         )
 
 

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,8 +63,12 @@ class Verdict:
     exit_code: int | None = None
 
 
-def classify(error: BaseException) -> Verdict:
+def classify(error: BaseException, what_would_fit: Callable[[], str] | None = None) -> Verdict:
     """Put an exception in one of the recorder's failures.
+
+    Args:
+        error: What ended the rank.
+        what_would_fit: Says what to do where a GPU's memory ran out; None: nobody knows what the run needs.
 
     A rank whose peer died fails in its next collective: that is `nccl_timeout` here, on gloo too, with a hint that
     sends the reader to the other ranks. Such a record is a consequence where any other rank has another failure.
@@ -75,7 +80,7 @@ def classify(error: BaseException) -> Verdict:
     name = type(error).__name__
     text = str(error).lower()
     if name == "OutOfMemoryError":
-        return Verdict("cuda_oom", _oom_hint(str(error)))
+        return Verdict("cuda_oom", _oom_hint(str(error), what_would_fit))
     if isinstance(error, MemoryError):
         return Verdict("host_oom", "the host's memory is full: fewer ranks, or a smaller model.dtype")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -83,8 +88,9 @@ def classify(error: BaseException) -> Verdict:
     failure: Failure = "nccl_timeout" if name in _COMMUNICATION_CLASSES else "python_exception"
     if isinstance(error, (RuntimeError, OSError)) or type(error).__module__.partition(".")[0] == "safetensors_rust":
         failure = next((f for f, texts in _TEXTS if any(t in text for t in texts)), failure)
+    if failure == "cuda_oom":
+        return Verdict(failure, _oom_hint(str(error), what_would_fit))
     hints: dict[Failure, str] = {
-        "cuda_oom": _oom_hint(str(error)),
         "host_oom": "the host's memory is full: fewer ranks, or a smaller model.dtype",
         "disk_full": "free some space where LORAWATCH_HOME lies, or set it to another disk",
         "gpu_lost": "the driver lost the GPU: see dmesg for an Xid line, and reset the GPU or the host",
@@ -93,11 +99,14 @@ def classify(error: BaseException) -> Verdict:
     return Verdict(failure, hints.get(failure))
 
 
-def _oom_hint(text: str) -> str:
+def _oom_hint(text: str, what_would_fit: Callable[[], str] | None) -> str:
     wanted = re.search(r"tried to allocate ([\d.]+ [KMGT]?i?B)", text, re.IGNORECASE)
     free = re.search(r"of which ([\d.]+ [KMGT]?i?B) is free", text, re.IGNORECASE)
     figures = f"it wanted {wanted[1]}" + (f" where {free[1]} was free" if free else "") + ": " if wanted else ""
-    return f"{figures}lower train.batch_size_per_gpu or data.sequence_length"
+    advice = "lower train.batch_size_per_gpu or data.sequence_length"
+    with contextlib.suppress(Exception):  # a driver in trouble must not hide what ended the run
+        advice = what_would_fit() if what_would_fit else advice
+    return figures + advice
 
 
 class ExitReport:
@@ -115,6 +124,8 @@ class ExitReport:
         self._reserved = path.with_name(f".{path.name}.reserved")
         self.step = 0
         """The last step that the rank finished."""
+        self.what_would_fit: Callable[[], str] | None = None
+        """Says what to do where a GPU's memory ran out, once it is known what the run needs."""
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._reserved.write_bytes(b" " * _RESERVED_BYTES)
@@ -125,10 +136,13 @@ class ExitReport:
 
     def failed(self, error: BaseException) -> int:
         """The rank failed; returns the process's exit status."""
-        verdict = classify(error)
+        verdict = classify(error, self.what_would_fit)
         record = self._record("failed")
         record.failure = verdict.failure
         message = error.message if isinstance(error, LorawatchError) else str(error)
+        if verdict.failure == "cuda_oom":
+            # What follows are PyTorch's own books and its advice, which the traceback has too.
+            message = message.partition("Including non-PyTorch memory")[0]
         record.exception = f"{type(error).__name__}: {' '.join(message.split())}"[:2000]
         lines = traceback.format_exception(error)
         record.traceback = "".join(lines)[-_TRACEBACK_CHARACTERS:]

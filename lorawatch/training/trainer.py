@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.records import Event
 from lorawatch.rundir import RunDir
-from lorawatch.training import fast, quantization
+from lorawatch.training import fast, quantization, shortage
 from lorawatch.training import model as models
 from lorawatch.training.adapter import save_adapter
 from lorawatch.training.attention import check_apart
@@ -196,7 +197,7 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     observer.phase("loading", recipe.model.name)
     plan = models.plan_model(recipe)
     quantization.check(recipe, device)
-    models.check_memory(plan, device)
+    models.check_memory(plan, device, partial(shortage.advice, recipe, place.together, device))
     tokenizer = None if recipe.data.source == "synthetic" else models.load_tokenizer(plan)
     observer.phase("tokenizing", recipe.data.source)
     data, held_out = build_sets(recipe, tokenizer, plan.vocabulary, place.together)

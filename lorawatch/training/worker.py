@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -82,8 +83,12 @@ def _train(run: RunDir, place: Place, observer: Observer, report: ExitReport) ->
                 f"the run is for GPUs, but torch {torch.__version__} cannot use any",
                 hint="install a torch build for your driver, or run on the CPU: --gpus cpu:2; see `lorawatch doctor`",
             )
+        from lorawatch.training import shortage
         from lorawatch.training.trainer import train
 
+        if device == "cuda":
+            gpu = torch.device(device, place.device_index)
+            report.what_would_fit = partial(shortage.advice, recipe, place.together, gpu)
         outcome = train(run, recipe, place, observer, device)
         report.step = outcome.step
         report.ended("stopped" if outcome.stopped else "completed")

@@ -163,3 +163,49 @@ def test_a_full_disk_costs_neither_the_run_nor_a_line(tmp_path: Path, lorawatch_
         assert sql(lorawatch_home, "SELECT count(*), count(DISTINCT (rank, step)) FROM steps") == [(3000, 3000)]
     finally:
         subprocess.run(["umount", "-l", str(lorawatch_home)], check=False)
+
+
+OUT_OF_MEMORY = """
+import sys
+if "lorawatch.training.worker" in " ".join(sys.orig_argv):
+    from lorawatch import fit, recipe
+    from lorawatch.training import observer, outcome
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def phase(self, name, detail=None):
+        if name == "training":
+            raise OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.5 GiB of which "
+                "1.31 GiB is free. "
+                "Including non-PyTorch memory, this process has 22.1 GiB memory in use."
+            )
+        told(self, name, detail)
+
+    told, observer.Observer.phase = observer.Observer.phase, phase
+    asked = recipe.load("exxact-8b", ["train.batch_size_per_gpu=8"])
+
+    def failed(self, error):
+        self.what_would_fit = lambda: fit.shortage(asked, 2, 24 << 30)
+        return recorded(self, error)
+
+    recorded, outcome.ExitReport.failed = outcome.ExitReport.failed, failed
+"""
+
+
+def test_a_run_out_of_memory_says_everywhere_what_would_fit(lorawatch_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    result = lorawatch(*TINY, env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1, result.stdout + result.stderr
+    run = the_run(lorawatch_home)
+    assert (run.state().state, run.state().failure) == ("failed", "cuda_oom")
+    hint = "it wanted 2.00 GiB where 1.31 GiB was free: the run needs about "
+    shown = lorawatch("show", run.run_id).stdout
+    ((in_history,),) = sql(lorawatch_home, "SELECT message FROM runs")
+    for text in (result.stdout, shown, in_history):
+        flat = " ".join(text.split())
+        assert "CUDA out of memory. Tried to allocate 2.00 GiB" in flat
+        assert hint in flat
+        assert "what would fit: train.batch_size_per_gpu 1 instead of 8: " in flat
+        assert "; or train.gradient_checkpointing true" in flat

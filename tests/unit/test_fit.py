@@ -11,7 +11,7 @@ import pytest
 
 from lorawatch import fit
 from lorawatch import recipe as recipes
-from lorawatch.analysis.memory import estimate
+from lorawatch.analysis.memory import GIB, estimate
 from lorawatch.analysis.shape import LoraShape, ModelShape
 from lorawatch.errors import LorawatchError, ModelNotFound, RecipeError
 
@@ -112,6 +112,24 @@ def test_what_is_not_modelled_is_told_instead_of_a_wrong_number() -> None:
     assert fit.workload(recipes.load("tiny", ["lora.use_dora=true"])).lora.use_dora
     with pytest.raises(LorawatchError, match="the memory of DoRA over NF4 weights is not modelled"):
         fit.workload(recipes.load("tiny", ["lora.use_dora=true", "model.quantization=nf4"]))
+
+
+def test_where_memory_ran_out_what_would_fit_is_told_and_less_where_the_estimate_has_it_fit() -> None:
+    recipe = recipes.load("exxact-8b", ["train.batch_size_per_gpu=8"])
+    told = fit.shortage(recipe, 1, 24 * GIB)
+    assert told.startswith("the run needs about 42.6 GiB, and 24.0 GiB are there for it; what would fit: ")
+    assert "train.batch_size_per_gpu 1 instead of 8: " in told
+    assert "model.quantization nf4" in told
+    again = fit.shortage(recipe, 1, 80 * GIB)
+    assert "80.0 GiB are there for it; what needs less: train.batch_size_per_gpu 6 instead of 8: " in again
+    assert "a larger GPU or a smaller model" in fit.shortage(recipe, 1, 4 * GIB)
+
+
+def test_where_the_shape_is_unknown_the_advice_is_general(tmp_path: Path) -> None:
+    recipe = recipes.load("tiny", [f"model.name={tmp_path}/none"])
+    assert fit.shortage(recipe, 1, 24 * GIB) == (
+        "lower train.batch_size_per_gpu or data.sequence_length, or set train.gradient_checkpointing to true"
+    )
 
 
 def test_no_heavy_library_is_loaded() -> None:

@@ -263,6 +263,9 @@ def test_too_little_gpu_memory_is_refused_with_the_numbers(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX 4500")
     with pytest.raises(NoSuitableGpu, match=r"needs 15.1 GiB .* NVIDIA RTX 4500 \(cuda:1\) has 3.2 of 24.0 GiB free"):
         model.check_memory(plan, torch.device("cuda", 1))
+    with pytest.raises(NoSuitableGpu) as error:
+        model.check_memory(plan, torch.device("cuda", 1), lambda: "what would fit")
+    assert error.value.hint == "what would fit"
 
 
 def test_every_shape_of_the_table_builds() -> None:

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from lorawatch import fit
+from lorawatch import recipe as recipes
+from lorawatch.analysis.memory import CUDA_CONTEXT_BYTES, DRIVER_BYTES, estimate
 from lorawatch.errors import DataError, ModelNotFound
 from lorawatch.records import ExitRecord, Failure
 from lorawatch.rundir import read_json
+from lorawatch.training import shortage
 from lorawatch.training.outcome import ExitReport, classify
 from lorawatch.training.place import Place
 
@@ -48,6 +52,49 @@ def test_the_memory_hint_says_how_much_was_wanted() -> None:
     hint = classify(torch.cuda.OutOfMemoryError(OOM)).hint
     assert hint == (
         "it wanted 2.00 GiB where 1.31 GiB was free: lower train.batch_size_per_gpu or data.sequence_length"
+    )
+
+
+def test_where_it_is_known_what_the_run_needs_the_hint_says_what_would_fit(tmp_path: Path) -> None:
+    report = ExitReport(tmp_path / "e.json", Place())
+    report.what_would_fit = lambda: "what would fit: a smaller batch"
+    books = " Including non-PyTorch memory, this process has 77.8 GiB memory in use. If reserved but unallocated …"
+    assert report.failed(torch.cuda.OutOfMemoryError(OOM + books)) == 1
+    record = read_json(tmp_path / "e.json", ExitRecord)
+    assert record is not None
+    assert record.hint == "it wanted 2.00 GiB where 1.31 GiB was free: what would fit: a smaller batch"
+    assert record.exception == f"OutOfMemoryError: {OOM}"
+    assert "this process has 77.8 GiB" in (record.traceback or "")
+
+
+def test_a_driver_that_cannot_be_asked_any_more_leaves_the_hint_general() -> None:
+    def broken() -> str:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    hint = classify(torch.cuda.OutOfMemoryError(OOM), broken).hint
+    assert (hint or "").endswith(": lower train.batch_size_per_gpu or data.sequence_length")
+
+
+def test_what_a_run_may_have_is_what_others_leave_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib, device = 2**30, torch.device("cuda", 0)
+    recipe = recipes.load("exxact-8b", ["train.batch_size_per_gpu=8"])
+    held = {"reserved": 70 * gib, "free": 8 * gib}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (held["free"], 79 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held["reserved"])
+    assert shortage.memory(1, device) == (79 * gib + DRIVER_BYTES, 0)
+    # Half of the card is another's: of what is left the run's own context is its own.
+    held.update(reserved=35 * gib, free=gib // 2)
+    total, others = shortage.memory(1, device)
+    assert others == 79 * gib - gib // 2 - 35 * gib - CUDA_CONTEXT_BYTES
+    needed = estimate(fit.workload(recipe))
+    words = shortage.advice(recipe, 1, device)
+    assert words.startswith(
+        f"the run needs about {needed.device_bytes / gib:.1f} GiB, and {(total - others) / gib:.1f} GiB are there for it; "
+        "what would fit: train.batch_size_per_gpu 5 instead of 8: "
+    )
+    assert "; or train.gradient_checkpointing true: " in words
+    assert words.endswith(
+        f"; other processes hold {others / gib:.1f} of the GPU's {total / gib:.1f} GiB (nvidia-smi lists them)"
     )
 
 

@@ -89,7 +89,9 @@ def test_own_commands_end_by_status_signal_or_traceback() -> None:
     verdict = judge(Evidence(1, own_command=True, log_tail=trace))
     assert (verdict.failure, verdict.message) == ("python_exception", "ValueError: no such thing")
     oom = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
-    assert judge(Evidence(1, own_command=True, log_tail=oom)).failure == "cuda_oom"
+    verdict = judge(Evidence(1, own_command=True, log_tail=oom))
+    assert verdict.failure == "cuda_oom"
+    assert verdict.message == f"{oom}a smaller batch or shorter sequences need less"
 
 
 def test_an_adopted_command_whose_status_nobody_saw_is_lost() -> None:

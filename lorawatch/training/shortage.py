@@ -1,0 +1,36 @@
+"""What to do where a GPU's memory does not suffice, from the estimate and from what other processes hold of it."""
+
+from __future__ import annotations
+
+import torch
+
+from lorawatch import fit
+from lorawatch.analysis.memory import CUDA_CONTEXT_BYTES, DRIVER_BYTES, GIB, NCCL_BYTES
+from lorawatch.recipe import Recipe
+
+_OTHERS_FROM = GIB
+"""Less than this may be our own context, whose size is only about known."""
+
+
+def advice(recipe: Recipe, world_size: int, device: torch.device) -> str:
+    """What would fit on a GPU, for people; may be asked after memory ran out on it.
+
+    Args:
+        recipe: The run's.
+        world_size: Ranks that train one model together.
+        device: This rank's GPU.
+    """
+    total, others = memory(world_size, device)
+    words = fit.shortage(recipe, world_size, total - others)
+    if not others:
+        return words
+    held = f"{others / GIB:.1f} of the GPU's {total / GIB:.1f} GiB"
+    return f"{words}; other processes hold {held} (nvidia-smi lists them)"
+
+
+def memory(world_size: int, device: torch.device) -> tuple[int, int]:
+    """A GPU's memory as NVML counts it, and what other processes hold of it."""
+    free, total = torch.cuda.mem_get_info(device)
+    own = torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
+    others = total - free - own
+    return total + DRIVER_BYTES, others if others >= _OTHERS_FROM else 0

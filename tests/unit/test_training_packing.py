@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lorawatch import recipe as recipes
 from lorawatch.errors import CheckpointError, DataError, RecipeError
 from lorawatch.journal import JournalTail
-from lorawatch.records import Event, PhaseChange, RankStarted, Step
+from lorawatch.records import Evaluation, Event, PhaseChange, RankStarted, Step
 from lorawatch.rundir import RunDir, RunInfo
 from lorawatch.training import attention, regions
 from lorawatch.training import model as models
@@ -591,3 +591,15 @@ def test_windows_of_attention_keep_their_mask_and_no_step_compiles(
         batch = {**collate([data[block] for block in blocks]), "num_items_in_batch": torch.tensor(9)}
         model(**batch).loss.backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_rows_to_evaluate_on_are_not_packed_and_weigh_as_ever(source: Path, engine: str) -> None:
+    held = ("data.eval_share=0.2", "train.steps=2", "train.learning_rate=1e-12", f"train.engine={engine}")
+    losses = []
+    for packing in ("true", "false"):
+        run = Trained(f"data.source={source}", f"data.packing={packing}", *held)
+        run.again()
+        (evaluated,) = run.lines(Evaluation)
+        losses.append((evaluated.loss, evaluated.label_tokens))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -49,6 +49,7 @@ class RunSummary(
     tok_s_ci95: float | None
     mean_step_tok_s: float | None
     step_p50_s: float | None
+    window_s: float | None
     avg_power_w: float | None
     avg_power_all_gpus_w: float | None
     tok_per_j: float | None
@@ -70,7 +71,7 @@ _COLUMNS = """
     coalesce(r.tags, []) AS tags, coalesce(epoch(r.created_at), 0) AS created_at_s, r.step AS steps, r.steps_total,
     r.torch_version, r.driver_version, s.workload, s.model, s.sku, coalesce(s.gpu_count, 0) AS gpu_count,
     coalesce(s.world_size, r.world_size, 1) AS ranks, coalesce(s.coupling, 'ddp') AS coupling, s.tok_s, s.tok_s_ci95,
-    s.mean_step_tok_s, s.step_p50_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
+    s.mean_step_tok_s, s.step_p50_s, s.window_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
     s.tokens / nullif(s.energy_all_gpus_j, 0) AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
     s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w, f.run_id IS NOT NULL AS fell_back
 """

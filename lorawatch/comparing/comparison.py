@@ -315,7 +315,7 @@ def _row(
 
 
 def _epoch(found: Configuration, tokens: int, prices: Prices) -> Epoch:
-    time = epoch.epoch_time_s(tokens, found.tok_s)
+    time = epoch.epoch_time_s(tokens, found.tok_s, found.window_s)
     kwh = epoch.epoch_energy_kwh(tokens, found.tok_per_j.value) if found.tok_per_j else None
     paid = cost.epoch_cost(time.value, kwh, prices.of(found))
     return Epoch(tokens, time, kwh, paid.energy, paid.hardware, paid.total)
@@ -374,6 +374,7 @@ def _fitted(like: Configuration, group: Sequence[Configuration], count: int, rat
         model=like.model,
         sequence_length=like.sequence_length,
         tokens_per_step=like.tokens_per_step,
+        window_s=like.window_s,
         runs=0,
         created_at_s=like.created_at_s,
         marks=(f"fitted by a step-time model to {told}{counts} GPUs, not measured",),

@@ -36,6 +36,7 @@ class Configuration:
         work: Facts that must agree.
         model, sequence_length: What a data set's tokens are counted with.
         tokens_per_step: Of one GPU, at full length; 1 where nothing tells.
+        window_s: Seconds of measured steps of a run; None where nothing tells, and on the CPU, which has no head start.
         tok_s: Aggregate, with its 95% interval: Student's t across repeats, batch means within a single run.
         tok_per_j: Of the GPUs used; `tok_per_j_all` of every GPU in the host.
         printed: A published table's cells as printed, by column name; epoch times by `epoch_cell`.
@@ -56,6 +57,7 @@ class Configuration:
     model: str = ""
     sequence_length: int = 512
     tokens_per_step: float = 1.0
+    window_s: float | None = None
     runs: int = 1
     mean_step_tok_s: float | None = None
     tok_per_j: Figure | None = None
@@ -162,6 +164,7 @@ def _of_runs(runs: Sequence[RunSummary], sku: str, recipe: Mapping[str, Any] | N
         work=facts(recipe) if recipe is not None else {"command": one_line(last.name)},
         tok_s=tok_s,
         **_shape(recipe),
+        window_s=_mean([r.window_s for r in runs]) if last.gpu_count else None,
         runs=len(runs),
         mean_step_tok_s=_mean([r.mean_step_tok_s for r in runs]),
         tok_per_j=_per_joule(runs),

@@ -99,10 +99,14 @@ def estimate_recipe(
         counts = {len(gpus)} if gpus else set()
         rows = compare(same, tokens=tokens, extrapolate=counts).rows
         ordered = sorted(rows, key=lambda r: -r.configuration.tok_s.value)
-        epochs = tuple(EpochTime(r.configuration, epoch_time_s(tokens, r.configuration.tok_s)) for r in ordered)
+        epochs = tuple(EpochTime(r.configuration, _time(tokens, r.configuration)) for r in ordered)
     else:
         nearest = _nearest(wanted, gathered.configurations)
     return Estimate(recipe, wanted, workload, needed, unknown, places, tokens, epochs, nearest)
+
+
+def _time(tokens: int, found: Configuration) -> Span:
+    return epoch_time_s(tokens, found.tok_s, found.window_s)
 
 
 def memory_words(needed: MemoryEstimate, total: int, engine: str = "reference") -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorawatch.analysis.epoch import Span, epoch_energy_kwh, epoch_time_s, parse_tokens
+from lorawatch.analysis.epoch import Span, epoch_energy_kwh, epoch_time_s, parse_tokens, settling_share
 from lorawatch.analysis.interval import Figure
 
 rates = st.builds(lambda value, share: Figure(value, value * share), st.floats(1, 1e7), st.floats(0, 0.99))
@@ -21,6 +21,18 @@ def test_published_epochs() -> None:
 
 def test_an_interval_turns_around() -> None:
     assert epoch_time_s(1000, Figure(10, 5)) == Span(100, pytest.approx(1000 / 15), 200)
+
+
+def test_a_short_window_on_a_card_that_settles_widens_the_slow_end_alone() -> None:
+    rate = Figure(100, 1)
+    short, long, unknown = (epoch_time_s(1000, rate, window) for window in (2.0, 200.0, None))
+    assert (short.value, short.low) == (long.value, long.low) == (unknown.value, unknown.low)
+    assert unknown.high == pytest.approx(1000 / 99)
+    assert short.high == pytest.approx(1000 / 99 * 1.01)
+    assert long.high == pytest.approx(1000 / 99 * 1.0001)
+    assert settling_share(1e-9) == 0.05
+    assert settling_share(0.0) == 0.0
+    assert epoch_time_s(1000, Figure(100, None), 2.0).high is None
 
 
 def test_an_interval_that_reaches_nothing_has_no_end() -> None:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 import pytest
 from history import T0, a_whole_run, end, h100_trace, make_run, one_row, rows, step, write
 
+from lorawatch.analysis.epoch import epoch_time_s
+from lorawatch.comparing.configuration import measured
 from lorawatch.records import GpuSample, HostSample, RankStarted, Record, Step
 from lorawatch.rundir import Gpu, RunDir
+from lorawatch.storage.configurations import run_summaries
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.skus import bf16_dense_peak
 
@@ -208,3 +211,18 @@ def test_scaling_compares_runs_of_the_same_work() -> None:
     assert found == [(1, 1, 1.0, 100.0, None), (2, 2, 2.0, 100.0, 0.0)]
     ladder = rows("SELECT dataset_tokens, round(epoch_s) FROM v_epoch_estimates WHERE ranks = 1 ORDER BY 1")
     assert ladder == [(5_000_000, 2500), (50_000_000, 25_000), (500_000_000, 250_000), (5_000_000_000, 2_500_000)]
+
+
+def test_the_views_epoch_and_compares_are_the_same() -> None:
+    for gpus in (1, 2):
+        finish_run(a_whole_run(gpus=gpus))
+    found = rows(
+        "SELECT run_id, epoch_s, epoch_low_s, epoch_high_s FROM v_epoch_estimates WHERE dataset_tokens = 5000000"
+    )
+    configurations = {c.source: c for c in measured(*run_summaries())[0]}
+    assert len(found) == len(configurations) == 2
+    for run_id, *view in found:
+        configuration = configurations[run_id]
+        assert configuration.window_s == approx(19.5)
+        time = epoch_time_s(5_000_000, configuration.tok_s, configuration.window_s)
+        assert view == [pytest.approx(time.value), pytest.approx(time.low), pytest.approx(time.high)]

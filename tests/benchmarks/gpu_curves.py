@@ -1,0 +1,151 @@
+"""The engines on a real model and real data on a GPU: their loss curves, a killed run resumed, a loss that breaks.
+
+    python tests/benchmarks/gpu_curves.py [--model FILE.gguf|FOLDER|HUB_ID] [--steps 200] [--parts curves,resume,nan]
+
+Needs one GPU of FP8 (Ada, Hopper, Blackwell) and SmolLM2-135M-Instruct, or another small model, on the machine. All through
+`lorawatch --record demo` in BF16 with one seed. The reference engine runs twice: two equal runs on a GPU differ too, and
+nothing can be held nearer than that. Losses by step go to $OUT/curves.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from report import Report
+
+from lorawatch.journal import JournalTail
+from lorawatch.records import Step
+from lorawatch.rundir import RunDir
+
+PROGRAM = [sys.executable, "-m", "lorawatch"]
+ENGINES = {
+    "reference": [],
+    "reference again": [],
+    "fast": ["train.engine=fast"],
+    "fp8": ["train.engine=fast", "model.quantization=fp8"],
+}  # fmt: skip
+
+
+def arguments(given: argparse.Namespace, steps: int, *settings: str) -> list[str]:
+    every = [
+        f"model.name={given.model}", "model.dtype=bfloat16", f"train.steps={steps}", "train.batch_size_per_gpu=8",
+        "train.learning_rate=5e-4", "data.sequence_length=256", *settings,
+    ]  # fmt: skip
+    return ["--record", "demo", "--gpus", given.gpus, "--json", *(word for s in every for word in ("--set", s))]
+
+
+def finished(*words: str) -> RunDir:
+    """Run to the end, whatever that is."""
+    done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, check=False, cwd=tempfile.gettempdir())
+    if done.returncode not in (0, 1):
+        sys.exit(f"{' '.join(words)}: status {done.returncode}\n{done.stderr[-3000:]}")
+    return RunDir.find("last")
+
+
+def losses(run: RunDir) -> dict[int, float]:
+    """By step; the latest attempt counts."""
+    lines = [line for line in JournalTail(run.rank_journal(0)).records() if isinstance(line, Step)]
+    return {s.step: s.loss for s in sorted(lines, key=lambda s: s.attempt) if s.loss is not None}
+
+
+def curves(given: argparse.Namespace, report: Report) -> dict[str, dict[int, float]]:
+    found = {}
+    for name in given.engines.split(","):
+        run = finished(*arguments(given, given.steps, *ENGINES[name]))
+        found[name] = losses(run)
+    reference = found["reference"]
+    tail = range(given.steps - 19, given.steps + 1)
+    for name, bound in (("reference again", None), ("fast", 0.5), ("fp8", 1.0)):
+        if name not in found:
+            continue
+        relative = [100 * (found[name][step] / reference[step] - 1) for step in reference]
+        last = 100 * (statistics.mean(found[name][s] for s in tail) / statistics.mean(reference[s] for s in tail) - 1)
+        report.figure(f"{name}: last 20 losses against the reference's", abs(last), "%", most=bound)
+        print(f"  last loss {found[name][given.steps]:.4f} ({reference[given.steps]:.4f}: {relative[-1]:+.2f}%), mean drift "
+              f"{statistics.mean(relative):+.3f}%, above the reference's in {sum(r > 0 for r in relative)} of "
+              f"{len(relative)} steps, furthest {max(map(abs, relative)):.2f}%")  # fmt: skip
+    return found
+
+
+def resume(given: argparse.Namespace, report: Report, whole: dict[int, float] | None) -> None:
+    """kill -9 of everything after the second checkpoint of a fast run, and on from there."""
+    steps, every = given.steps, 40
+    words = arguments(given, steps, "train.engine=fast", f"train.checkpoint_every={every}")
+    recorder = subprocess.Popen(
+        [*PROGRAM, *words, "--tag", "killed"], stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir()
+    )
+    run = None
+    while run is None or not (run.checkpoints / f"step-{2 * every}").is_dir():
+        time.sleep(0.05)
+        if recorder.poll() is not None:
+            sys.exit(f"the run to be killed ended by itself, status {recorder.returncode}")
+        with contextlib.suppress(Exception):
+            newest = RunDir.find("last")
+            run = newest if "killed" in newest.info().tags else None
+    for process in psutil.process_iter(["cmdline"]):
+        if str(run.root) in " ".join(process.info["cmdline"] or ()) or process.pid == recorder.pid:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    recorder.wait()
+    before = losses(run)
+    run = finished("--record", "--resume", run.run_id, "--json")
+    after = losses(run)
+    report.figure("resumed fast run: steps of the curve that are missing", steps - len(after), "", most=0)
+    state = run.state()
+    print(f"  killed after step {max(before)}, ended {state.state} in attempt {state.attempt}")
+    if whole:
+        last = range(steps - 19, steps + 1)
+        off = 100 * (statistics.mean(after[s] for s in last) / statistics.mean(whole[s] for s in last) - 1)
+        report.figure("resumed fast run: last 20 losses against the whole one's", abs(off), "%", most=0.5)
+
+
+def broken(given: argparse.Namespace, report: Report) -> None:
+    """A learning rate that no model survives, with checkpoints."""
+    for name, settings in (("reference", ()), ("fast", ("train.engine=fast",))):
+        settings = (*settings, "train.learning_rate=1e8", "train.max_grad_norm=0", "train.warmup_steps=30",
+                    "train.checkpoint_every=2")  # fmt: skip
+        run = finished(*arguments(given, 400, *settings))
+        state = run.state()
+        names = sorted(p.name for p in run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
+        report.figure(f"{name}: a NaN loss ends the run as failed (1)", float(state.state == "failed"), "", least=1)
+        print(
+            f"  {state.failure}: {state.message} · checkpoints left: {', '.join(names) or 'none'} · at step {state.step}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--gpus", default="0")
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--parts", default="curves,resume,nan")
+    given = parser.parse_args()
+    parts = given.parts.split(",")
+    report = Report("Engines on a real model and real data")
+    with tempfile.TemporaryDirectory() as home:
+        os.environ.setdefault("LORAWATCH_HOME", home)
+        found: dict[str, dict[int, float]] = {}
+        if "curves" in parts:
+            found = curves(given, report)
+            out = Path(os.environ.get("OUT", tempfile.gettempdir())) / "curves.json"
+            out.write_text(json.dumps(found))
+        if "resume" in parts:
+            resume(given, report, found.get("fast"))
+        if "nan" in parts:
+            broken(given, report)
+    report.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Evaluation: the mean loss over the label tokens of rows that are never trained on, and the best adapter so far.
 
 transformers' own loop averages the means of batches, counts a short batch as much as a full one, and gathers after each.
-Here each rank sums the losses of its share of the batches, and the ranks speak to each other once, at the end. Training
+Here each rank sums the losses of its share of the batches, and the ranks speak to each other when it is over. Training
 does not notice: no random number is drawn, and no hook, data loader or counter of the training takes part.
 """
 
@@ -86,7 +86,7 @@ def check_equal_rows(ranks: Sequence[str]) -> None:
 
 
 def share(rows: int, batch_size: int, rank: int, ranks: int) -> list[range]:
-    """A rank's batches of consecutive rows, dealt in turn: each row is in one batch of one rank, none is repeated to make
+    """A rank's batches of consecutive places, dealt in turn: each row is in one batch of one rank, none is repeated to make
     batches or ranks even."""
     return [range(begin, min(begin + batch_size, rows)) for begin in range(0, rows, batch_size)][rank::ranks]
 
@@ -130,6 +130,10 @@ class Evaluator:
         self, data: SyntheticData | TokenizedData, batch_size: int, observer: Observer, tokenizer: Any
     ) -> None:
         self._data, self._batch_size, self._observer, self._tokenizer = data, batch_size, observer, tokenizer
+        self._rows: Sequence[int] = range(len(data))
+        if isinstance(data, TokenizedData):
+            # Rows of one length share a batch, so that little is padded; the longest first, which take most memory.
+            self._rows = sorted(self._rows, key=data.lengths.__getitem__, reverse=True)
         self._print = f"{data.fingerprint}-{len(data)}"
         self._best: BestAdapter | None = None
         if observer.place.rank == 0:
@@ -196,15 +200,15 @@ class Evaluator:
         in_training = [module for module in model.modules() if module.training]
         model.eval()
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), computing():
-                for number, rows in enumerate(batches):
+            with torch.no_grad(), computing():
+                for number, places in enumerate(batches):
                     if stopping.asked:
                         return Part(cut="the run is to stop")
                     now = time.monotonic()
                     if now - told >= _TELL_EVERY_S:
                         told = now
                         self._observer.phase("evaluating", f"after step {step}, {number} of {len(batches)} batches")
-                    batch = collate([self._data[row] for row in rows])
+                    batch = collate([self._data[row] for row in self._rows[places.start : places.stop]])
                     labels = batch.pop("labels")
                     inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                     loss, count = summed_loss(base(**inputs).logits, labels)

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -81,6 +81,12 @@ class StaticCollator(Collator):
 
     def __call__(self, items: Sequence[Item]) -> Item:
         return self._counted(self.shaped(items), items) if self.padding else super().__call__(items)
+
+    def apart(self) -> Self:
+        """As the reference engine's: what is not trained on is not compiled, so that its batches need no one shape."""
+        twin = super().apart()
+        twin.padding = False
+        return twin
 
     def shaped(self, items: Sequence[Item]) -> Item:
         """The batch of these rows, not counted."""

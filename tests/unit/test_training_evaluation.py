@@ -18,7 +18,7 @@ from lorawatch import checkpoints
 from lorawatch.adapters import BestAdapter, best_of
 from lorawatch.errors import LorawatchError, LossNotFinite
 from lorawatch.records import Evaluation, PhaseChange, Step
-from lorawatch.training import evaluation
+from lorawatch.training import evaluation, regions
 from lorawatch.training.evaluation import Part, check_equal_rows, combined, share, summed_loss
 from lorawatch.training.trainer import ReferenceTrainer
 
@@ -109,6 +109,40 @@ def test_the_best_adapter_has_the_loss_that_is_told(tmp_path: Path) -> None:
     assert (run.run.best / "tokenizer.json").is_file()
     assert json.loads((run.run.best / "evaluation.json").read_text())["step"] == best.step
     assert not list(run.run.root.glob(".best*"))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_fast_engine_evaluates_as_the_reference_and_compiles_nothing_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    monkeypatch.setattr(regions, "BACKEND", "eager")
+    torch._dynamo.reset()
+    compiled: list[int] = []
+    evaluate = evaluation.Evaluator.evaluate
+
+    def graphs() -> int:
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    def counted(self: Any, *args: Any) -> Any:
+        compiled.append(graphs())
+        found = evaluate(self, *args)
+        compiled.append(graphs())
+        return found
+
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", counted)
+    told = (f"data.source={rows(tmp_path / 'rows.jsonl', 40)}", "data.eval_share=0.2", "train.steps=5", "train.eval_every=2",
+            f"data.packing={str(packing).lower()}")  # fmt: skip
+    fast, reference = Trained(*told, "train.engine=fast"), Trained(*told)
+    fast.again()
+    compiled.append(graphs())
+    torch._dynamo.reset()
+    assert not fast.events("engine_fallback")
+    assert compiled[0] > 0
+    assert set(compiled) == {compiled[0]}, "neither in an evaluation nor in the step behind one"
+    reference.again()
+    assert list(fast.evaluations) == [2, 4, 5]
+    for mine, theirs in zip(fast.evaluations.values(), reference.evaluations.values(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
 
 
 def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,13 +271,13 @@ def test_a_stop_cuts_an_evaluation_short_and_leaves_one_that_is_due_out(monkeypa
 
     monkeypatch.setattr(evaluation, "summed_loss", ask)
     monkeypatch.setattr(evaluation.Evaluator, "_part", remember)
-    run = Trained("data.eval_share=0.5", "train.eval_every=4", "train.steps=20")
+    run = Trained("data.eval_share=0.5", "train.eval_every=1", "train.steps=20")
     steps = run.again()
     assert len(seen) == 3, "of 10 batches"
     assert run.evaluations == {}
-    assert list(steps) == [1, 2, 3, 4, 5], "one more step, after which all ranks stop"
-    assert [e.message for e in run.events("evaluation_cut")] == ["no evaluation after step 4: the run is to stop"]
-    assert run.saved == [5]
+    assert list(steps) == [1, 2], "one more step, after which all ranks stop"
+    assert [e.message for e in run.events("evaluation_cut")] == ["no evaluation after step 1: the run is to stop"]
+    assert run.saved == [2]
 
 
 def test_a_disk_that_refuses_the_best_adapter_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,15 @@ def system() -> list[Check]:
 
 def packages() -> list[Check]:
     """The packages that watch and those that train; torch is looked at apart."""
-    return [_versions("watching", _WATCHING), _versions("training", _TRAINING)]
+    return [_versions("watching", _WATCHING), _versions("training", _TRAINING), _nf4()]
+
+
+def _nf4() -> Check:
+    try:
+        return Check("NF4", "ok", f"bitsandbytes {importlib.metadata.version('bitsandbytes')}")
+    except importlib.metadata.PackageNotFoundError:
+        advice = f"{sys.executable} -m pip install 'lorawatch[qlora]' brings it"
+        return Check("NF4", "info", "bitsandbytes is not installed: model.quantization nf4 needs it", advice)
 
 
 def _versions(name: str, wanted: dict[str, tuple[int, int]]) -> Check:

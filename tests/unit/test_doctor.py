@@ -42,7 +42,7 @@ def stub_gpus(env: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 def test_the_whole_on_this_machine_without_loading_torch() -> None:
     checks = {c["name"]: c for c in json.loads(run_python(RUN, {}, timeout=180))}
-    expected = {"lorawatch", "Python", "system", "CPU energy", "watching", "training", "NVIDIA driver", "torch"}
+    expected = {"lorawatch", "Python", "system", "CPU energy", "watching", "training", "NF4", "NVIDIA driver", "torch"}
     expected |= {
         "collectives",
         "home",
@@ -186,12 +186,26 @@ def test_packages_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"transformers": "4.57.1", "accelerate": "1.10.0rc1"}.get(name, "99.0")
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    watching, training = doctor_host.packages()
+    watching, training, nf4 = doctor_host.packages()
     assert watching.status == "ok"
+    assert (nf4.status, nf4.found) == ("ok", "bitsandbytes 99.0")
     assert training.status == "fail"
     assert "peft not installed" in training.found
     assert training.advice is not None
     assert training.advice.endswith("pip install 'peft' 'transformers>=5.0'")
+
+
+def test_nf4_without_its_package_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "bitsandbytes":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "99.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    *others, nf4 = doctor_host.packages()
+    assert {check.status for check in others} == {"ok"}
+    assert nf4.status == "info"
+    assert (nf4.advice or "").endswith("pip install 'lorawatch[qlora]' brings it")
 
 
 def test_a_home_that_is_not_there_yet_is_not_made(lorawatch_home: Path) -> None:

@@ -24,7 +24,7 @@ import psutil
 from report import Report
 
 from lorawatch.journal import JournalTail
-from lorawatch.records import Step
+from lorawatch.records import Evaluation, Step
 from lorawatch.rundir import RunDir
 
 PROGRAM = [sys.executable, "-m", "lorawatch"]
@@ -39,7 +39,7 @@ ENGINES = {
 def arguments(given: argparse.Namespace, steps: int, *settings: str) -> list[str]:
     every = [
         f"model.name={given.model}", "model.dtype=bfloat16", f"train.steps={steps}", "train.batch_size_per_gpu=8",
-        "train.learning_rate=5e-4", "data.sequence_length=256", *settings,
+        "train.learning_rate=5e-4", "data.sequence_length=256", "data.eval_source=demo", "train.eval_every=100", *settings,
     ]  # fmt: skip
     return ["--record", "demo", "--gpus", given.gpus, "--json", *(word for s in every for word in ("--set", s))]
 
@@ -58,11 +58,17 @@ def losses(run: RunDir) -> dict[int, float]:
     return {s.step: s.loss for s in sorted(lines, key=lambda s: s.attempt) if s.loss is not None}
 
 
+def evaluated(run: RunDir) -> str:
+    lines = [line for line in JournalTail(run.rank_journal(0)).records() if isinstance(line, Evaluation)]
+    return ", ".join(f"{e.loss:.4f} after step {e.step} in {e.duration_s:.1f} s" for e in lines)
+
+
 def curves(given: argparse.Namespace, report: Report) -> dict[str, dict[int, float]]:
     found = {}
     for name in given.engines.split(","):
         run = finished(*arguments(given, given.steps, *ENGINES[name]))
         found[name] = losses(run)
+        print(f"  {name}: evaluated {evaluated(run)}")
     reference = found["reference"]
     tail = range(given.steps - 19, given.steps + 1)
     for name, bound in (("reference again", None), ("fast", 0.5), ("fp8", 1.0)):

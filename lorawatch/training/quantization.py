@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 
 import torch
 
@@ -13,6 +14,8 @@ from lorawatch.training import fp8
 FP8_FROM = (8, 9)
 """The first CUDA compute capability whose tensor cores multiply FP8: Ada."""
 NF4_PACKAGE = "pip install 'lorawatch[qlora]'"
+NF4_FROM = (0, 49)
+"""The first bitsandbytes that is known to work; some before it end the process on a CPU."""
 
 
 def check(recipe: Recipe, device: torch.device) -> None:
@@ -59,6 +62,12 @@ def _check_nf4(device: torch.device) -> None:
             "model.quantization is nf4, which the package bitsandbytes computes, and that is not installed",
             hint=NF4_PACKAGE,
         ) from None
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < NF4_FROM:
+        least = ".".join(map(str, NF4_FROM))
+        raise MissingDependency(
+            f"model.quantization is nf4, and bitsandbytes {version} is older than {least}",
+            hint=f"{NF4_PACKAGE} --upgrade",
+        )
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     try:
         from bitsandbytes.nn import Params4bit

@@ -92,6 +92,16 @@ def test_nf4_without_its_package_says_how_to_install_it(monkeypatch: pytest.Monk
     assert error.value.hint == "pip install 'lorawatch[qlora]'"
 
 
+def test_nf4_with_a_package_that_would_end_the_process_is_refused_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.48.2")
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(MissingDependency, match=r"bitsandbytes 0\.48\.2 is older than 0\.49") as error:
+        quantization.check(tiny("model.quantization=nf4"), CPU)
+    assert error.value.hint == "pip install 'lorawatch[qlora]' --upgrade"
+
+
 def test_nf4_with_a_package_that_does_not_work_names_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,11 +111,11 @@ def test_nf4_with_a_package_that_does_not_work_names_its_version(monkeypatch: py
     vars(modules["bitsandbytes.nn"])["Params4bit"] = Broken
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.41.1")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.49.2")
     with pytest.raises(MissingDependency) as error:
         quantization.check(tiny("model.quantization=nf4"), CPU)
     assert error.value.message == (
-        f"model.quantization is nf4, but bitsandbytes 0.41.1 does not work on the CPU with torch {torch.__version__}: "
+        f"model.quantization is nf4, but bitsandbytes 0.49.2 does not work on the CPU with torch {torch.__version__}: "
         "libcusparse.so.11: cannot open shared object file"
     )
     assert "python -m bitsandbytes" in (error.value.hint or "")

@@ -154,22 +154,24 @@ def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(evaluation, "summed_loss", slow)
     monkeypatch.setattr(evaluation, "_TELL_EVERY_S", 0.0)
-    run = Trained("data.eval_share=0.5", "train.eval_every=3", "train.checkpoint_every=3", "train.steps=6")
+    run = Trained("data.eval_share=0.5", "train.eval_every=3", "train.checkpoint_every=6", "train.steps=7")
     run.again()
     lines = run.lines()
     steps = [line for line in lines if isinstance(line, Step)]
     assert {(s.tokens, s.label_tokens) for s in steps} == {(64, 62)}
     made = [line for line in lines if isinstance(line, Evaluation)]
-    assert [e.step for e in made] == [3, 6]
-    assert all(e.duration_s is not None and e.duration_s >= 0.6 for e in made)
-    begun = steps[3].ended_at - steps[3].duration_s
-    assert begun > made[0].ended_at - 0.01 > steps[2].ended_at + 0.5
+    assert [e.step for e in made] == [3, 6, 7]
+    for evaluated in made[:2]:
+        assert evaluated.duration_s is not None
+        assert evaluated.duration_s >= 0.8, "four batches"
+        before, after = steps[evaluated.step - 1], steps[evaluated.step]
+        assert after.ended_at - after.duration_s > evaluated.ended_at - 0.01 > before.ended_at + 0.7
     phases = [(line.name, line.detail) for line in lines if isinstance(line, PhaseChange)]
-    at = phases.index(("evaluating", "after step 3"))
-    assert phases[at - 1][0] == "training"
-    assert phases[at + 1 : at + 6] == [
-        *(("evaluating", f"after step 3, {n} of 3 batches") for n in range(3)), ("saving", "checkpoint"), ("training", None),
-    ]  # fmt: skip
+    for step, behind in ((3, [("training", None)]), (6, [("saving", "checkpoint"), ("training", None)])):
+        at = phases.index(("evaluating", f"after step {step}"))
+        assert phases[at - 1] == ("training", None)
+        told = [("evaluating", f"after step {step}, {n} of 4 batches") for n in range(4)]
+        assert phases[at + 1 : at + 5 + len(behind)] == [*told, *behind]
 
 
 def test_the_best_so_far_is_known_to_a_later_attempt_and_no_evaluation_is_made_twice() -> None:

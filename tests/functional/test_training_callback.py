@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from lorawatch import StepCallback
 from lorawatch import recipe as recipes
 from lorawatch.journal import JournalTail
-from lorawatch.records import PhaseChange, RankStarted, Step
+from lorawatch.records import Evaluation, PhaseChange, RankStarted, Step
 from lorawatch.rundir import RunDir
 from lorawatch.training import model as models
 from lorawatch.training.counts import BatchCounts
@@ -142,6 +142,11 @@ def test_evaluations_and_checkpoints_belong_to_no_step(run: RunDir, tmp_path: Pa
     steps = [line for line in lines(run) if isinstance(line, Step)]
     assert max(s.duration_s for s in steps) < 1.2, "an evaluation takes at least 1.5 s"
     assert all(s.tokens is not None and s.tokens < 200 for s in steps)  # evaluated rows are not counted
+    made = [line for line in lines(run) if isinstance(line, Evaluation)]
+    logged = [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [(line.step, line.loss) for line in made] == logged
+    assert [line.step for line in made] == [2, 4]
+    assert all((line.rank, line.label_tokens) == (0, None) and (line.duration_s or 0) >= 1.5 for line in made)
     phases = [line.name for line in lines(run) if isinstance(line, PhaseChange)]
     assert phases[:2] == ["training", "evaluating"]
     assert phases[-2:] == ["training", "finished"]

@@ -214,7 +214,7 @@ SELECT
     d.dataset_tokens / (s.tok_s + s.tok_s_ci95) AS epoch_low_s,
     -- analysis/epoch.py, settling_share
     CASE WHEN s.tok_s > s.tok_s_ci95 THEN d.dataset_tokens / (s.tok_s - s.tok_s_ci95)
-        * (1 + CASE WHEN s.gpu_count > 0 AND s.window_s > 0 THEN least(0.02 / s.window_s, 0.05) ELSE 0 END)
+        * (1 + CASE WHEN s.gpu_count > 0 AND s.window_s > 0 THEN least(0.015 / (1 + s.window_s / 20) + 0.01 / s.window_s, 0.05) ELSE 0 END)
         END AS epoch_high_s,
     d.dataset_tokens / s.tok_per_j / 3.6e6 AS energy_kwh
 FROM run_summary AS s

@@ -28,11 +28,18 @@ def test_a_short_window_on_a_card_that_settles_widens_the_slow_end_alone() -> No
     short, long, unknown = (epoch_time_s(1000, rate, window) for window in (2.0, 200.0, None))
     assert (short.value, short.low) == (long.value, long.low) == (unknown.value, unknown.low)
     assert unknown.high == pytest.approx(1000 / 99)
-    assert short.high == pytest.approx(1000 / 99 * 1.01)
-    assert long.high == pytest.approx(1000 / 99 * 1.0001)
+    assert short.high == pytest.approx(1000 / 99 * (1 + 0.015 / 1.1 + 0.005))
+    assert long.high == pytest.approx(1000 / 99, rel=0.002)
     assert settling_share(1e-9) == 0.05
     assert settling_share(0.0) == 0.0
     assert epoch_time_s(1000, Figure(100, None), 2.0).high is None
+
+
+@pytest.mark.parametrize(
+    ("window_s", "fell_pct"), [(0.5, 3.4), (0.7, 2.4), (1.0, 1.4), (3.4, 1.2), (10.0, 0.7), (30.0, 0.34), (105.0, 0.19)]
+)
+def test_the_allowance_covers_what_an_h100_lost_by_settling(window_s: float, fell_pct: float) -> None:
+    assert fell_pct <= 100 * settling_share(window_s) <= fell_pct + 1.1
 
 
 def test_an_interval_that_reaches_nothing_has_no_end() -> None:

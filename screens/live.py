@@ -35,7 +35,7 @@ A pane for each GPU (or CPU rank) of the run that lives now. Without a run the p
 
 The curves span the whole run (of a long loading the end); each column is solid up to the lowest value in its time and
 dotted from there to the highest. The dotted line above a curve is its limit: the power limit, or the card's memory.
-▲cap says how often the power limit held the clocks back.
+▲cap says how often the power limit held the clocks back. eval is the loss of the last evaluation, with the lowest so far.
 
 [ and ] go through the runs that live at once, and this machine. s stops the run at its next step and saves; twice
 ends it at once. c saves a checkpoint and goes on. Leaving stops nothing.

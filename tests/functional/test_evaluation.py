@@ -128,6 +128,8 @@ def test_a_killed_run_goes_on_with_the_best_so_far(lorawatch_home: Path, tmp_pat
     first = journal_steps(run)[-1]["step"] - len([s for s in journal_steps(run) if s["attempt"] == 1])
     again = evaluated(run, attempt=1)
     assert list(again) == list(range(first + 5, 61, 5)), "none of before the checkpoint, and that of its own step"
+    lowest = {int(line.split()[3]) for line in result.stdout.splitlines() if "the lowest so far" in line}
+    assert all(again[step] < before.loss for step in lowest), "what was found before counts"
 
     other = tmp_path / "other"
     whole = lorawatch(*TINY, *SAVING, env={"LORAWATCH_HOME": str(other)})

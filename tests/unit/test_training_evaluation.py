@@ -219,6 +219,18 @@ def test_a_best_of_other_rows_is_given_up(tmp_path: Path) -> None:
     assert found.loss > 1
 
 
+def test_a_run_that_goes_on_may_be_evaluated_from_then_on(tmp_path: Path) -> None:
+    run = Trained(f"data.source={rows(tmp_path / 'rows.jsonl', 12)}", "train.checkpoint_every=2", "train.steps=6",
+                  "train.keep_checkpoints=9")  # fmt: skip
+    whole = run.again()
+    assert run.evaluations == {}
+    for step in (4, 6):
+        checkpoints.remove(run.run.checkpoints / f"step-{step:08d}")
+    run.recipe.data.eval_source, run.recipe.train.eval_every = str(rows(tmp_path / "other.jsonl", 3)), 3
+    assert run.again(after=2) == {n: whole[n] for n in range(3, 7)}
+    assert list(run.evaluations) == [3, 6]
+
+
 def test_a_loss_that_is_no_number_is_no_best_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     summed = summed_loss
     monkeypatch.setattr(evaluation, "summed_loss", lambda *a: (summed(*a)[0] * math.nan, summed(*a)[1]))

@@ -12,9 +12,10 @@ import pytest
 
 from lorawatch import recipe as recipes
 from lorawatch.errors import DataError
+from lorawatch.training import data as training_data
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, SyntheticData, build_data, build_sets
-from lorawatch.training.sources import read_rows
+from lorawatch.training.sources import Row, read_rows
 from lorawatch.training.tokenization import byte_tokenizer
 
 CHAT = [{"role": "user", "content": 'q, "é"\n'}, {"role": "assistant", "content": "a"}]
@@ -145,6 +146,29 @@ def test_rows_to_evaluate_on_from_a_file_of_their_own(tmp_path: Path) -> None:
     assert sets.evaluation is not None
     assert texts(sets.evaluation) == ["one", "two", "three"]
     assert len(sets.train) == 8
+
+
+@pytest.mark.parametrize(
+    ("keys", "asked"),
+    [
+        (["data.eval_split=test"], ("o/set", "test", "data.source")),
+        (["data.eval_source=o/other"], ("o/other", "train", "data.eval_source")),
+        (["data.eval_source=o/other", "data.eval_split=test"], ("o/other", "test", "data.eval_source")),
+        (["data.split=a", "data.eval_source=o/other"], ("o/other", "a", "data.eval_source")),
+    ],
+)
+def test_the_split_to_evaluate_on(
+    keys: list[str], asked: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[tuple[str, str, str]] = []
+
+    def read(source: str, split: str, key: str) -> list[Row]:
+        wanted.append((source, split, key))
+        return [Row({"text": "one row"}, "row 1")] * 8
+
+    monkeypatch.setattr(training_data, "read_rows", read)
+    build_sets(recipes.load("tiny", ["data.source=o/set", *keys]), byte_tokenizer(), 320, 2)
+    assert wanted == [("o/set", "a" if "data.split=a" in keys else "train", "data.source"), asked]
 
 
 def test_random_rows_to_evaluate_on_are_none_that_are_trained_on() -> None:

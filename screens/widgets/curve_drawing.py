@@ -106,8 +106,8 @@ def draw(curves: Curves, view: View, width: int, height: int) -> Drawing:
         if view.each
         else _stack(drawing, mine[view.rank], marks[view.rank], shown, view, width, room)
     )
-    if shown[0].name == "loss":
-        note.append((_legend(marks, view), "eval"))
+    if shown[0].name == "loss" and (legend := _legend(marks, view)):
+        note.append((legend, "eval"))
     note.append((left_out, "value"))
     drawing.lines += [[("", "")] for _ in range(height - 2 - len(drawing.lines))]
     del drawing.lines[max(height - 2, 0) :]

@@ -137,7 +137,9 @@ class Recorder:
             self._follower = Follower(self.run_dir, self.view, skip_host=True, offsets=past)
             self.view.attempt = self._first_attempt
             if best := best_of(self.run_dir):
-                self.view.best = Evaluation(attempt=best.attempt, rank=0, step=best.step, ended_at=best.at, loss=best.loss)
+                self.view.best = Evaluation(
+                    attempt=best.attempt, rank=0, step=best.step, ended_at=best.at, loss=best.loss
+                )
         self._begin()
         log = self._launcher_log
         self._log_begins = size_of(log)
@@ -378,7 +380,9 @@ class Recorder:
         elif self._stop_kind == "stop" and self._stopping_since is not None:
             grace = max(STOP_GRACE_S, 10 * (self.view.usual_step_s() or 0))
             if any(r.phase in ("saving", "evaluating") for r in self.view.ranks.values()):
-                self._stopping_since = now  # a large checkpoint may take its time on a slow disk, a script's evaluation too
+                self._stopping_since = (
+                    now  # a large checkpoint may take its time on a slow disk, a script's evaluation too
+                )
             elif now - self._stopping_since > grace:
                 self._stopping_since = None
                 self._say("stopping", f"the ranks did not stop within {grace:.0f} s: ending them", "warning")

@@ -239,9 +239,7 @@ class Watch:
             return None
         total = 0.0
         for uuid in uuids:
-            readings = [
-                w for at, w in self._power.get(uuid, ()) if any(b - 0.25 <= at <= e + 0.25 for b, e in spans)
-            ]
+            readings = [w for at, w in self._power.get(uuid, ()) if any(b - 0.25 <= at <= e + 0.25 for b, e in spans)]
             if not readings:
                 return None
             total += sum(readings) / len(readings)

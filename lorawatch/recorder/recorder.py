@@ -380,9 +380,8 @@ class Recorder:
         elif self._stop_kind == "stop" and self._stopping_since is not None:
             grace = max(STOP_GRACE_S, 10 * (self.view.usual_step_s() or 0))
             if any(r.phase in ("saving", "evaluating") for r in self.view.ranks.values()):
-                self._stopping_since = (
-                    now  # a large checkpoint may take its time on a slow disk, a script's evaluation too
-                )
+                # A large checkpoint may take its time on a slow disk, and a script's own evaluation too.
+                self._stopping_since = now
             elif now - self._stopping_since > grace:
                 self._stopping_since = None
                 self._say("stopping", f"the ranks did not stop within {grace:.0f} s: ending them", "warning")

@@ -9,7 +9,18 @@ import yaml
 
 from lorawatch.storage.skus import Sku, all_skus, bf16_dense_peak, find_sku, spelling
 
-FIELDS = {"sku", "names", "also", "memory_gb", "memory_mib", "bf16", "fp8", "bf16_dense_tflops", "power_limit_w", "source"}
+FIELDS = {
+    "sku",
+    "names",
+    "also",
+    "memory_gb",
+    "memory_mib",
+    "bf16",
+    "fp8",
+    "bf16_dense_tflops",
+    "power_limit_w",
+    "source",
+}
 
 
 def test_every_entry_is_complete_and_plausible() -> None:

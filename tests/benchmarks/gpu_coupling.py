@@ -1,0 +1,204 @@
+"""Where the time of coupled ranks goes: one fast training over several GPUs whose couplings are taken off in turns.
+
+    python tests/benchmarks/gpu_coupling.py [--ranks 2] [--steps 150] [--turns 2] [--set KEY=VALUE] [--cpu]
+
+The published benchmark's 8B model with random weights. Stretches of so many steps, in one process a rank, in turns:
+`coupled` as it trains; `count kept` without the exchange of the numbers of label tokens; `free` without the all-reduce of the
+gradients as well, so that no rank waits for another while the process group and its links are up. A line a stretch and rank:
+median and mean step, the GPU's clock, power and temperature. What `free` still lacks against ranks that never met (lorawatch
+--record … --separate) is the price of the links being up; NCCL's own settings come from the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+STRETCHES = ("coupled", "count kept", "free")
+SETTLE = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.rank:
+        rank(given)
+        return
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={given.ranks}",
+        "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", __file__, "--rank", *sys.argv[1:],
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"LORAWATCH_HOME": home, "HF_HUB_OFFLINE": "1", **os.environ}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    lines = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        sys.exit(f"status {done.returncode}\n{done.stderr[-3000:]}")
+    print(f"{'stretch':14} rank {'median ms':>10} {'mean ms':>9} {'MHz':>7} {'W':>7} {'°C':>5}")
+    for line in sorted(lines, key=lambda line: (line["number"], line["rank"])):
+        cells = [
+            f"{line[key]:>{width}.{digits}f}" if line.get(key) is not None else f"{'—':>{width}}"
+            for key, width, digits in (("median_ms", 10, 2), ("mean_ms", 9, 2), ("mhz", 7, 0), ("w", 7, 1), ("c", 5, 0))
+        ]
+        print(f"{line['stretch']:14} {line['rank']:>4} {' '.join(cells)}")
+    for stretch in STRETCHES:
+        means = [line["mean_ms"] for line in lines if line["stretch"] == stretch]
+        print(f"{stretch}: mean of all {statistics.mean(means):.2f} ms, of the slower rank "
+              f"{statistics.mean(slower(lines, stretch)):.2f} ms")  # fmt: skip
+
+
+def slower(lines: list[dict[str, Any]], stretch: str) -> list[float]:
+    """Each turn's mean step of the rank that is slowest in it."""
+    numbers = {line["number"] for line in lines if line["stretch"] == stretch}
+    return [max(line["mean_ms"] for line in lines if line["number"] == number) for number in numbers]
+
+
+def rank(given: argparse.Namespace) -> None:
+    from lorawatch.training import compile_cache
+
+    compile_cache.set_up(given.ranks)
+    import torch
+    from transformers import TrainerCallback, set_seed
+    from transformers.utils import logging as transformers_logging
+
+    from lorawatch import recipe as recipes
+    from lorawatch.journal import JournalTail
+    from lorawatch.records import Step
+    from lorawatch.rundir import RunDir
+    from lorawatch.training import fast
+    from lorawatch.training import model as models
+    from lorawatch.training.callback import StepCallback
+    from lorawatch.training.counts import BatchCounts
+    from lorawatch.training.data import build_data
+    from lorawatch.training.observer import Observer
+    from lorawatch.training.place import Place
+    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+
+    transformers_logging.set_verbosity_error()
+    place = Place.from_environment()
+    device = torch.device("cpu") if given.cpu else torch.device("cuda", place.local_rank)
+    if not given.cpu:
+        torch.cuda.set_device(device)
+    order = [stretch for _ in range(given.turns) for stretch in STRETCHES]
+    total = SETTLE + given.steps * len(order)
+    settings = [*given.set, f"train.steps={total}", "train.engine=fast", "model.weights=random"]
+    recipe = recipes.load("exxact-8b", [*settings, *(["model.name=tiny-llama"] if given.cpu else [])])
+    edges: list[float] = []
+
+    class Turns(TrainerCallback):  # type: ignore[misc]
+        """Takes couplings off and puts them on again, at the same steps on every rank."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            past = state.global_step - SETTLE
+            if past < 0 or past % given.steps or past // given.steps >= len(order):
+                return
+            if not given.cpu:
+                torch.cuda.synchronize()
+            edges.append(time.time())
+            stretch = order[past // given.steps]
+            trainer.accelerator.gather = gather if stretch == "coupled" else kept
+            if engine.all_reduce is not None:
+                engine.all_reduce = (lambda: None) if stretch == "free" else reduce[0]  # type: ignore[assignment]
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not reduce:
+                reduce.append(engine.all_reduce)
+
+    reduce: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder))
+        observer = Observer(run, place).start()
+        arguments = training_arguments(recipe, run.checkpoints, device)
+        set_seed(0)
+        plan = models.plan_model(recipe)
+        data = build_data(recipe, None, plan.vocabulary, place.together)
+        model = models.load_model(plan, recipe, device)
+        set_seed(0)
+        counts = BatchCounts()
+        collator = fast.StaticCollator(0, counts, recipe.train.batch_size_per_gpu, recipe.data.sequence_length)
+        engine = fast.FastEngine(recipe, collator, observer)
+        callbacks = [engine, StepCallback(observer=observer, counts=counts, facts=plan.facts), Turns()]
+        trainer = ReferenceTrainer(
+            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
+        )
+        trainer.fingerprint, trainer.engine = data.fingerprint, engine
+        gather = trainer.accelerator.gather
+
+        def kept(tensor: Any) -> Any:
+            return tensor * given.ranks
+
+        with Card(None if given.cpu else place.local_rank) as card:
+            trainer.train()
+            if not given.cpu:
+                torch.cuda.synchronize()
+        edges.append(time.time())
+        observer.close()
+        steps = [line for line in JournalTail(run.rank_journal(place.rank)).records() if isinstance(line, Step)]
+    for number, stretch in enumerate(order):
+        begin = SETTLE + number * given.steps
+        durations = [1e3 * s.duration_s for s in steps if begin + 5 < s.step <= begin + given.steps]
+        line = {"stretch": stretch, "number": number, "rank": place.rank, "median_ms": statistics.median(durations),
+                "mean_ms": statistics.mean(durations), **card.between(edges[number], edges[number + 1])}  # fmt: skip
+        print(f"RESULT {json.dumps(line)}", flush=True)
+    sys.stdout.flush()
+    os._exit(0)  # the process group's end waits for what nobody needs
+
+
+class Card:
+    """Samples one GPU's clock, power and temperature ten times a second, on a thread of its own."""
+
+    def __init__(self, index: int | None) -> None:
+        self._index = index
+        self._seen: list[tuple[float, float, float, float]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Card:
+        if self._index is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self._stop.set()
+        if self._index is not None:
+            self._thread.join()
+
+    def _read(self) -> None:
+        import pynvml as nvml
+
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlInit()
+            handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
+            while not self._stop.wait(0.1):
+                self._seen.append((
+                    time.time(), nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+                    nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+                    nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+                ))  # fmt: skip
+
+    def between(self, start: float, end: float) -> dict[str, float | None]:
+        inside = [s for s in self._seen if start + 1 <= s[0] <= end]
+        return {
+            name: statistics.mean(s[i] for s in inside) if inside else None
+            for i, name in ((1, "mhz"), (2, "w"), (3, "c"))
+        }
+
+
+if __name__ == "__main__":
+    main()

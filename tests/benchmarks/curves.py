@@ -58,7 +58,7 @@ def main() -> None:
             report.figure(f"{row}: mean of the last {LAST} losses against the reference's", abs(ends), "%", most=bound)
             held = 100 * (held_out[row] / held_out["reference"] - 1)
             report.figure(f"{row}: loss on rows held out against the reference's", abs(held), "%", most=bound)
-            print(f"       last {LAST} {ends:+.2f}%, held out {held_out[row]:.4f} ({held:+.3f}%), last step {relative[-1]:+.2f}%, "
+            print(f"       last {LAST} {ends:+.2f}%, held out {held_out[row]:.4f} ({held:+.3f}%), last {relative[-1]:+.2f}%, "
                   f"mean drift {statistics.mean(relative):+.4f}%, above the reference in {sum(r > 0 for r in relative)} of "
                   f"{len(relative)} steps, furthest {max(map(abs, relative)):.3f}%")  # fmt: skip
     if given.out:

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 from report import Report
 
+from lorawatch import checkpoints
 from lorawatch.journal import JournalTail
 from lorawatch.records import Evaluation, Step
 from lorawatch.rundir import RunDir
@@ -91,7 +92,7 @@ def resume(given: argparse.Namespace, report: Report, whole: dict[int, float] | 
         [*PROGRAM, *words, "--tag", "killed"], stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir()
     )
     run = None
-    while run is None or not (run.checkpoints / f"step-{2 * every}").is_dir():
+    while run is None or not (run.checkpoints / checkpoints.folder_name(2 * every)).is_dir():
         time.sleep(0.05)
         if recorder.poll() is not None:
             sys.exit(f"the run to be killed ended by itself, status {recorder.returncode}")

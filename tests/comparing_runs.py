@@ -22,7 +22,7 @@ def a_run(ranks: int = 1, tok_s: float | None = 1000.0, ci95: float | None = 10.
         "run_id": f"r{number}", "name": "exxact-8b", "state": "completed", "failure": None, "own_command": False, "host": "h",
         "tags": (), "created_at_s": 1e9 + number, "steps": 60, "steps_total": 60, "torch_version": "2.13.0",
         "driver_version": "580.65", "workload": "w", "model": "m", "sku": PRO_4500, "gpu_count": ranks, "ranks": ranks,
-        "coupling": "ddp", "tok_s": tok_s, "tok_s_ci95": ci95, "mean_step_tok_s": tok_s, "step_p50_s": 0.5, "window_s": 60.0,
+        "coupling": "ddp", "tok_s": tok_s, "tok_s_ci95": ci95, "mean_step_tok_s": tok_s, "step_p50_s": 0.5, "window_s": 3600.0,
         "avg_power_w": 100.0 * ranks, "avg_power_all_gpus_w": 100.0 * ranks,
         "tok_per_j": None if tok_s is None else tok_s / (100.0 * ranks),
         "tok_per_j_all": None if tok_s is None else tok_s / (100.0 * ranks), "energy_source": "counter",

@@ -182,7 +182,8 @@ def _check_work_left(
     total = recipe.train.steps
     if total is None and not {"train.steps", "train.epochs"} & {path for path, _, _ in changed}:
         total = state.steps_total
-    if total is not None and start.step >= total:
+    # One that was ended between its last checkpoint and its adapter has the adapter left to write.
+    if total is not None and start.step >= total and run.adapter.exists():
         raise UsageError(
             f"run {run.run_id} has nothing left to do: {start.name} is at step {start.step} of {total}",
             hint=f"for more: --set train.steps={2 * start.step}",

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from lorawatch import checkpoints, folders
+from lorawatch.checkpoints import Checkpoint
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.records import Event
@@ -243,7 +244,12 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     if held_out is not None:
         trainer.evaluator = Evaluator(held_out, recipe.train.batch_size_per_gpu, observer, tokenizer)
         check_equal_rows(everyone(trainer.evaluator.fingerprint))
-    trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+    if start is not None and _is_over(start, recipe):
+        # Ended between its last checkpoint and its adapter. The Trainer would take another step before it looks.
+        trainer._load_from_checkpoint(str(start.folder))
+        trainer.state.global_step = start.step
+    else:
+        trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
     if recipe.train.on_nan == "stop":
         _check_finite(run, recipe, everyone((place.rank, callback.not_finite)))
     observer.phase("saving", "adapter")
@@ -261,6 +267,13 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     stopped = callback.stopped_at is not None and step < trainer.state.max_steps
     observer.phase("finished", f"step {step}")
     return Outcome(step, stopped)
+
+
+def _is_over(start: Checkpoint, recipe: Recipe) -> bool:
+    """Whether a checkpoint is of the training's last step."""
+    if recipe.train.steps is not None:
+        return start.step >= recipe.train.steps
+    return start.manifest.epoch >= recipe.train.epochs
 
 
 def _check_finite(run: RunDir, recipe: Recipe, ranks: list[tuple[int, tuple[int, float] | None]]) -> None:

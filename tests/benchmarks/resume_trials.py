@@ -93,6 +93,9 @@ def main() -> None:
             else:
                 time.sleep(dice.uniform(0, 0.25))  # ranks journal ten times a second
             victims = kill(run, recorder, dice)
+            if run.adapter.exists():
+                print(f"    trial {trial + 1}: it had ended before it could be killed")
+                continue
             reached, unfinished = last_step(run), len(list(run.checkpoints.glob(".step-*")))
             in_a_save += bool(unfinished)
             left = checkpoints.folders(run.checkpoints)

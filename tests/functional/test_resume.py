@@ -188,6 +188,18 @@ def refused(*args: str) -> str:
     return result.stderr
 
 
+def test_a_run_that_died_between_its_last_checkpoint_and_its_adapter_gets_the_adapter(run: RunDir) -> None:
+    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
+    steps = journal_steps(run)
+    shutil.rmtree(run.adapter)
+    result = lorawatch("--record", "--resume", run.run_id)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == weights
+    assert run.state().state == "completed"
+    assert run.state().step == 6
+    assert journal_steps(run) == steps, "no step is taken again, and none beyond the last"
+
+
 def test_what_cannot_go_on_is_refused_before_anything_changes(run: RunDir) -> None:
     before = {p: p.read_bytes() for p in run.root.rglob("*") if p.is_file()}
     words = refused(run.run_id)

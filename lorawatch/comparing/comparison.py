@@ -315,7 +315,7 @@ def _row(
 
 
 def _epoch(found: Configuration, tokens: int, prices: Prices) -> Epoch:
-    time = epoch.epoch_time_s(tokens, found.tok_s, found.window_s)
+    time = found.epoch_time(tokens)
     kwh = epoch.epoch_energy_kwh(tokens, found.tok_per_j.value) if found.tok_per_j else None
     paid = cost.epoch_cost(time.value, kwh, prices.of(found))
     return Epoch(tokens, time, kwh, paid.energy, paid.hardware, paid.total)

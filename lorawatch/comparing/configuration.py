@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+from lorawatch.analysis.epoch import Span, epoch_time_s
 from lorawatch.analysis.interval import Figure, pooled
 from lorawatch.comparing.work import Work, assumed, facts, one_line, published_facts, tokens_per_step
 from lorawatch.published import PublishedRow
@@ -84,6 +85,10 @@ class Configuration:
     def label(self) -> str:
         """`4 × RTX PRO 4500`, `2 × H100 SXM separate`."""
         return f"{self.count} × {self.short_sku}" + (" separate" if self.coupling == "separate" else "")
+
+    def epoch_time(self, tokens: float) -> Span:
+        """Seconds that a data set of so many tokens takes."""
+        return epoch_time_s(tokens, self.tok_s, self.window_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorawatch import fit
-from lorawatch.analysis.epoch import Span, epoch_time_s
+from lorawatch.analysis.epoch import Span
 from lorawatch.analysis.memory import Fit, MemoryEstimate, Workload, estimate, verdict, what_would_fit
 from lorawatch.comparing import work as works
 from lorawatch.comparing.comparison import compare
@@ -99,14 +99,10 @@ def estimate_recipe(
         counts = {len(gpus)} if gpus else set()
         rows = compare(same, tokens=tokens, extrapolate=counts).rows
         ordered = sorted(rows, key=lambda r: -r.configuration.tok_s.value)
-        epochs = tuple(EpochTime(r.configuration, _time(tokens, r.configuration)) for r in ordered)
+        epochs = tuple(EpochTime(r.configuration, r.configuration.epoch_time(tokens)) for r in ordered)
     else:
         nearest = _nearest(wanted, gathered.configurations)
     return Estimate(recipe, wanted, workload, needed, unknown, places, tokens, epochs, nearest)
-
-
-def _time(tokens: int, found: Configuration) -> Span:
-    return epoch_time_s(tokens, found.tok_s, found.window_s)
 
 
 def memory_words(needed: MemoryEstimate, total: int, engine: str = "reference") -> str:

@@ -13,6 +13,12 @@ from lorawatch import folders
 from lorawatch.adapters import BEST_FILE, BestAdapter
 
 
+def write_adapter(folder: Path, model: Any) -> None:
+    """Write an adapter's files into a folder."""
+    # Without this the saving asks the hub whether the base's embedding was resized.
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
 def save_adapter(target: Path, model: Any, tokenizer: Any, best: BestAdapter | None = None) -> None:
     """Save an adapter; the folder appears whole or not at all.
 
@@ -27,8 +33,7 @@ def save_adapter(target: Path, model: Any, tokenizer: Any, best: BestAdapter | N
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        # Without this the saving asks the hub whether the base's embedding was resized.
-        model.save_pretrained(temporary, save_embedding_layers=False)
+        write_adapter(temporary, model)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if best is not None:

@@ -26,6 +26,7 @@ from lorawatch.errors import CheckpointError
 from lorawatch.recipe import Recipe
 from lorawatch.records import Event, Severity
 from lorawatch.rundir import RunDir
+from lorawatch.training.adapter import write_adapter
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
 
@@ -162,7 +163,7 @@ class Saver:
     def _write_part(self, trainer: Any, folder: Path) -> dict[str, StoredFile]:
         trainer._save_rng_state(str(folder))
         if self._place.rank == 0:
-            trainer.save_adapter_into(folder)
+            write_adapter(folder, trainer.model)
             trainer._save_optimizer_and_scheduler(str(folder))
             trainer._save_scaler(str(folder))
             trainer.state.save_to_json(str(folder / "trainer_state.json"))

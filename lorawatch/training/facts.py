@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,17 @@ class ModelFacts:
 def is_linear(module: torch.nn.Module) -> bool:
     """Whether a module is a matrix product by weights (GPT-2's Conv1D is one)."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, int, int]]:
+    """Full name, inputs and outputs of each linear layer, the output head left out as PEFT leaves it out."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    for name, module in model.named_modules():
+        if is_linear(module) and module is not head:
+            outputs, inputs = module.weight.shape
+            if not isinstance(module, torch.nn.Linear):  # Conv1D keeps its weight the other way round
+                outputs, inputs = inputs, outputs
+            yield name, int(inputs), int(outputs)
 
 
 def matmul_parameters(model: torch.nn.Module) -> int:

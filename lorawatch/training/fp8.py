@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorawatch.training.facts import linear_layers
+
 FORMAT = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FORMAT).max
 # Below this a row is all but zero: its scale must not become 0, nor what is divided by it infinite.
@@ -120,17 +122,14 @@ def convert(model: nn.Module) -> int:
     Returns:
         How many layers there were.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear
-        and child is not head
-        and not child.weight.requires_grad
-        and child.in_features % _MULTIPLE == child.out_features % _MULTIPLE == 0
+        (name, layer)
+        for name, inputs, outputs in linear_layers(model)
+        if type(layer := model.get_submodule(name)) is nn.Linear
+        and not layer.weight.requires_grad
+        and inputs % _MULTIPLE == outputs % _MULTIPLE == 0
     ]
-    for parent, name, linear in found:
-        setattr(parent, name, Fp8Linear(linear))
+    for name, linear in found:
+        model.set_submodule(name, Fp8Linear(linear))
         linear.weight = None  # type: ignore[assignment]  # free it now: PEFT and hooks may hold the module
     return len(found)

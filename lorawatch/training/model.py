@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -21,7 +21,7 @@ from lorawatch.analysis.weights import linear_bytes
 from lorawatch.errors import MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
 from lorawatch.recipe import Recipe
 from lorawatch.training import fp8, hub, nf4, random_weights
-from lorawatch.training.facts import ModelFacts, context_length, is_linear, model_facts
+from lorawatch.training.facts import ModelFacts, context_length, is_linear, linear_layers, model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
 _GIB = 1 << 30
@@ -228,17 +228,6 @@ def load_tokenizer(plan: ModelPlan) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, int, int]]:
-    """Full name, inputs and outputs of each linear layer, the output head left out as PEFT leaves it out."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    for name, module in model.named_modules():
-        if is_linear(module) and module is not head:
-            outputs, inputs = module.weight.shape
-            if not isinstance(module, torch.nn.Linear):  # Conv1D keeps its weight the other way round
-                outputs, inputs = inputs, outputs
-            yield name, int(inputs), int(outputs)
 
 
 def _check_length(recipe: Recipe, config: Any) -> None:

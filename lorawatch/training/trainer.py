@@ -148,11 +148,6 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         for part, file in ((self.optimizer, "optimizer.pt"), (self.lr_scheduler, "scheduler.pt")):
             part.load_state_dict(torch.load(Path(checkpoint) / file, map_location="cpu", weights_only=True))
 
-    def save_adapter_into(self, folder: Path) -> None:
-        """Save the adapter in PEFT's format."""
-        # Without this the saving asks the hub whether the base's embedding was resized.
-        self.model.save_pretrained(folder, save_embedding_layers=False)
-
 
 def check_equal_batches(ranks: list[tuple[int, int, str]]) -> None:
     """See that all ranks have the same number of batches of the same data.

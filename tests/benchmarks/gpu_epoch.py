@@ -38,7 +38,6 @@ def main() -> int:
         Path(os.environ["LORAWATCH_HOME"]).mkdir(exist_ok=True)
         record(given.recipe, given.gpus, given.set, "short", 60, given.repeat)
         record(given.recipe, given.gpus, given.set, "long", given.steps, 1)
-        from lorawatch.analysis.epoch import epoch_time_s
         from lorawatch.comparing.configuration import measured
         from lorawatch.storage.configurations import run_summaries
 
@@ -58,7 +57,7 @@ def main() -> int:
             *((f"one run of 60 steps ({r.run_id})", [r]) for r in short), (f"{len(short)} runs of 60 steps", short)
         ]:  # fmt: skip
             found = measured(of, recipes)[0][0]
-            time = epoch_time_s(tokens, found.tok_s, found.window_s)
+            time = found.epoch_time(tokens)
             off = 100 * (time.value / really - 1)
             inside = time.low is not None and time.high is not None and time.low <= really <= time.high
             held.append(abs(off) <= 2 and inside)

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lorawatch.analysis.memory import GIB, Workload, estimate, verdict, what_would_fit
 from lorawatch.analysis.shape import LINEARS, LoraShape, ModelShape
 from lorawatch.training import fp8, nf4
-from lorawatch.training.model import linear_layers
+from lorawatch.training.facts import linear_layers
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -115,6 +116,16 @@ def processes_of(run: RunDir) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def kill_all(run: RunDir, recorder: Any) -> None:
+    """SIGKILL to the recorder, the launcher and the ranks; returns when they are gone."""
+    recorder.kill()
+    recorder.wait()
+    for process in processes_of(run):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_for(lambda: not processes_of(run))
 
 
 def ranks_of(run: RunDir, world_size: int = 2) -> dict[int, psutil.Process]:

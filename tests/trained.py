@@ -44,20 +44,24 @@ class Trained:
             train(self.run, self.recipe, place, observer, "cpu")
         finally:
             observer.close()
-        steps = [s for s in self.lines() if isinstance(s, Step) and s.attempt == self.attempt]
-        return {s.step: (s.loss, s.grad_norm, s.learning_rate, s.label_tokens) for s in steps}
+        return {s.step: (s.loss, s.grad_norm, s.learning_rate, s.label_tokens) for s in self.steps}
 
-    def lines(self) -> list[Any]:
-        return list(JournalTail(self.run.rank_journal(0)).records())
+    def lines(self, kind: type[Any] = object) -> list[Any]:
+        """The journal's lines of a kind."""
+        return [line for line in JournalTail(self.run.rank_journal(0)).records() if isinstance(line, kind)]
 
     def events(self, kind: str) -> list[Event]:
-        return [e for e in self.lines() if isinstance(e, Event) and e.kind == kind]
+        return [e for e in self.lines(Event) if e.kind == kind]
+
+    @property
+    def steps(self) -> list[Step]:
+        """This attempt's."""
+        return [s for s in self.lines(Step) if s.attempt == self.attempt]
 
     @property
     def evaluations(self) -> dict[int, float | None]:
         """The loss of this attempt's evaluations, by step."""
-        lines = (line for line in self.lines() if isinstance(line, Evaluation) and line.attempt == self.attempt)
-        return {line.step: line.loss for line in lines}
+        return {line.step: line.loss for line in self.lines(Evaluation) if line.attempt == self.attempt}
 
     @property
     def saved(self) -> list[int]:

@@ -17,8 +17,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from child import result_of, tell
 from report import Report
 
 BOUNDS_PCT = {"fast": 0.5, "fp8": 1.0}
@@ -34,40 +37,44 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print("LOSSES " + json.dumps(train(given.one, given.steps, given.learning_rate)))
+        tell(train(given.one, given.steps, given.learning_rate))
         return
     report = Report(f"{given.steps} steps of the demo by engine, on the CPU")
     found: dict[str, list[float]] = {}
     held_out: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as home:
         for row in given.rows.split(","):
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [sys.executable, __file__, "--one", row, "--steps", str(given.steps), "--learning-rate",
-                 str(given.learning_rate)], capture_output=True, text=True,
-                check=False, env={**os.environ, "LORAWATCH_HOME": home, "HF_HUB_OFFLINE": "1"},
+                 str(given.learning_rate)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env={**os.environ, "LORAWATCH_HOME": home, "HF_HUB_OFFLINE": "1"},
             )  # fmt: skip
-            lines = [line for line in done.stdout.splitlines() if line.startswith("LOSSES ")]
-            if not lines:
-                sys.exit(f"{row}: status {done.returncode}\n{done.stderr[-3000:]}")
-            found[row], held_out[row] = json.loads(lines[0].removeprefix("LOSSES "))
-    reference = found["reference"]
+            result = result_of(process, 3600)
+            if "error" in result:
+                sys.exit(f"{row}: {result['error']}")
+            found[row], held_out[row] = result["losses"], result["held_out"]
     for row, bound in BOUNDS_PCT.items():
         if row in found:
-            relative = [100 * (a / b - 1) for a, b in zip(found[row], reference, strict=True)]
-            ends = 100 * (statistics.mean(found[row][-LAST:]) / statistics.mean(reference[-LAST:]) - 1)
-            report.figure(f"{row}: mean of the last {LAST} losses against the reference's", abs(ends), "%", most=bound)
+            judge(report, row, found[row], found["reference"], bound)
             held = 100 * (held_out[row] / held_out["reference"] - 1)
             report.figure(f"{row}: loss on rows held out against the reference's", abs(held), "%", most=bound)
-            print(f"       last {LAST} {ends:+.2f}%, held out {held_out[row]:.4f} ({held:+.3f}%), last {relative[-1]:+.2f}%, "
-                  f"mean drift {statistics.mean(relative):+.4f}%, above the reference in {sum(r > 0 for r in relative)} of "
-                  f"{len(relative)} steps, furthest {max(map(abs, relative)):.3f}%")  # fmt: skip
     if given.out:
         rounded = {row: [round(loss, 5) for loss in losses] for row, losses in found.items()}
         given.out.write_text(json.dumps(rounded) + "\n", encoding="utf-8")
     report.close()
 
 
-def train(row: str, steps: int, learning_rate: float) -> tuple[list[float], float]:
+def judge(report: Report, name: str, losses: Sequence[float], reference: Sequence[float], most: float | None) -> None:
+    """Print how far a curve ends from the reference's, beside its bound, and whether it leans to one side on the way."""
+    ends = 100 * (statistics.mean(losses[-LAST:]) / statistics.mean(reference[-LAST:]) - 1)
+    report.figure(f"{name}: mean of the last {LAST} losses against the reference's", abs(ends), "%", most=most)
+    relative = [100 * (a / b - 1) for a, b in zip(losses, reference, strict=True)]
+    print(f"       last {LAST} {ends:+.3f}%, last loss {losses[-1]:.4f} ({relative[-1]:+.2f}%), mean drift "
+          f"{statistics.mean(relative):+.4f}%, above the reference in {sum(r > 0 for r in relative)} of {len(relative)} "
+          f"steps, furthest {max(map(abs, relative)):.3f}%")  # fmt: skip
+
+
+def train(row: str, steps: int, learning_rate: float) -> dict[str, Any]:
     """In a process of its own: what a rank does; the losses of its steps, and that of the rows held out."""
     from lorawatch.training import compile_cache
 
@@ -101,7 +108,8 @@ def train(row: str, steps: int, learning_rate: float) -> tuple[list[float], floa
         observer.close()
         lines = list(JournalTail(run.rank_journal(0)).records())
     losses = [line.loss or float("nan") for line in lines if isinstance(line, Step)]
-    return losses, [line.loss or float("nan") for line in lines if isinstance(line, Evaluation)][-1]
+    held_out = [line.loss or float("nan") for line in lines if isinstance(line, Evaluation)]
+    return {"losses": losses, "held_out": held_out[-1]}
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import psutil
+from curves import BOUNDS_PCT, judge
 from report import Report
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers import kill_all
 
 from lorawatch import checkpoints
 from lorawatch.journal import JournalTail
@@ -71,16 +73,14 @@ def curves(given: argparse.Namespace, report: Report) -> dict[str, dict[int, flo
         found[name] = losses(run)
         print(f"  {name}: evaluated {evaluated(run)}")
     reference = found.get("reference") or next(iter(found.values()))
-    tail = range(given.steps - 19, given.steps + 1)
-    for name, bound in (("reference again", None), ("fast", 0.5), ("fp8", 1.0)):
-        if name not in found:
-            continue
-        relative = [100 * (found[name][step] / reference[step] - 1) for step in reference]
-        last = 100 * (statistics.mean(found[name][s] for s in tail) / statistics.mean(reference[s] for s in tail) - 1)
-        report.figure(f"{name}: last 20 losses against the reference's", abs(last), "%", most=bound)
-        print(f"  last loss {found[name][given.steps]:.4f} ({reference[given.steps]:.4f}: {relative[-1]:+.2f}%), mean drift "
-              f"{statistics.mean(relative):+.3f}%, above the reference's in {sum(r > 0 for r in relative)} of "
-              f"{len(relative)} steps, furthest {max(map(abs, relative)):.2f}%")  # fmt: skip
+    for name, bound in (("reference again", None), *BOUNDS_PCT.items()):
+        if name in found:
+            judge(
+                report,
+                name,
+                *([curve[step] for step in sorted(reference)] for curve in (found[name], reference)),
+                bound,
+            )
     return found
 
 
@@ -99,11 +99,7 @@ def resume(given: argparse.Namespace, report: Report, whole: dict[int, float] | 
         with contextlib.suppress(Exception):
             newest = RunDir.find("last")
             run = newest if "killed" in newest.info().tags else None
-    for process in psutil.process_iter(["cmdline"]):
-        if str(run.root) in " ".join(process.info["cmdline"] or ()) or process.pid == recorder.pid:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-    recorder.wait()
+    kill_all(run, recorder)
     before = losses(run)
     run = finished("--record", "--resume", run.run_id, "--json")
     after = losses(run)
@@ -111,9 +107,12 @@ def resume(given: argparse.Namespace, report: Report, whole: dict[int, float] | 
     state = run.state()
     print(f"  killed after step {max(before)}, ended {state.state} in attempt {state.attempt}")
     if whole:
-        last = range(steps - 19, steps + 1)
-        off = 100 * (statistics.mean(after[s] for s in last) / statistics.mean(whole[s] for s in last) - 1)
-        report.figure("resumed fast run: last 20 losses against the whole one's", abs(off), "%", most=0.5)
+        judge(
+            report,
+            "resumed fast run",
+            *([curve[s] for s in sorted(whole)] for curve in (after, whole)),
+            BOUNDS_PCT["fast"],
+        )
 
 
 def broken(given: argparse.Namespace, report: Report) -> None:

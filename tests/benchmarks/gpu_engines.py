@@ -31,6 +31,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from child import result_of, tell
+
 ROWS = ("peer", "reference", "fast", "fp8", "fast again", "fp8 again", "no-graph")
 # What a row takes at least, in seconds; without that much left it is not begun.
 LEAST_S = {
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print("RESULT " + json.dumps(measure(options.one, options)), flush=True)
+        tell(measure(options.one, options))
         return
     deadline = time.monotonic() + options.seconds
     out = Path(os.environ.get("OUT", tempfile.gettempdir())) / "gpu_engines.jsonl"
@@ -100,15 +102,7 @@ def child(row: str, options: argparse.Namespace, home: str, seconds: float) -> d
     command = [sys.executable, __file__, "--one", row, "--window", str(options.window)]
     command += ["--batch", str(options.batch), "--length", str(options.length)] + ["--dry"] * options.dry
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    stdout, stderr = process.communicate()
-    timer.cancel()
-    lines = [line for line in stdout.decode(errors="replace").splitlines() if line.startswith("RESULT ")]
-    if lines:
-        said = stderr.decode(errors="replace")[-3000:]  # where a compilation that failed left its traceback
-        return {"row": row, **json.loads(lines[-1].removeprefix("RESULT ")), "stderr": said}
-    return {"row": row, "error": f"status {process.returncode}: {stderr.decode(errors='replace')[-3000:]}"}
+    return {"row": row, **result_of(process, seconds)}
 
 
 def complete(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:

@@ -17,11 +17,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from child import result_of, tell
 
 from lorawatch import fit
 from lorawatch import recipe as recipes
@@ -166,15 +167,8 @@ def measured(cases: tuple[Case, ...], folders: Path, options: argparse.Namespace
             process.stdin.write(b"go\n")
             process.stdin.flush()
             child(index + 1)
-        timer = threading.Timer(240, process.kill)
-        timer.start()
-        out, err = process.communicate()
-        timer.cancel()
-        lines = [line for line in out.decode(errors="replace").splitlines() if line.startswith("RESULT ")]
-        if lines:
-            result = json.loads(lines[-1].removeprefix("RESULT "))
-        else:
-            result = {"error": f"status {process.returncode}: {err.decode(errors='replace')[-1500:]}"}
+        result = result_of(process, 240)
+        result.pop("stderr", None)
         result["wall_s"] = round(time.monotonic() - began, 1)
         yield case, result
 
@@ -284,7 +278,7 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
         result["losses"] = [round(s.loss, 4) if s.loss is not None else None for s in steps]
     result["versions"] = f"torch {torch.__version__}"
     if place.rank == 0:
-        print("RESULT " + json.dumps(result), flush=True)
+        tell(result)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -18,10 +18,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from child import result_of, tell
 
 ROWS = ("8b", "8b-fast", "70b")
 LEAST_S = {"8b": 15, "8b-fast": 30, "70b": 35}
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--one", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print("RESULT " + json.dumps(measure(options.one, options)), flush=True)
+        tell(measure(options.one, options))
         return
     deadline = time.monotonic() + options.seconds
     out = Path(os.environ.get("OUT", tempfile.gettempdir())) / "gpu_qlora.jsonl"
@@ -65,15 +66,7 @@ def child(row: str, options: argparse.Namespace, home: str, seconds: float) -> d
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "LORAWATCH_HOME": home}
     command = [sys.executable, __file__, "--one", row, "--layers", str(options.layers)] + ["--dry"] * options.dry
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    stdout, stderr = process.communicate()
-    timer.cancel()
-    lines = [line for line in stdout.decode(errors="replace").splitlines() if line.startswith("RESULT ")]
-    said = stderr.decode(errors="replace")[-3000:]
-    if lines:
-        return {**json.loads(lines[-1].removeprefix("RESULT ")), "stderr": said}
-    return {"error": f"status {process.returncode}: {said}"}
+    return result_of(process, seconds)
 
 
 def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:

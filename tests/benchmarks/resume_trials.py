@@ -8,7 +8,6 @@ tenth of a second died with it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 from report import Report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers import TINY, finish, journal_steps, lorawatch, processes_of, ranks_of, start, the_run, wait_for
+from helpers import TINY, finish, journal_steps, kill_all, lorawatch, processes_of, ranks_of, start, the_run, wait_for
 
 from lorawatch import checkpoints
 from lorawatch.rundir import ENDED, RunDir
@@ -50,11 +49,7 @@ def kill(run: RunDir, recorder: Any, dice: random.Random) -> str:
     """SIGKILL to one rank, to the agent, or to everything at once."""
     victims = dice.choice(["everything", "everything", "rank 0", "rank 1", "agent"])
     if victims == "everything":
-        recorder.kill()
-        for process in processes_of(run):
-            with contextlib.suppress(Exception):
-                process.kill()
-        recorder.wait()
+        kill_all(run, recorder)
     elif victims == "agent":
         launcher = run.state().launcher
         assert launcher is not None

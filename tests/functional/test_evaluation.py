@@ -12,9 +12,9 @@ from helpers import (
     TINY,
     finish,
     journal_steps,
+    kill_all,
     lorawatch,
     no_process_left,
-    processes_of,
     ranks_of,
     sql,
     start,
@@ -116,11 +116,7 @@ def test_a_killed_run_goes_on_with_the_best_so_far(lorawatch_home: Path, tmp_pat
     process = start(*TINY, *SAVING)
     run = the_run(lorawatch_home)
     wait_for_step(run, 27)
-    process.kill()
-    process.wait()
-    for rank in processes_of(run):
-        rank.kill()
-    wait_for(lambda: not processes_of(run))
+    kill_all(run, process)
     before = best_of(run)
     assert before is not None
     result = lorawatch("--record", "--resume", run.run_id)

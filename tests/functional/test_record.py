@@ -20,9 +20,9 @@ from helpers import (
     exit_records,
     finish,
     journal_steps,
+    kill_all,
     lorawatch,
     no_process_left,
-    processes_of,
     ranks_of,
     run_json,
     sql,
@@ -198,11 +198,7 @@ def test_a_recorder_and_ranks_killed_together_are_found_lost_by_the_next_command
     process = start(*TINY, *LONG)
     run = the_run(lorawatch_home)
     wait_for_step(run, 5)
-    process.kill()
-    process.wait()
-    for victim in processes_of(run):
-        victim.kill()
-    wait_for(lambda: not processes_of(run))
+    kill_all(run, process)
     steps = len(journal_steps(run, 0)) + len(journal_steps(run, 1))
     result = lorawatch("runs")
     assert result.returncode == 0, result.stderr

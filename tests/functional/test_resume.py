@@ -8,15 +8,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from helpers import (
     TINY,
     finish,
     journal_steps,
+    kill_all,
     lorawatch,
     no_process_left,
-    processes_of,
     ranks_of,
     sql,
     start,
@@ -46,14 +45,6 @@ def curve(run: RunDir) -> dict[tuple[int, int], Values]:
 
 def steps_of(run: RunDir, attempt: int, rank: int = 0) -> list[int]:
     return [s["step"] for s in journal_steps(run, rank) if s["attempt"] == attempt]
-
-
-def kill_all(run: RunDir, recorder: psutil.Popen | Any) -> None:
-    recorder.kill()
-    recorder.wait()
-    for process in processes_of(run):
-        process.kill()
-    wait_for(lambda: not processes_of(run))
 
 
 def saved(run: RunDir) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +13,14 @@ import pytest
 import torch
 from fakes.graph import RecordedEngine
 from peft import LoraConfig, get_peft_model
+from trained import Trained
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorawatch import recipe as recipes
 from lorawatch.errors import CheckpointError, DataError, RecipeError
-from lorawatch.journal import JournalTail
-from lorawatch.records import Evaluation, Event, PhaseChange, RankStarted, Step
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.records import Evaluation, PhaseChange, RankStarted
+from lorawatch.rundir import RunDir
 from lorawatch.training import attention, regions
 from lorawatch.training import model as models
 from lorawatch.training.counts import BatchCounts
@@ -32,7 +31,6 @@ from lorawatch.training.place import Place
 from lorawatch.training.regions import PACKED, Regions
 from lorawatch.training.sources import read_rows
 from lorawatch.training.tokenization import IGNORED, Example, byte_tokenizer
-from lorawatch.training.trainer import train
 
 CPU = torch.device("cpu")
 LENGTH = 32
@@ -433,33 +431,19 @@ def test_what_is_saved_is_told_against_what_the_engine_would_pad_to() -> None:
 # --- as a training
 
 
-class Trained:
-    """A run in this process, of one rank; each call is an attempt."""
+class Packed(Trained):
+    """A run whose rows are packed, unless told otherwise."""
 
     def __init__(self, *overrides: str) -> None:
-        self.recipe = recipes.load("tiny", ["data.packing=true", *overrides, "launch.gpus=cpu:1"])
-        self.run = RunDir.create(
-            RunInfo(run_id="", name="tiny", created_at=time.time(), host="h", user="u", world_size=1, device="cpu")
-        )
-        self.attempt = -1
+        super().__init__("data.packing=true", *overrides)
 
-    def again(self, after: int | None = None) -> dict[int, tuple[Any, ...]]:
-        """Train; what this attempt's steps came to."""
-        self.attempt += 1
-        place = Place(attempt=self.attempt, resumed=None if after is None else (after, self.attempt))
-        observer = Observer(self.run, place).start()
-        try:
-            train(self.run, self.recipe, place, observer, "cpu")
-        finally:
-            observer.close()
-        steps = [s for s in self.lines(Step) if s.attempt == self.attempt]
-        return {s.step: (s.loss, s.grad_norm, s.tokens, s.nonpad_tokens, s.label_tokens) for s in steps}
+    def counted(self, after: int | None = None) -> dict[int, tuple[Any, ...]]:
+        """Train; loss, gradient norm, positions, those without padding and label tokens of this attempt's steps."""
+        self.again(after=after)
+        return {s.step: (s.loss, s.grad_norm, s.tokens, s.nonpad_tokens, s.label_tokens) for s in self.steps}
 
-    def lines(self, kind: type[Any]) -> list[Any]:
-        return [line for line in JournalTail(self.run.rank_journal(0)).records() if isinstance(line, kind)]
-
-    def events(self, kind: str) -> list[str]:
-        return [e.message for e in self.lines(Event) if e.kind == kind]
+    def messages(self, kind: str) -> list[str]:
+        return [event.message for event in self.events(kind)]
 
 
 @pytest.fixture
@@ -474,8 +458,8 @@ EPOCHS = ("train.steps=null", "train.epochs=2", "train.gradient_accumulation=2")
 
 
 def test_epochs_of_blocks_in_steps_that_are_counted(source: Path) -> None:
-    run = Trained(f"data.source={source}", *EPOCHS)
-    steps = run.again()
+    run = Packed(f"data.source={source}", *EPOCHS)
+    steps = run.counted()
     data = build_data(run.recipe, byte_tokenizer(), 320, 1)
     assert isinstance(data, PackedData)
     blocks = len(data)
@@ -486,7 +470,7 @@ def test_epochs_of_blocks_in_steps_that_are_counted(source: Path) -> None:
     assert sum(nonpad for _, _, _, nonpad, _ in steps.values()) == 2 * sum(lengths)
     learned = sum(int((data.rows[row]["labels"][1:] != IGNORED).sum()) for row in range(29))
     assert sum(labels for *_, labels in steps.values()) == 2 * learned
-    (told,) = run.events("packing")
+    (told,) = run.messages("packing")
     assert told.startswith(f"packed 29 rows into {blocks} blocks of 32: ")
     assert told.endswith(" with each batch padded to its longest row")
     assert (
@@ -500,31 +484,31 @@ def test_epochs_of_blocks_in_steps_that_are_counted(source: Path) -> None:
 
 
 def test_a_packed_training_goes_on_bit_for_bit(source: Path) -> None:
-    run = Trained(
+    run = Packed(
         f"data.source={source}", *EPOCHS, "train.checkpoint_every=1", "train.keep_checkpoints=99", "lora.dropout=0.2"
     )
-    whole = run.again()
+    whole = run.counted()
     for step in (len(whole) - 1, 3, 1):
-        assert run.again(after=step) == {n: whole[n] for n in range(step + 1, len(whole) + 1)}
+        assert run.counted(after=step) == {n: whole[n] for n in range(step + 1, len(whole) + 1)}
     source.write_text(source.read_text().replace("yes", "no"))
     with pytest.raises(CheckpointError, match="trained on other rows"):
-        run.again()
+        run.counted()
 
 
 def test_random_tokens_are_full_rows_already() -> None:
-    packed, plain = Trained("train.steps=2"), Trained("train.steps=2", "data.packing=false")
-    assert packed.again() == plain.again()
-    assert packed.events("packing") == ["data.packing changes nothing: random tokens are full rows already"]
-    assert plain.events("packing") == []
+    packed, plain = Packed("train.steps=2"), Packed("train.steps=2", "data.packing=false")
+    assert packed.counted() == plain.counted()
+    assert packed.messages("packing") == ["data.packing changes nothing: random tokens are full rows already"]
+    assert plain.messages("packing") == []
 
 
 def test_packed_rows_learn_what_they_learn_unpacked(source: Path) -> None:
     """Steps of all rows: the mean of their losses is the same however they lie."""
-    blocks = len(build_data(Trained(f"data.source={source}").recipe, byte_tokenizer(), 320, 1))
-    packed = Trained(f"data.source={source}", "train.steps=3", f"train.batch_size_per_gpu={blocks}").again()
-    plain = Trained(
+    blocks = len(build_data(Packed(f"data.source={source}").recipe, byte_tokenizer(), 320, 1))
+    packed = Packed(f"data.source={source}", "train.steps=3", f"train.batch_size_per_gpu={blocks}").counted()
+    plain = Packed(
         f"data.source={source}", "train.steps=3", "train.batch_size_per_gpu=29", "data.packing=false"
-    ).again()
+    ).counted()
     for (loss, norm, _, *counts), (other_loss, other_norm, _, *other_counts) in zip(
         packed.values(), plain.values(), strict=True
     ):
@@ -544,13 +528,13 @@ def test_a_compiled_training_is_the_reference_training(
         return engines[0]
 
     monkeypatch.setattr("lorawatch.training.fast.FastEngine", engine)
-    reference = Trained(f"data.source={source}", *EPOCHS).again()
-    run = Trained(f"data.source={source}", *EPOCHS, "train.engine=fast")
-    fast = run.again()
+    reference = Packed(f"data.source={source}", *EPOCHS).counted()
+    run = Packed(f"data.source={source}", *EPOCHS, "train.engine=fast")
+    fast = run.counted()
     assert engines[0].level == (Level.GRAPH if kind == "recorded" else Level.COMPILED)
     if isinstance(engines[0], RecordedEngine):
         assert engines[0].replays > 10
-    assert run.events("packing")[0].endswith(" with each row padded to 32")
+    assert run.messages("packing")[0].endswith(" with each row padded to 32")
     assert list(fast) == list(reference)
     for step, (loss, norm, tokens, nonpad, labels) in fast.items():
         assert loss == pytest.approx(reference[step][0], rel=1e-5)
@@ -566,9 +550,9 @@ def test_where_the_step_does_not_compile_the_reference_engine_has_its_packed_row
         raise RuntimeError("no working compiler")
 
     monkeypatch.setattr(regions, "BACKEND", broken)
-    fast = Trained(f"data.source={source}", *EPOCHS, "train.engine=fast")
-    assert fast.again() == Trained(f"data.source={source}", *EPOCHS).again()
-    assert "no working compiler" in fast.events("engine_fallback")[0]
+    fast = Packed(f"data.source={source}", *EPOCHS, "train.engine=fast")
+    assert fast.counted() == Packed(f"data.source={source}", *EPOCHS).counted()
+    assert "no working compiler" in fast.messages("engine_fallback")[0]
 
 
 def test_windows_of_attention_keep_their_mask_and_no_step_compiles(
@@ -598,8 +582,8 @@ def test_rows_to_evaluate_on_are_not_packed_and_weigh_as_ever(source: Path, engi
     held = ("data.eval_share=0.2", "train.steps=2", "train.learning_rate=1e-12", f"train.engine={engine}")
     losses = []
     for packing in ("true", "false"):
-        run = Trained(f"data.source={source}", f"data.packing={packing}", *held)
-        run.again()
+        run = Packed(f"data.source={source}", f"data.packing={packing}", *held)
+        run.counted()
         (evaluated,) = run.lines(Evaluation)
         losses.append((evaluated.loss, evaluated.label_tokens))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -3,9 +3,11 @@
     python tests/benchmarks/gpu_coupling.py [--ranks 2] [--steps 150] [--turns 2] [--set KEY=VALUE] [--cpu]
 
 The published benchmark's 8B model with random weights. Stretches of so many steps, in one process a rank, in turns:
-`coupled` as it trains; `count kept` without the exchange of the numbers of label tokens; `free` without the all-reduce of the
-gradients as well, so that no rank waits for another while the process group and its links are up. A line a stretch and rank:
-median and mean step, the GPU's clock, power and temperature. What `free` still lacks against ranks that never met (lorawatch
+`coupled` as it trains; `count kept` without the exchange of the numbers of label tokens; `flat` with the gradients brought
+together and an all-reduce of one number, so that ranks wait for each other and send nothing; `one number` with that alone;
+`free` without it as well, so that no rank waits for another while the process group and its links are up. A line a stretch and
+rank: median and mean step, of which up to the end of the backward pass, of the all-reduce, and of the rest; the GPU's clock,
+power and temperature. What `free` still lacks against ranks that never met (lorawatch
 --record … --separate) is the price of the links being up; NCCL's own settings come from the environment.
 """
 
@@ -24,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STRETCHES = ("coupled", "count kept", "free")
+STRETCHES = ("coupled", "count kept", "flat", "one number", "free")
 SETTLE = 20
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--stretches", default=",".join(STRETCHES))
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
@@ -52,14 +55,16 @@ def main() -> None:
         lines = [line for file in files for line in json.loads(file.read_text())]
     if not lines:
         sys.exit(f"status {done.returncode}\n{done.stderr[-3000:]}")
-    print(f"{'stretch':14} rank {'median ms':>10} {'mean ms':>9} {'MHz':>7} {'W':>7} {'°C':>5}")
+    columns = (("median_ms", 10, 2), ("mean_ms", 8, 2), ("back_ms", 8, 2), ("reduce_ms", 10, 3), ("rest_ms", 8, 3),
+               ("mhz", 6, 0), ("w", 7, 1), ("c", 4, 0))  # fmt: skip
+    print(f"{'stretch':14} rank " + " ".join(f"{name:>{width}}" for name, width, _ in columns))
     for line in sorted(lines, key=lambda line: (line["number"], line["rank"])):
         cells = [
             f"{line[key]:>{width}.{digits}f}" if line.get(key) is not None else f"{'—':>{width}}"
-            for key, width, digits in (("median_ms", 10, 2), ("mean_ms", 9, 2), ("mhz", 7, 0), ("w", 7, 1), ("c", 5, 0))
+            for key, width, digits in columns
         ]
         print(f"{line['stretch']:14} {line['rank']:>4} {' '.join(cells)}")
-    for stretch in STRETCHES:
+    for stretch in given.stretches.split(","):
         means = [line["mean_ms"] for line in lines if line["stretch"] == stretch]
         print(f"{stretch}: mean of all {statistics.mean(means):.2f} ms, of the slower rank "
               f"{statistics.mean(slower(lines, stretch)):.2f} ms")  # fmt: skip
@@ -97,7 +102,7 @@ def rank(given: argparse.Namespace) -> None:
     device = torch.device("cpu") if given.cpu else torch.device("cuda", place.local_rank)
     if not given.cpu:
         torch.cuda.set_device(device)
-    order = [stretch for _ in range(given.turns) for stretch in STRETCHES]
+    order = [stretch for _ in range(given.turns) for stretch in given.stretches.split(",")]
     total = SETTLE + given.steps * len(order)
     settings = [*given.set, f"train.steps={total}", "train.engine=fast", "model.weights=random"]
     recipe = recipes.load("exxact-8b", [*settings, *(["model.name=tiny-llama"] if given.cpu else [])])
@@ -108,6 +113,8 @@ def rank(given: argparse.Namespace) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             past = state.global_step - SETTLE
+            if past > 0:
+                mark()
             if past < 0 or past % given.steps or past // given.steps >= len(order):
                 return
             if not given.cpu:
@@ -116,13 +123,44 @@ def rank(given: argparse.Namespace) -> None:
             stretch = order[past // given.steps]
             trainer.accelerator.gather = gather if stretch == "coupled" else kept
             if engine.all_reduce is not None:
-                engine.all_reduce = (lambda: None) if stretch == "free" else reduce[0]  # type: ignore[assignment]
+                engine.all_reduce = marked({"free": free, "one number": wait, "flat": flat}.get(stretch, reduce[0]))
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if not reduce:
                 reduce.append(engine.all_reduce)
+            mark()
 
     reduce: list[Any] = []
+    one = torch.zeros(1, device=device)
+
+    marks: list[Any] = []
+
+    def mark() -> None:
+        if not given.cpu:
+            marks.append(torch.cuda.Event(enable_timing=True))
+            marks[-1].record()
+
+    def marked(work: Any) -> Any:
+        def timed() -> None:
+            mark()
+            work()
+            mark()
+
+        return timed
+
+    def wait() -> None:
+        torch.distributed.all_reduce(one)
+
+    def flat() -> None:
+        exchange, torch.distributed.all_reduce = torch.distributed.all_reduce, lambda pieces: exchange(one)
+        try:
+            reduce[0]()
+        finally:
+            torch.distributed.all_reduce = exchange
+
+    def free() -> None:
+        pass
+
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         observer = Observer(run, place).start()
@@ -152,11 +190,17 @@ def rank(given: argparse.Namespace) -> None:
         edges.append(time.time())
         observer.close()
         steps = [line for line in JournalTail(run.rank_journal(place.rank)).records() if isinstance(line, Step)]
+    # Four marks a step: its begin, before and after the all-reduce, its end.
+    measured = [marks[i : i + 4] for i in range(SETTLE, len(marks), 4)]
     lines = []
     for number, stretch in enumerate(order):
-        begin = SETTLE + number * given.steps
+        begin, pieces = SETTLE + number * given.steps, dict[str, float]()
         durations = [1e3 * s.duration_s for s in steps if begin + 5 < s.step <= begin + given.steps]
-        line = {"stretch": stretch, "number": number, "rank": place.rank, "median_ms": statistics.median(durations),
+        if not given.cpu:
+            mine = measured[number * given.steps + 5 : (number + 1) * given.steps]
+            for name, at in (("back_ms", 0), ("reduce_ms", 1), ("rest_ms", 2)):
+                pieces[name] = statistics.mean(m[at].elapsed_time(m[at + 1]) for m in mine)
+        line = {"stretch": stretch, "number": number, **pieces, "rank": place.rank, "median_ms": statistics.median(durations),
                 "mean_ms": statistics.mean(durations), **card.between(edges[number], edges[number + 1])}  # fmt: skip
         lines.append(line)
     (Path(os.environ["RESULTS"]) / f"rank-{place.rank}.json").write_text(json.dumps(lines))

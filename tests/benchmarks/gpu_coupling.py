@@ -3,12 +3,12 @@
     python tests/benchmarks/gpu_coupling.py [--ranks 2] [--steps 150] [--turns 2] [--set KEY=VALUE] [--cpu]
 
 The published benchmark's 8B model with random weights. Stretches of so many steps, in one process a rank, in turns:
-`coupled` as it trains; `count kept` without the exchange of the numbers of label tokens; `flat` with the gradients brought
-together and an all-reduce of one number, so that ranks wait for each other and send nothing; `one number` with that alone;
-`free` without it as well, so that no rank waits for another while the process group and its links are up. A line a stretch and
-rank: median and mean step, of which up to the end of the backward pass, of the all-reduce, and of the rest; the GPU's clock,
-power and temperature. What `free` still lacks against ranks that never met (lorawatch
---record … --separate) is the price of the links being up; NCCL's own settings come from the environment.
+`coupled` as it trains; `count kept` without the exchange of the numbers of label tokens; `half` and `1 MB` with so much of the
+gradients exchanged; `flat` with the gradients brought together and an all-reduce of one number, so that ranks wait for each
+other and send nothing; `one number` with that alone; `free` without it as well, so that no rank waits for another while the
+process group and its links are up. A line a stretch and rank: median and mean step, of which up to the end of the backward
+pass, of the all-reduce, and of the rest; the GPU's clock, power and temperature. What `free` still lacks against ranks that
+never met (lorawatch --record … --separate) is the price of the links being up; NCCL's own settings come from the environment.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STRETCHES = ("coupled", "count kept", "flat", "one number", "free")
+STRETCHES = ("coupled", "count kept", "half", "1 MB", "flat", "one number", "free")
 SETTLE = 20
 
 
@@ -123,7 +124,7 @@ def rank(given: argparse.Namespace) -> None:
             stretch = order[past // given.steps]
             trainer.accelerator.gather = gather if stretch == "coupled" else kept
             if engine.all_reduce is not None:
-                engine.all_reduce = marked({"free": free, "one number": wait, "flat": flat}.get(stretch, reduce[0]))
+                engine.all_reduce = marked(instead.get(stretch, reduce[0]))
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if not reduce:
@@ -151,16 +152,23 @@ def rank(given: argparse.Namespace) -> None:
     def wait() -> None:
         torch.distributed.all_reduce(one)
 
-    def flat() -> None:
-        exchange, torch.distributed.all_reduce = torch.distributed.all_reduce, lambda pieces: exchange(one)
-        try:
-            reduce[0]()
-        finally:
-            torch.distributed.all_reduce = exchange
+    def partly(share: Callable[[int], int]) -> Any:
+        """The all-reduce with only so many of its numbers exchanged."""
 
-    def free() -> None:
-        pass
+        def reduced() -> None:
+            exchange = torch.distributed.all_reduce
+            torch.distributed.all_reduce = lambda pieces: exchange(pieces[: share(len(pieces))])
+            try:
+                reduce[0]()
+            finally:
+                torch.distributed.all_reduce = exchange
 
+        return reduced
+
+    instead = {
+        "half": partly(lambda numbers: numbers // 2), "1 MB": partly(lambda numbers: 1 << 18), "flat": partly(lambda numbers: 1),
+        "one number": wait, "free": lambda: None,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         observer = Observer(run, place).start()

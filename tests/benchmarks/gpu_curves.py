@@ -1,10 +1,12 @@
 """The engines on a real model and real data on a GPU: their loss curves, a killed run resumed, a loss that breaks.
 
     python tests/benchmarks/gpu_curves.py [--model FILE.gguf|FOLDER|HUB_ID] [--steps 200] [--parts curves,resume,nan]
+        [--learning-rate 2e-4] [--batch-size 2] [--length 128]
 
 Needs one GPU of FP8 (Ada, Hopper, Blackwell) and SmolLM2-135M-Instruct, or another small model, on the machine. All through
 `lorawatch --record demo` in BF16 with one seed. The reference engine runs twice: two equal runs on a GPU differ too, and
-nothing can be held nearer than that. Losses by step go to $OUT/curves.json.
+nothing can be held nearer than that. `float32` is the reference engine without BF16's rounding, which tells who of two that
+differ is nearer to the truth. Losses by step go to $OUT, a file for these parts.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean
 
 from curves import BOUNDS_PCT, judge
 from report import Report
@@ -32,6 +35,7 @@ from lorawatch.rundir import RunDir
 
 PROGRAM = [sys.executable, "-m", "lorawatch"]
 ENGINES = {
+    "float32": ["model.dtype=float32"],
     "reference": [],
     "reference again": [],
     "fast": ["train.engine=fast"],
@@ -41,8 +45,9 @@ ENGINES = {
 
 def arguments(given: argparse.Namespace, steps: int, *settings: str) -> list[str]:
     every = [
-        f"model.name={given.model}", "model.dtype=bfloat16", f"train.steps={steps}", "train.batch_size_per_gpu=8",
-        "train.learning_rate=5e-4", "data.sequence_length=256", "data.eval_share=0.1", "train.eval_every=100", *settings,
+        f"model.name={given.model}", "model.dtype=bfloat16", f"train.steps={steps}",
+        f"train.batch_size_per_gpu={given.batch_size}", f"train.learning_rate={given.learning_rate}",
+        f"data.sequence_length={given.length}", "data.eval_share=0.2", "train.eval_every=100", *settings,
     ]  # fmt: skip
     return ["--record", "demo", "--gpus", given.gpus, "--json", *(word for s in every for word in ("--set", s))]
 
@@ -69,22 +74,28 @@ def evaluated(run: RunDir) -> str:
 def curves(given: argparse.Namespace, report: Report) -> dict[str, dict[int, float]]:
     found = {}
     for name in given.engines.split(","):
+        began = time.monotonic()
         run = finished(*arguments(given, given.steps, *ENGINES[name]))
         found[name] = losses(run)
-        print(f"  {name}: evaluated {evaluated(run)}")
+        print(f"  {name}: {time.monotonic() - began:.0f} s, evaluated {evaluated(run)}", flush=True)
     reference = found.get("reference") or next(iter(found.values()))
     for name, bound in (("reference again", None), *BOUNDS_PCT.items()):
         if name in found:
-            judge(
-                report,
-                name,
-                *([curve[step] for step in sorted(reference)] for curve in (found[name], reference)),
-                bound,
-            )
+            judge(report, name, *aligned(found[name], reference), bound)
+    if exact := found.get("float32"):
+        for name in ("reference", "fast", "fp8"):
+            if name in found:
+                relative = [100 * (a / b - 1) for a, b in zip(*aligned(found[name], exact), strict=True)]
+                print(f"       {name} against FP32: mean {mean(relative):+.3f}%, last 20 {mean(relative[-20:]):+.3f}%")
     return found
 
 
-def resume(given: argparse.Namespace, report: Report, whole: dict[int, float] | None) -> None:
+def aligned(curve: dict[int, float], other: dict[int, float]) -> tuple[list[float], list[float]]:
+    """Both curves' losses in the order of the steps."""
+    return [curve[step] for step in sorted(other)], [other[step] for step in sorted(other)]
+
+
+def resume(given: argparse.Namespace, report: Report, whole: dict[int, float] | None) -> dict[int, float]:
     """kill -9 of everything after the second checkpoint of a fast run, and on from there."""
     steps, every = given.steps, 40
     words = arguments(given, steps, "train.engine=fast", f"train.checkpoint_every={every}")
@@ -107,12 +118,8 @@ def resume(given: argparse.Namespace, report: Report, whole: dict[int, float] | 
     state = run.state()
     print(f"  killed after step {max(before)}, ended {state.state} in attempt {state.attempt}")
     if whole:
-        judge(
-            report,
-            "resumed fast run",
-            *([curve[s] for s in sorted(whole)] for curve in (after, whole)),
-            BOUNDS_PCT["fast"],
-        )
+        judge(report, "resumed fast run", *aligned(after, whole), BOUNDS_PCT["fast"])
+    return after
 
 
 def broken(given: argparse.Namespace, report: Report) -> None:
@@ -136,6 +143,9 @@ def main() -> None:
     parser.add_argument("--gpus", default="0")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--parts", default="curves,resume,nan")
+    parser.add_argument("--learning-rate", default="2e-4")
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--length", type=int, default=128)
     given = parser.parse_args()
     parts = given.parts.split(",")
     report = Report("Engines on a real model and real data")
@@ -144,10 +154,10 @@ def main() -> None:
         found: dict[str, dict[int, float]] = {}
         if "curves" in parts:
             found = curves(given, report)
-            out = Path(os.environ.get("OUT", tempfile.gettempdir())) / "curves.json"
-            out.write_text(json.dumps(found))
         if "resume" in parts:
-            resume(given, report, found.get("fast"))
+            found["resumed"] = resume(given, report, found.get("fast"))
+        out = Path(os.environ.get("OUT", tempfile.gettempdir())) / f"curves-{'-'.join(parts)}.json"
+        out.write_text(json.dumps(found))
         if "nan" in parts:
             broken(given, report)
     report.close()

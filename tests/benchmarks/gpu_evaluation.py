@@ -1,6 +1,7 @@
 """What evaluations cost the steps beside them on a GPU: tok/s, the step behind one, memory; and that the engines agree.
 
     python tests/benchmarks/gpu_evaluation.py [--recipe exxact-8b] [--set model.weights=random …] [--gpus 0] [--steps 80]
+        [--engines reference,fast]
 
 Each engine trains the same rows three times: without evaluations, with one every ten steps, and without again, so that a
 drift of the machine shows.
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=None)
     parser.add_argument("--gpus", default="0")
     parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--share", type=float, default=0.4, help="rows to evaluate on, over those that are trained on")
     given = parser.parse_args()
     given.set = given.set if given.set is not None else ["model.weights=random"]
@@ -89,14 +91,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ.setdefault("LORAWATCH_HOME", home)
         last: dict[str, float] = {}
-        for engine in ENGINES:
+        for engine in given.engines.split(","):
             plain = (f"train.engine={engine}",)
             evaluated = (*plain, f"data.eval_share={given.share}", f"train.eval_every={EVERY}")
             runs = ran(given, *plain), ran(given, *evaluated), ran(given, *plain)
             cost(report, engine, *runs)
             last[engine] = runs[1].evaluations[0].loss or 0.0
-        off = 100 * abs(last["fast"] / last["reference"] - 1)
-        report.figure("the engines' first evaluations apart", off, "%", most=0.5)
+        if len(last) == 2:
+            off = 100 * abs(last["fast"] / last["reference"] - 1)
+            report.figure("the engines' first evaluations apart", off, "%", most=0.5)
     report.close()
 
 

@@ -125,6 +125,11 @@ class Launch(_Section):
     strategy: Strategy = "ddp"
     """`ddp`: the ranks train one model together; `separate`: each trains its own at the same time, without a word between
     them, which shows what the coupling costs. Rank 0's adapter is kept."""
+    p2p: Literal["auto", "direct", "host"] = "auto"
+    """The way of the gradients. `direct`: from GPU to GPU, over NVLink or PCIe, as NCCL chooses; `host`: through the host's
+    memory (NCCL_P2P_DISABLE), which lets NVLink sleep and leaves its power to the GPUs; `auto`: `host` for two GPUs with
+    NVLink and PCIe 5 under the fast engine whose steps are long beside that way, else `direct`. NCCL_P2P_DISABLE in the
+    environment goes first."""
     max_restarts: NotNegative = 0
     hang_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 300
     """A run whose ranks take no step for this long (and for 10 of its usual steps) is ended; 0 never ends it. A warning

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorawatch import interconnect
 from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError
 from lorawatch.journal import JournalWriter
@@ -77,7 +78,7 @@ class Recorder:
         self.recipe = recipe
         self.history_waits: str | None = None
         """After the end: why the history lacks lines that the journals have, or None."""
-        self._placement = placement
+        self._placement, self._nvml = placement, nvml
         self._on_tick = on_tick
         self._show_event = on_event
         self._host = host_name()
@@ -165,6 +166,7 @@ class Recorder:
                     first_attempt=self._first_attempt,
                     resumed_at=self.state.resumed_at,
                 )
+                env.update(self._interconnect())
                 process = torchrun.start(command, env, log)
         except (LorawatchError, OSError) as error:
             self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
@@ -177,6 +179,20 @@ class Recorder:
             Event(at=time.time(), kind="started", message=f"{self.info.name} {how}", detail={"pid": process.pid})
         )
         return self._supervise()
+
+    def _interconnect(self) -> dict[str, str]:
+        """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose."""
+        assert self.recipe is not None
+        assert self._placement is not None
+        uuids = self._placement.gpu_uuids
+        linked = self._nvml is not None and len(uuids) > 1 and self._nvml.linked(uuids)
+        found = interconnect.environment(self.recipe, len(uuids), linked=linked, base=os.environ)
+        if found:
+            words = (
+                f"gradients go through the host's memory, so that NVLink sleeps (launch.p2p: {self.recipe.launch.p2p})"
+            )
+            self._event(Event(at=time.time(), kind="p2p", message=words))
+        return found
 
     def adopt(self) -> RunState:
         """Take over the workers of a run whose recorder is gone, and record them until they have ended.

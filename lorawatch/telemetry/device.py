@@ -202,6 +202,15 @@ class Device:
         version: tuple[int, int] | None = self._ask("capability", pynvml.nvmlDeviceGetCudaComputeCapability)
         return version
 
+    def nvlink(self) -> bool:
+        """Whether a link of NVLink is up."""
+        return bool(self._ask("nvlink", pynvml.nvmlDeviceGetNvLinkState, 0))
+
+    def pcie_generation(self) -> int | None:
+        """Of what the card and its slot can do."""
+        generation: int | None = self._ask("pcie generation", pynvml.nvmlDeviceGetMaxPcieLinkGeneration)
+        return generation
+
     def facts(self) -> GpuFacts:
         """How the GPU is set up.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pynvml
@@ -114,6 +114,16 @@ class Nvml:
             return None if device is None else device.memory_free()
         except GpuLost:
             return None
+
+    def linked(self, uuids: Sequence[str]) -> bool:
+        """Whether all these GPUs have NVLink up, and a PCIe of generation 5 or newer."""
+        devices = [self.device(uuid) for uuid in uuids]
+        try:
+            return bool(devices) and all(
+                d is not None and d.nvlink() and (d.pcie_generation() or 0) >= 5 for d in devices
+            )
+        except GpuLost:
+            return False
 
     def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
         """The processes that compute on a GPU; empty where it is unknown, lost or does not say."""

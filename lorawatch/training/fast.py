@@ -1,4 +1,4 @@
-"""The fast engine: the reference engine's Trainer over a model whose step is compiled and, on a GPU, one CUDA graph.
+"""The fast engine: the reference engine's Trainer over a model whose step is compiled and, on a GPU, recorded as CUDA graphs.
 
 Data order, loss, optimizer, schedule, checkpoints and metrics are the Trainer's own. What differs is inside the model's
 forward pass, and that every batch has one shape. Compilation happens before the first step, on a blank batch, so that
@@ -27,10 +27,11 @@ from lorawatch.records import Event, Severity
 from lorawatch.training.checkpoint import everyone
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, Item
-from lorawatch.training.graph import GraphedLoss, Inputs, Passes, Recorder, apart_from_autograd, cuda_recorder
+from lorawatch.training.graph import GraphedLoss, Recorder, apart_from_autograd, cuda_recorder
 from lorawatch.training.observer import Observer
 from lorawatch.training.packing import Packing, cumulative_lengths
-from lorawatch.training.reduction import FlatAllReduce
+from lorawatch.training.passes import parted, whole
+from lorawatch.training.reduction import FlatAllReduce, OverlappedAllReduce
 from lorawatch.training.regions import Regions
 
 _TELL_EVERY_S = 5.0
@@ -109,6 +110,8 @@ class _Built:
     """What a rank has made of the step, told to the others."""
 
     level: Level = Level.REFERENCE
+    parts: int = 0
+    """How many graphs a step is."""
     why: str = ""
 
 
@@ -119,7 +122,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         recipe: What is trained.
         collator: The Trainer's.
         observer: Tells what happens.
-        record: How to record a step; None: as a CUDA graph where that can be had.
+        record: How to record a step; None: as CUDA graphs where those can be had.
     """
 
     def __init__(
@@ -134,8 +137,10 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         """How far all ranks were brought."""
         self.compile_s: float | None = None
         """Seconds that compiling took, or failing to."""
+        self.averages = False
+        """Whether the engine averages the gradients over the ranks, in DDP's place."""
         self.all_reduce: FlatAllReduce | None = None
-        """What averages the gradients over the ranks in DDP's place; None leaves that to DDP."""
+        """What does so behind a step's last backward pass; None: nothing is left to do there."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -154,8 +159,12 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         if self.level < Level.COMPILED:
             self._restore()
             self._collator.padding = False
-        if self.level == Level.GRAPH and len(ranks) > 1:
-            self.all_reduce = FlatAllReduce((p for p in model.parameters() if p.requires_grad), len(ranks))
+        self.averages = self._graphed is not None and len(ranks) > 1
+        if self._graphed is not None and self.averages:
+            if self._in_one_batch and min(rank.parts for rank in ranks) > 1:
+                self._graphed.all_reduce = OverlappedAllReduce(len(ranks))
+            else:
+                self.all_reduce = FlatAllReduce((p for p in model.parameters() if p.requires_grad), len(ranks))
         if mine.why and device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
@@ -167,6 +176,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
     ) -> None:
         """Leave the model as it was, and give the graph's memory back."""
         self._graphed = self.all_reduce = None
+        self.averages = False
         self._restore()
 
     def aside(self) -> contextlib.AbstractContextManager[Any]:
@@ -196,18 +206,16 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
                 _beside(torch.cuda.Stream(device) if cuda else None),  # type: ignore[no-untyped-call]
                 apart_from_autograd(model) as doubles,
             ):
-
-                def compute(inputs: Inputs) -> Passes:
-                    loss = model(**inputs).loss
-                    return loss.detach(), torch.autograd.grad(loss, doubles)
-
+                passes = whole(model, doubles)
                 for blank in 2 * batches:  # the second call finds what only shows when compiled code runs again
-                    compute(blank)
+                    passes(blank)
                 built.level = Level.COMPILED
                 if record is not None:
                     progress.say("recording the step")
-                    self._graphed = GraphedLoss(compute, batch, trained, record)
-                    built.level = Level.GRAPH
+                    if self._observer.place.together > 1 and self._in_one_batch:
+                        passes = parted(model, self._regions, doubles, batch)
+                    self._graphed = GraphedLoss(passes, batch, trained, record)
+                    built.level, built.parts = Level.GRAPH, self._graphed.parts
         except Exception as error:  # noqa: BLE001  compilers and drivers raise of all kinds
             traceback.print_exception(error)  # for the rank's log
             built.why = _words(error)
@@ -215,6 +223,11 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             progress.close()
             _end_compilers()
         return built
+
+    @property
+    def _in_one_batch(self) -> bool:
+        """Whether a step's gradients are those of one backward pass."""
+        return self._recipe.train.gradient_accumulation == 1
 
     def _may_be_recorded(self) -> bool:
         """Not where the backward pass asks for random states, as gradient checkpointing does, nor where the loss must be
@@ -260,11 +273,20 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         elif worst.why:
             kind, words = "engine_fallback", f"the step is no CUDA graph ({who}): its compiled layers run without"
         else:
-            graph = ", the step is one CUDA graph" if self.level == Level.GRAPH else ""
-            if self.all_reduce is not None:
-                graph += f" and one all-reduce of {self.all_reduce.bytes / 1e6:.2g} MB"
-            kind, words = "compiled", f"{self._regions} compiled in {self.compile_s:.1f} s{graph}"
+            kind, words = "compiled", f"{self._regions} compiled in {self.compile_s:.1f} s{self._graph_words()}"
         self._observer.append(Event(at=time.time(), kind=kind, severity=severity, message=words, rank=place.rank))
+
+    def _graph_words(self) -> str:
+        """How a step is recorded, and its gradients are averaged."""
+        if self._graphed is None:
+            return ""
+        one = ", the step is one CUDA graph"
+        if not self.averages:
+            return one
+        size = f"{self._graphed.bytes / 1e6:.2g} MB"
+        if self.all_reduce is not None:
+            return f"{one} and one all-reduce of {size}"
+        return f", the step is {self._graphed.parts} CUDA graphs, and most of its all-reduce of {size} is done during the last"
 
 
 class _Progress:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -71,6 +72,27 @@ class Regions:
         self._base.loss_function = self._loss
         if self._base.config._attn_implementation != self._attention:
             self._base.set_attn_implementation(self._attention)
+
+    def below(self, index: int) -> list[nn.Module]:
+        """What computes before this layer: the layers below it, and the embedding of tokens."""
+        return [*self.layers[:index], self._base.get_input_embeddings()]
+
+    @contextmanager
+    def entering(self, index: int) -> Iterator[list[Tensor]]:
+        """Within, yield the list to which the hidden states are added that this layer is given."""
+        layer, entered = self.layers[index], list[Tensor]()
+        call = layer._compiled_call_impl or layer._call_impl
+
+        def noting(*given: Any, **named: Any) -> Any:
+            entered.append(given[0] if given else named["hidden_states"])
+            return call(*given, **named)
+
+        before = layer._compiled_call_impl
+        layer._compiled_call_impl = noting  # outside of what is compiled
+        try:
+            yield entered
+        finally:
+            layer._compiled_call_impl = before
 
     @property
     def maskless(self) -> bool:

@@ -123,7 +123,7 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         digit. A training that goes on must have the layout that it had.
         """
         all_reduce = self.engine.all_reduce if self.engine is not None else None
-        if all_reduce is not None:
+        if self.engine is not None and self.engine.averages:
             model.require_backward_grad_sync = False
         elif self.rehearse:
             assert self.steps is not None

@@ -144,9 +144,9 @@ def rank(cpu: bool, adapter: str | None) -> None:
         backward(plain)
         reduce()
 
-    piece = torch.randn(reduce.bytes // 4, device=device)
+    piece = torch.randn(sum(p.numel() for p in plain.held), device=device)
     result = {
-        "ranks": ranks, "backend": dist.get_backend(), "bytes": reduce.bytes, "tensors": len(plain.held),
+        "ranks": ranks, "backend": dist.get_backend(), "bytes": 4 * len(piece), "tensors": len(plain.held),
         "bare": timed(lambda: dist.all_reduce(piece)), "flat": timed(flat) - nothing,
     }  # fmt: skip
     views = DistributedDataParallel(Model(), gradient_as_bucket_view=True)

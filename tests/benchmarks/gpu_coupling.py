@@ -3,12 +3,13 @@
     python tests/benchmarks/gpu_coupling.py [--ranks 2] [--steps 150] [--turns 2] [--set KEY=VALUE] [--cpu]
 
 The published benchmark's 8B model with random weights. Stretches of so many steps, in one process a rank, in turns:
-`coupled` as it trains; `count kept` without the exchange of the numbers of label tokens; `half` and `1 MB` with so much of the
-gradients exchanged; `flat` with the gradients brought together and an all-reduce of one number, so that ranks wait for each
-other and send nothing; `one number` with that alone; `free` without it as well, so that no rank waits for another while the
-process group and its links are up. A line a stretch and rank: median and mean step, of which up to the end of the backward
-pass, of the all-reduce, and of the rest; the GPU's clock, power and temperature. What `free` still lacks against ranks that
-never met (lorawatch --record … --separate) is the price of the links being up; NCCL's own settings come from the environment.
+`coupled` as it trains; `count kept` without the exchange of the numbers of label tokens; `behind` with the gradients exchanged
+behind the backward pass instead of during its end; `half` and `1 MB` with so much of them exchanged there; `flat` with them
+brought together and an all-reduce of one number, so that ranks wait for each other and send nothing; `one number` with that
+alone; `free` without it as well, so that no rank waits for another while the process group and its links are up. A line a
+stretch and rank: median and mean step, of which up to the end of the backward pass, of the all-reduce behind it, and of the rest;
+the GPU's clock, power and temperature. What `free` still lacks against ranks that never met (lorawatch --record … --separate) is
+the price of the links being up; NCCL's own settings come from the environment.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STRETCHES = ("coupled", "count kept", "half", "1 MB", "flat", "one number", "free")
+STRETCHES = ("coupled", "count kept", "behind", "half", "1 MB", "flat", "one number", "free")
 SETTLE = 20
 
 
@@ -96,6 +97,7 @@ def rank(given: argparse.Namespace) -> None:
     from lorawatch.training.data import build_data
     from lorawatch.training.observer import Observer
     from lorawatch.training.place import Place
+    from lorawatch.training.reduction import FlatAllReduce
     from lorawatch.training.trainer import ReferenceTrainer, training_arguments
 
     transformers_logging.set_verbosity_error()
@@ -122,16 +124,20 @@ def rank(given: argparse.Namespace) -> None:
                 torch.cuda.synchronize()
             edges.append(time.time())
             stretch = order[past // given.steps]
-            trainer.accelerator.gather = gather if stretch == "coupled" else kept
-            if engine.all_reduce is not None:
-                engine.all_reduce = marked(instead.get(stretch, reduce[0]))
+            trainer.accelerator.gather = gather if stretch in ("coupled", "behind") else kept
+            if engine.averages:
+                graphed = engine._graphed
+                assert graphed is not None
+                if not overlapped:
+                    overlapped.append(graphed.all_reduce)
+                meanwhile = overlapped[0] is not None and stretch in ("coupled", "count kept")
+                graphed.all_reduce = overlapped[0] if meanwhile else None
+                engine.all_reduce = marked((lambda: None) if meanwhile else instead.get(stretch, reduce))
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if not reduce:
-                reduce.append(engine.all_reduce)
             mark()
 
-    reduce: list[Any] = []
+    overlapped: list[Any] = []
     one = torch.zeros(1, device=device)
 
     marks: list[Any] = []
@@ -159,7 +165,7 @@ def rank(given: argparse.Namespace) -> None:
             exchange = torch.distributed.all_reduce
             torch.distributed.all_reduce = lambda pieces: exchange(pieces[: share(len(pieces))])
             try:
-                reduce[0]()
+                reduce()
             finally:
                 torch.distributed.all_reduce = exchange
 
@@ -177,6 +183,7 @@ def rank(given: argparse.Namespace) -> None:
         plan = models.plan_model(recipe)
         data = build_data(recipe, None, plan.vocabulary, place.together)
         model = models.load_model(plan, recipe, device)
+        reduce = FlatAllReduce((p for p in model.parameters() if p.requires_grad), given.ranks)
         set_seed(0)
         counts = BatchCounts()
         collator = fast.StaticCollator(0, counts, recipe.train.batch_size_per_gpu, recipe.data.sequence_length)

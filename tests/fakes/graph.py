@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lorawatch import recipe as recipes
 from lorawatch.training.fast import FastEngine, StaticCollator
-from lorawatch.training.graph import Passes
+from lorawatch.training.graph import Recorded
 from lorawatch.training.observer import Observer
 
 
-def repeating(compute: Callable[[], Passes]) -> tuple[Callable[[], None], Passes]:
-    """A recorder whose replay computes and fills the tensors of the first time."""
+def repeating(parts: Sequence[Callable[[], Recorded]]) -> list[tuple[Callable[[], None], Recorded]]:
+    """A recorder whose replays compute and fill the tensors of the first time."""
+    return [_repeating(part) for part in parts]
+
+
+def _repeating(part: Callable[[], Recorded]) -> tuple[Callable[[], None], Recorded]:
     import torch
 
-    loss, gradients = compute()
-    gradients = [g.clone() for g in gradients]
+    loss, gradients = part()
 
     def replay() -> None:
         with torch.enable_grad():
-            new_loss, new_gradients = compute()
-        loss.copy_(new_loss)
-        for held, new in zip(gradients, new_gradients, strict=True):
-            held.copy_(new)
+            new_loss, new_gradients = part()
+        if loss is not None and new_loss is not None:
+            loss.copy_(new_loss)
+        gradients.copy_(new_gradients)
 
     return replay, (loss, gradients)
 
@@ -41,7 +45,7 @@ class RecordedEngine(FastEngine):
         self._model = model
         super().on_train_begin(*args, model=model, **kwargs)
 
-    def _recorder(self, compute: Callable[[], Passes]) -> tuple[Callable[[], None], Passes]:
+    def _recorder(self, parts: Sequence[Callable[[], Recorded]]) -> list[tuple[Callable[[], None], Recorded]]:
         held = [
             (module._parameters, name, parameter)
             for module in self._base.modules()
@@ -49,18 +53,18 @@ class RecordedEngine(FastEngine):
             if parameter is not None and parameter.requires_grad
         ]
 
-        def again() -> Passes:
+        def again(part: Callable[[], Recorded]) -> Recorded:
             graphed, self._graphed = self._graphed, None
             hooks, self._model._forward_hooks = self._model._forward_hooks, OrderedDict()  # a graph replays no hooks
             real = [parameters[name] for parameters, name, _ in held]
             for parameters, name, double in held:
                 parameters[name] = double
             try:
-                return compute()
+                return part()
             finally:
                 for (parameters, name, _), parameter in zip(held, real, strict=True):
                     parameters[name] = parameter
                 self._graphed, self._model._forward_hooks = graphed, hooks
-                self.replays += 1
+                self.replays += part is parts[0]
 
-        return repeating(again)
+        return repeating([partial(again, part) for part in parts])

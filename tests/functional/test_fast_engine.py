@@ -135,6 +135,11 @@ if "RANK" in os.environ:
         print("one all-reduce", flush=True)
         reduce(self)
     reduction.FlatAllReduce.__call__ = counted
+    begin = reduction.OverlappedAllReduce.begin
+    def begun(self, piece):
+        print(f"an all-reduce of {{4 * len(piece)}} bytes", flush=True)
+        begin(self, piece)
+    reduction.OverlappedAllReduce.begin = begun
 """
 
 
@@ -144,6 +149,27 @@ def test_a_recorded_step_averages_its_gradients_once(tmp_path: Path, reference: 
     assert "the step is one CUDA graph and one all-reduce of 0.0072 MB" in fast.output
     for rank in (0, 1):  # of two batches a step
         assert fast.run.rank_log(0, rank).read_text().count("one all-reduce") == len(fast.steps[rank]) == 6
+    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
+        assert [s.loss for s in mine] == pytest.approx([s.loss for s in theirs], rel=1e-4)
+        assert [s.grad_norm for s in mine] == pytest.approx([s.grad_norm for s in theirs], rel=1e-3)
+    assert [s.grad_norm for s in fast.steps[0]] == [s.grad_norm for s in fast.steps[1]]
+    for name, weight in fast.adapter.items():
+        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+
+
+def test_a_recorded_step_of_one_batch_exchanges_most_gradients_before_it_has_all(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(RECORDING)
+    runs = []
+    for number, more in enumerate((("train.engine=reference",), FAST)):
+        (tmp_path / str(number)).mkdir()
+        environment = {"PYTHONPATH": str(tmp_path)} if more is FAST else {}
+        runs.append(Trained(tmp_path / str(number), *more, "train.gradient_accumulation=1", **environment))
+    reference, fast = runs
+    assert "the step is 2 CUDA graphs, and most of its all-reduce of 0.0072 MB is done during the last" in fast.output
+    for rank in (0, 1):  # of the upper layer, and of the lower one, whose size is the same
+        log = fast.run.rank_log(0, rank).read_text()
+        assert log.count("an all-reduce of 3584 bytes") == 2 * len(fast.steps[rank]) == 24
+        assert "one all-reduce" not in log
     for mine, theirs in zip(fast.steps, reference.steps, strict=True):
         assert [s.loss for s in mine] == pytest.approx([s.loss for s in theirs], rel=1e-4)
         assert [s.grad_norm for s in mine] == pytest.approx([s.grad_norm for s in theirs], rel=1e-3)

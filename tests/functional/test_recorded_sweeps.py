@@ -1,4 +1,4 @@
-"""Sweeps that were recorded on two H100s, read as the history of a user who records with an older lorawatch."""
+"""Sweeps that were recorded on two GPUs, read as the history of a user who records with an older lorawatch."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def test_a_compiled_sweep_tells_what_coupling_costs_from_noise(home: Path) -> No
     assert apart["efficiency_pct"] == pytest.approx(99.81, abs=0.01)
     assert one["tok_per_j"] > apart["tok_per_j"] > coupled["tok_per_j"]
     assert coupled["runs"] == 2, "the stopped run of the third repeat is left out"
+
+
+def test_an_exchange_during_the_backward_pass_costs_next_to_nothing(home: Path) -> None:
+    rows = compared("h200_x2_sweep_fast", home)
+    one, coupled, apart = rows["1 ddp"], rows["2 ddp"], rows["2 separate"]
+    assert (one["tok_s"], coupled["tok_s"]) == pytest.approx((17_885, 35_478), abs=1)
+    assert (coupled["efficiency_pct"], coupled["efficiency_pct_ci95"]) == pytest.approx((99.18, 0.31), abs=0.01)
+    # The second card is the faster one, which the first says nothing of and the separate runs do.
+    assert apart["efficiency_pct"] > 100
+    assert coupled["shared_machine_pct"] < 0
+    assert coupled["coupling_efficiency_pct"] == pytest.approx(98.33, abs=0.01)
+    assert (coupled["runs"], apart["runs"]) == (3, 2)
 
 
 def test_the_eager_sweep_of_the_same_cards_has_wide_intervals(home: Path) -> None:

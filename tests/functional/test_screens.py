@@ -145,7 +145,7 @@ def test_a_run_that_lives_shows_its_whole_curve_and_stops_on_request(lorawatch_h
         await pilot.press("left_square_bracket")
         await until(pilot, lambda: "step 101/200" in screen_text(app))
         shutil.rmtree(run.root)
-        await until(pilot, lambda: "was deleted" in screen_text(app))
+        await until(pilot, lambda: "the last that was seen" in screen_text(app))
         assert "step 101" in screen_text(app), "what was seen last stays"
 
     drive(act)

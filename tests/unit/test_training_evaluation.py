@@ -175,7 +175,7 @@ def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.Mon
 
 
 def test_the_best_so_far_is_known_to_a_later_attempt_and_no_evaluation_is_made_twice() -> None:
-    told = ("data.eval_share=0.5", "train.eval_every=2", "train.checkpoint_every=4", "train.steps=8", "train.learning_rate=1",
+    told = ("data.eval_share=0.5", "train.eval_every=2", "train.checkpoint_every=4", "train.steps=8", "train.learning_rate=10",
             "train.keep_checkpoints=9")  # fmt: skip
     run = Trained(*told)
     whole = run.again()
@@ -190,14 +190,15 @@ def test_the_best_so_far_is_known_to_a_later_attempt_and_no_evaluation_is_made_t
     assert (run.run.best / "evaluation.json").read_bytes() == best, "none was lower"
 
     # A best that a death has kept out of the journal is of the step that is trained again: it is saved as it was.
+    late = min((6, 8), key=lambda step: made[step] or math.inf)
     (run.run.best / "evaluation.json").write_text(
-        json.dumps({"step": 8, "loss": made[8], "label_tokens": 1, "attempt": 0, "at": 0.0, "data": known.data})
+        json.dumps({"step": late, "loss": made[late], "label_tokens": 1, "attempt": 0, "at": 0.0, "data": known.data})
     )
     checkpoints.remove(run.run.checkpoints / "step-00000008")
     run.again(after=4)
     found = best_of(run.run)
     assert found is not None
-    assert (found.step, found.attempt, found.label_tokens) == (8, 2, known.label_tokens)
+    assert (found.step, found.attempt, found.label_tokens) == (late, 2, known.label_tokens)
 
 
 def test_a_best_of_other_rows_is_given_up(tmp_path: Path) -> None:

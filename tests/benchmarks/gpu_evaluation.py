@@ -72,6 +72,10 @@ def cost(report: Report, engine: str, before: Ran, with_: Ran, after: Ran) -> No
     again = [abs(a.loss / b.loss - 1) for a, b in zip(after.steps, before.steps, strict=True) if a.loss and b.loss]
     best = best_of(with_.run)
     took = statistics.median(e.duration_s or 0.0 for e in with_.evaluations)
+    first = statistics.median(d for n, d in steps.items() if n <= EVERY)
+    between = statistics.median(d for n, d in steps.items() if n > EVERY and n % EVERY != 1)
+    plain_s = statistics.median(s.duration_s for r in (before, after) for s in r.steps if s.phase == "train")
+    print(f"  steps without evaluations {plain_s:.4f} s, before the first {first:.4f} s, between two {between:.4f} s")
     print(f"  without drifted {drift:+.1f}%; losses with evaluations at most {max(apart):.2g} from those without, which differ "
           f"by {max(again):.2g} among themselves; an evaluation takes {took:.2f} s, a step {usual:.3f} s; best: "
           f"{best and (best.step, best.loss)}")  # fmt: skip

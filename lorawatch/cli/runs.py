@@ -108,9 +108,8 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
         click.echo("\nevents")
         start = row.get("started_at_s") or happened[0]["at_s"]
         for event in happened:
-            click.echo(
-                f"  {duration(max(event['at_s'] - start, 0)):>8}  {event['severity']:<8} {clean(event['message'])}"
-            )
+            began = f"  {duration(max(event['at_s'] - start, 0)):>8}  {event['severity']:<8} "
+            click.echo(began + clean(event["message"]).replace("\n", "\n" + " " * len(began)))
     if recipe and row.get("recipe"):
         import msgspec
         import yaml

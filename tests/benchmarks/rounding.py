@@ -31,6 +31,7 @@ def loaded(dtype: str) -> tuple[Any, list[Any]]:
     """The demo's model in this format, with an adapter that adds nothing yet; and its batches."""
     recipe = recipes.load("demo", [f"model.dtype={dtype}"])
     plan = models.plan_model(recipe)
+    plan.config.use_cache = False  # as the Trainer sets it
     tokenizer = models.load_tokenizer(plan)
     torch.manual_seed(0)
     model = models.load_model(plan, recipe, torch.device("cpu"))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from helpers import journal_steps, lorawatch, sql
+from history import write
 
+from lorawatch.records import Event
 from lorawatch.rundir import RunDir
 from lorawatch.storage.ingest import finish_run
 
@@ -65,3 +67,17 @@ def test_energy_is_the_counters_difference_and_agrees_with_the_power(recorded: R
     assert energy == pytest.approx(at(ended) - at(began), rel=1e-3)
     assert integral == pytest.approx(area(began, ended, 20000), rel=2e-3)
     assert disagreement < 2
+
+
+def test_an_events_further_lines_stand_below_its_first(recorded: RunDir) -> None:
+    at = json.loads(lorawatch("show", RUN_ID, "--json").stdout)["started_at_s"]
+    write(
+        recorded.rank_journal(0),
+        Event(at=at + 65, kind="k", severity="warning", message="out of memory\nwhat would fit: 1"),
+    )
+    finish_run(recorded)
+    lines = lorawatch("show", RUN_ID).stdout.splitlines()
+    (first,) = [line for line in lines if "out of memory" in line]
+    assert "1:05  warning" in first
+    below = lines[lines.index(first) + 1]
+    assert below == " " * first.index("out of memory") + "what would fit: 1"

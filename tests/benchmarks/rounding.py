@@ -27,9 +27,9 @@ from lorawatch.training.regions import Regions
 ROWS, LENGTH, LEARNING_RATE = 4, 256, 2e-4
 
 
-def loaded(dtype: str) -> tuple[Any, list[Any]]:
-    """The demo's model in this format, with an adapter that adds nothing yet; and its batches."""
-    recipe = recipes.load("demo", [f"model.dtype={dtype}"])
+def loaded() -> tuple[Any, list[Any]]:
+    """The demo's model in BF16, with an adapter that adds nothing yet; and its batches."""
+    recipe = recipes.load("demo", ["model.dtype=bfloat16"])
     plan = models.plan_model(recipe)
     plan.config.use_cache = False  # as the Trainer sets it
     tokenizer = models.load_tokenizer(plan)
@@ -60,14 +60,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16)
     given = parser.parse_args()
     report = Report(f"an adapter of {given.steps} steps in BF16")
-    exact, batches = loaded("float32")
+    exact, batches = loaded()
+    exact.float()  # the same weights, computed with exactly
     judged = batches[given.steps : given.steps + given.batches]
     before = loss(exact, judged, autocast=False)
     train(exact, batches[: given.steps])
     after = loss(exact, judged, autocast=False)
     report.figure("loss in FP32 without the adapter", before, "")
     report.figure("loss in FP32 with it", after, "")
-    rounded, _ = loaded("bfloat16")
+    rounded, _ = loaded()
     with torch.no_grad():
         for (name, trained), (_, mine) in zip(exact.named_parameters(), rounded.named_parameters(), strict=True):
             if mine.requires_grad:

@@ -84,7 +84,7 @@ def test_a_history_held_by_somebody_else_costs_no_line(lorawatch_home: Path) -> 
             sys.executable,
             "-c",
             f"import duckdb, time; c = duckdb.connect({str(lorawatch_home / 'history.duckdb')!r}); "
-            "print('held', flush=True); time.sleep(30)",
+            "print('held', flush=True); time.sleep(20)",
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -93,7 +93,7 @@ def test_a_history_held_by_somebody_else_costs_no_line(lorawatch_home: Path) -> 
     assert holder.stdout.readline() == "held\n"
     began = time.monotonic()
     result = lorawatch(*TINY, "--set", "train.steps=40", timeout=150)
-    assert time.monotonic() - began > 15, "it has to wait for the history at its end"
+    assert time.monotonic() - began > 12, "it has to wait for the history at its end"
     holder.wait()
     assert result.returncode == 0, result.stdout + result.stderr
     assert "step 40/40" in result.stdout, "the run goes on while the history is held"

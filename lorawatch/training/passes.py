@@ -107,7 +107,11 @@ def parted(model: Any, regions: Regions, trained: Sequence[nn.Parameter], inputs
         torch.manual_seed(0)  # the same dropout
         try:
             found.append(passes(inputs)[1])
-        except RuntimeError:  # a gradient does not come by the cut at all
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+        ):  # no gradient comes by the cut, or nothing enters the layer at it
             return one
     return two if all(_alike(a, b) for a, b in zip(*found, strict=True)) else one
 

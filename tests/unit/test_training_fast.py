@@ -199,6 +199,15 @@ def test_a_step_is_one_part_where_the_lowest_layers_are_reached_by_another_way()
     assert len(parted(model, regions, trained, batch).parts) == 1
 
 
+def test_a_step_is_one_part_where_the_layer_at_the_cut_has_no_part_in_it() -> None:
+    _, model = tiny(layers=9)
+    regions, trained = Regions(model.get_base_model(), 32), [p for p in model.parameters() if p.requires_grad]
+    regions.layers.insert(2, nn.Linear(1, 1))  # as one that sees images
+    batch = {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)}
+    assert halves(model, regions, trained) is not None
+    assert len(parted(model, regions, trained, batch).parts) == 1
+
+
 def test_a_step_of_which_only_the_upper_layers_are_trained_is_one_part() -> None:
     _, model = tiny(layers=3)
     for parameter in model.get_base_model().model.layers[0].parameters():

@@ -165,7 +165,7 @@ class Recipe(_Section):
         """The recipe as a file that `load` reads back."""
         data = self.to_dict()
         ordered = {"name": data.pop("name"), **data}
-        return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+        return write_yaml(ordered)
 
 
 class _Loader(yaml.SafeLoader):
@@ -196,6 +196,20 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RecipeError(
             f"{where}{line}: {problem}", hint="see `lorawatch --record --help` for a recipe's form"
         ) from None
+
+
+def write_yaml(data: Any, **style: Any) -> str:
+    """Plain data as YAML that `parse_yaml` reads back, keys in their order.
+
+    Letters beyond ASCII stand as they are, but not beside a line break of theirs, which would be read as a space.
+
+    Args:
+        style: Of `yaml.safe_dump`.
+    """
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, **style)
+    if any(line_break in text for line_break in "\x85\u2028\u2029"):
+        text = yaml.safe_dump(data, sort_keys=False, **style)
+    return text
 
 
 def builtin_names() -> list[str]:

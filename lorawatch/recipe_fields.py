@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-import yaml
 
 from lorawatch.errors import RecipeError
-from lorawatch.recipe import Recipe, _allowed, parse_yaml
+from lorawatch.recipe import Recipe, _allowed, parse_yaml, write_yaml
 
 Kind = Literal["text", "number", "choice", "list", "value"]
 ABSENT: Final = object()
@@ -116,7 +115,7 @@ def write(value: Any) -> str:
     ):
         return ", ".join(value)
     if isinstance(value, list | dict):
-        return yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True).strip()
+        return write_yaml(value, default_flow_style=True, width=float("inf")).strip()
     return str(value)
 
 

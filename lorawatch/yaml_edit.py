@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lorawatch.errors import RecipeError
-from lorawatch.recipe import parse_yaml
+from lorawatch.recipe import parse_yaml, write_yaml
 
 
 def set_value(text: str, path: str, value: Any, order: Sequence[str] = ()) -> str:
@@ -86,7 +86,7 @@ def mapping(text: str) -> dict[str, Any]:
 
 def dump(data: Mapping[str, Any]) -> str:
     """Plain data as YAML in the house's style: sections in order, a line a key."""
-    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
+    return write_yaml(dict(data))
 
 
 def _checked(edited: str | None, wanted: dict[str, Any]) -> str:
@@ -194,5 +194,4 @@ def _nested(keys: Sequence[str], value: Any) -> Any:
 
 def _flow(value: Any) -> str:
     """A value on one line, quoted where a flow mapping needs it."""
-    written = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
-    return written.strip()[1:-1]
+    return write_yaml([value], default_flow_style=True, width=float("inf")).strip()[1:-1]

@@ -112,10 +112,11 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
             click.echo(began + clean(event["message"]).replace("\n", "\n" + " " * len(began)))
     if recipe and row.get("recipe"):
         import msgspec
-        import yaml
+
+        from lorawatch.recipe import write_yaml
 
         click.echo("\nrecipe")
-        text = yaml.safe_dump(msgspec.json.decode(row["recipe"]), sort_keys=False, allow_unicode=True)
+        text = write_yaml(msgspec.json.decode(row["recipe"]))
         click.echo("\n".join(f"  {line}" for line in text.splitlines()))
     return 0
 

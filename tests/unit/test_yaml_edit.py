@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorawatch.errors import RecipeError
@@ -96,6 +96,7 @@ _VALUES = st.one_of(
 )  # fmt: skip
 
 
+@example(BLOCK, [("name", "\x85"), ("data.split", "ä\u2028þ"), ("lora.targets", ["\u2029"])])
 @given(st.sampled_from([FLOW, BLOCK, ""]), st.lists(st.tuples(st.sampled_from(_PATHS), _VALUES), max_size=6))
 def test_whatever_is_typed_the_text_says_it(text: str, edits: list[tuple[str, Any]]) -> None:
     for path, value in edits:

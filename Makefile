@@ -25,7 +25,8 @@ demo: $(VENV)/.base   ## tune a real model on this machine, on its GPUs or on tw
 	$(BIN)/lorawatch --record demo
 
 test: $(VENV)/.dev   ## all tests
-	$(BIN)/python -m pytest
+	@# most of a test's time is its processes starting; tests of one file share what their module's fixtures cost
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint types layers test   ## what CI checks
 

@@ -46,6 +46,19 @@ class Trained:
         self.events = [[line for line in rank if isinstance(line, Event)] for rank in lines]
         self.adapter = load_file(self.run.adapter / "adapter_model.safetensors")
 
+    def curves_like(self, other: Trained) -> None:
+        """See that all ranks had the other run's losses and gradient norms, and the same norms as each other."""
+        for mine, theirs in zip(self.steps, other.steps, strict=True):
+            assert [s.loss for s in mine] == pytest.approx([s.loss for s in theirs], rel=1e-4)
+            assert [s.grad_norm for s in mine] == pytest.approx([s.grad_norm for s in theirs], rel=1e-3)
+        assert [s.grad_norm for s in self.steps[0]] == [s.grad_norm for s in self.steps[1]]
+
+    def adapter_like(self, other: Trained) -> None:
+        """See that the adapter is the other run's."""
+        assert self.adapter.keys() == other.adapter.keys()
+        for name, weight in self.adapter.items():
+            assert float((weight - other.adapter[name]).abs().max()) < 1e-5, name
+
 
 Train = Callable[..., Trained]
 FAST = ("train.engine=fast", "measure.exclude_steps=0")
@@ -76,9 +89,7 @@ def test_two_ranks_train_as_the_reference_engine_does(
             )  # fmt: skip
             assert (a.tokens or 0) % (2 * 32) == 0  # whole batches of full length, however short the rows
             assert (a.tokens or 0) > (b.tokens or 0)
-    assert fast.adapter.keys() == reference.adapter.keys()
-    for name, weight in fast.adapter.items():
-        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+    fast.adapter_like(reference)
     assert [step.grad_norm for step in fast.steps[0]] == [step.grad_norm for step in fast.steps[1]]
     # No step has a part in compiling, though all are measured.
     for steps, phases in zip(fast.steps, fast.phases, strict=True):
@@ -117,8 +128,7 @@ def test_two_ranks_train_packed_rows_as_the_reference_engine_does(tmp_path: Path
             assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
             assert (a.nonpad_tokens, a.label_tokens) == (b.nonpad_tokens, b.label_tokens)
             assert (a.tokens or 0) % (2 * 16) == 0
-    for name, weight in fast.adapter.items():
-        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+    fast.adapter_like(reference)
 
 
 # What a rank runs before anything else: it records its step as on a GPU, and nothing but Dynamo compiles.
@@ -149,12 +159,8 @@ def test_a_recorded_step_averages_its_gradients_once(tmp_path: Path, reference: 
     assert "the step is one CUDA graph and one all-reduce of 0.0072 MB" in fast.output
     for rank in (0, 1):  # of two batches a step
         assert fast.run.rank_log(0, rank).read_text().count("one all-reduce") == len(fast.steps[rank]) == 6
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        assert [s.loss for s in mine] == pytest.approx([s.loss for s in theirs], rel=1e-4)
-        assert [s.grad_norm for s in mine] == pytest.approx([s.grad_norm for s in theirs], rel=1e-3)
-    assert [s.grad_norm for s in fast.steps[0]] == [s.grad_norm for s in fast.steps[1]]
-    for name, weight in fast.adapter.items():
-        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+    fast.curves_like(reference)
+    fast.adapter_like(reference)
 
 
 def test_a_recorded_step_of_one_batch_exchanges_most_gradients_before_it_has_all(tmp_path: Path) -> None:
@@ -170,12 +176,8 @@ def test_a_recorded_step_of_one_batch_exchanges_most_gradients_before_it_has_all
         log = fast.run.rank_log(0, rank).read_text()
         assert log.count("an all-reduce of 3584 bytes") == 2 * len(fast.steps[rank]) == 24
         assert "one all-reduce" not in log
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        assert [s.loss for s in mine] == pytest.approx([s.loss for s in theirs], rel=1e-4)
-        assert [s.grad_norm for s in mine] == pytest.approx([s.grad_norm for s in theirs], rel=1e-3)
-    assert [s.grad_norm for s in fast.steps[0]] == [s.grad_norm for s in fast.steps[1]]
-    for name, weight in fast.adapter.items():
-        assert float((weight - reference.adapter[name]).abs().max()) < 1e-5, name
+    fast.curves_like(reference)
+    fast.adapter_like(reference)
 
 
 def test_without_a_compiler_the_reference_engine_trains(tmp_path: Path, reference: Trained) -> None:

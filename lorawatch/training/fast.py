@@ -137,10 +137,13 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         """How far all ranks were brought."""
         self.compile_s: float | None = None
         """Seconds that compiling took, or failing to."""
-        self.averages = False
-        """Whether the engine averages the gradients over the ranks, in DDP's place."""
         self.all_reduce: FlatAllReduce | None = None
-        """What does so behind a step's last backward pass; None: nothing is left to do there."""
+        """What averages the gradients over the ranks behind a step's last backward pass; None: nothing is left to do there."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether the engine averages the gradients over the ranks, in DDP's place."""
+        return self.all_reduce is not None or (self._graphed is not None and self._graphed.all_reduce is not None)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -159,9 +162,8 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         if self.level < Level.COMPILED:
             self._restore()
             self._collator.padding = False
-        self.averages = self._graphed is not None and len(ranks) > 1
-        if self._graphed is not None and self.averages:
-            if self._in_one_batch and min(rank.parts for rank in ranks) > 1:
+        if self._graphed is not None and len(ranks) > 1:
+            if min(rank.parts for rank in ranks) > 1:
                 self._graphed.all_reduce = OverlappedAllReduce(len(ranks))
             else:
                 self.all_reduce = FlatAllReduce((p for p in model.parameters() if p.requires_grad), len(ranks))
@@ -176,7 +178,6 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
     ) -> None:
         """Leave the model as it was, and give the graph's memory back."""
         self._graphed = self.all_reduce = None
-        self.averages = False
         self._restore()
 
     def aside(self) -> contextlib.AbstractContextManager[Any]:
@@ -212,7 +213,8 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
                 built.level = Level.COMPILED
                 if record is not None:
                     progress.say("recording the step")
-                    if self._observer.place.together > 1 and self._in_one_batch:
+                    # Where batches are accumulated, what goes between the ranks is there with the last of them.
+                    if self._observer.place.together > 1 and self._recipe.train.gradient_accumulation == 1:
                         passes = parted(model, self._regions, doubles, batch)
                     self._graphed = GraphedLoss(passes, batch, trained, record)
                     built.level, built.parts = Level.GRAPH, self._graphed.parts
@@ -223,11 +225,6 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             progress.close()
             _end_compilers()
         return built
-
-    @property
-    def _in_one_batch(self) -> bool:
-        """Whether a step's gradients are those of one backward pass."""
-        return self._recipe.train.gradient_accumulation == 1
 
     def _may_be_recorded(self) -> bool:
         """Not where the backward pass asks for random states, as gradient checkpointing does, nor where the loss must be
@@ -280,13 +277,11 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         """How a step is recorded, and its gradients are averaged."""
         if self._graphed is None:
             return ""
-        one = ", the step is one CUDA graph"
-        if not self.averages:
-            return one
-        size = f"{self._graphed.bytes / 1e6:.2g} MB"
+        parts, size = self._graphed.parts, f"{self._graphed.bytes / 1e6:.2g} MB"
+        words = ", the step is " + ("one CUDA graph" if parts == 1 else f"{parts} CUDA graphs")
         if self.all_reduce is not None:
-            return f"{one} and one all-reduce of {size}"
-        return f", the step is {self._graphed.parts} CUDA graphs, and most of its all-reduce of {size} is done during the last"
+            return f"{words} and one all-reduce of {size}"
+        return f"{words}, and most of its all-reduce of {size} is done during the last" if self.averages else words
 
 
 class _Progress:

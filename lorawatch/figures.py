@@ -22,7 +22,7 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     where += ", each for itself" if row.get("coupling") == "separate" else ""
     lines = [("run", f"{row['run_id']}  {clean(row['name'])}  {where} on {clean(row['host'])}"), ("state", ended)]
     if row.get("message"):
-        lines.append(("", clean(row["message"]).replace("\n", "\n" + " " * 15)))
+        lines.append(("", clean(row["message"])))
     lines.append(("duration", duration(row.get("duration_s"))))
     if row.get("tok_s") is not None:
         ci = row.get("tok_s_ci95")

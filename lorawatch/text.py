@@ -12,6 +12,11 @@ def number(value: float | None, digits: int = 0, unit: str = "") -> str:
     return f"{value:,.{digits}f}{' ' + unit if unit else ''}"
 
 
+def hanging(first: str, text: str) -> str:
+    """A text of one line or more behind what begins it, its further lines below its first."""
+    return first + text.replace("\n", "\n" + " " * len(first))
+
+
 def gib(value: float | None) -> str:
     """Bytes as GiB, one digit."""
     return MISSING if value is None else f"{value / 2**30:.1f} GiB"

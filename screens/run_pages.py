@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorawatch.sanitize import clean
 from lorawatch.screens.run_words import one_line, state_words, where_words
-from lorawatch.text import MISSING, duration, number
+from lorawatch.text import MISSING, duration, hanging, number
 
 if TYPE_CHECKING:
     from lorawatch.screens.widgets.curve_look import Question
@@ -79,7 +79,7 @@ def title_words(row: dict[str, Any]) -> str:
 
 def figure_lines(row: dict[str, Any], summary: Sequence[tuple[str, str]]) -> list[str]:
     """The figures page."""
-    lines = [f"{name:<14} {clean(str(value))}" for name, value in summary]
+    lines = [hanging(f"{name:<14} ", clean(str(value))) for name, value in summary]
     if row.get("tags"):
         lines.append(f"{'tags':<14} {', '.join(one_line(t) for t in row['tags'])}")
     if row.get("versions"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lorawatch.sanitize import clean
-from lorawatch.text import duration, gib, number
+from lorawatch.text import duration, gib, hanging, number
 
 
 def catch_up() -> None:
@@ -91,7 +91,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     from lorawatch.figures import evaluation_lines, summary_lines
 
     for name, value in summary_lines(row):
-        click.echo(f"{name:<14} {value}")
+        click.echo(hanging(f"{name:<14} ", value))
     if row.get("tags"):
         click.echo(f"{'tags':<14} {', '.join(row['tags'])}")
     names = ("lorawatch", "torch", "driver")
@@ -109,7 +109,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
         start = row.get("started_at_s") or happened[0]["at_s"]
         for event in happened:
             began = f"  {duration(max(event['at_s'] - start, 0)):>8}  {event['severity']:<8} "
-            click.echo(began + clean(event["message"]).replace("\n", "\n" + " " * len(began)))
+            click.echo(hanging(began, clean(event["message"])))
     if recipe and row.get("recipe"):
         import msgspec
 

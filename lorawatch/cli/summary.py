@@ -13,6 +13,7 @@ from lorawatch.errors import LorawatchError
 from lorawatch.figures import summary_lines
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import clean
+from lorawatch.text import hanging
 
 if TYPE_CHECKING:
     from lorawatch.recorder.recorder import Recorder
@@ -90,7 +91,7 @@ def print_summary(run_id: str) -> None:
         _out(f"{run_id} is not in the history yet")
         return
     for name, value in summary_lines(row):
-        _out(f"{name:<14} {value}")
+        _out(hanging(f"{name:<14} ", value))
 
 
 def _out(text: str, *, err: bool = False) -> None:

@@ -37,10 +37,11 @@ def _spares(recipe: Recipe, ranks: int) -> bool:
     """Whether the way through the host's memory costs less than what NVLink draws.
 
     A link that has carried something stays awake for a while, 50 ms on an H100 (nvidia-smi nvlink -gLowPwrInfo), and
-    draws power that a GPU at its power limit then lacks for computing. Two H100 or H200 that train an 8B model in compiled
-    steps of 58 ms lose 1 ms to that, whether they exchange 1 MB or 27 MB in a step; through host memory the exchange of
-    27 MB takes 1 ms, nearly all of it while the lowest layers are computed (tests/benchmarks/gpu_coupling.py). So this is for
-    long steps, small gradients, and the engine that brings GPUs to their limit; more than two GPUs share the host's memory.
+    draws power that a GPU at its power limit then lacks for computing. Two H100 that train an 8B model in compiled steps of
+    58 ms lose 1 ms to that, whether they exchange 1 MB or 27 MB in a step, and two H200 1.3 ms for 27 MB; through host
+    memory those take 1 ms, nearly all of it while the lowest layers are computed (tests/benchmarks/gpu_coupling.py). So this
+    is for long steps, small gradients, and the engine that brings GPUs to their limit; more than two GPUs share the host's
+    memory.
     """
     if ranks != 2 or recipe.train.engine != "fast":
         return False

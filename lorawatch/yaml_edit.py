@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -84,11 +84,6 @@ def mapping(text: str) -> dict[str, Any]:
     return data
 
 
-def dump(data: Mapping[str, Any]) -> str:
-    """Plain data as YAML in the house's style: sections in order, a line a key."""
-    return write_yaml(dict(data))
-
-
 def _checked(edited: str | None, wanted: dict[str, Any]) -> str:
     """The edited text if it says what was wanted; else that, written anew."""
     try:
@@ -96,7 +91,7 @@ def _checked(edited: str | None, wanted: dict[str, Any]) -> str:
             return edited
     except RecipeError:
         pass
-    return dump(wanted)
+    return write_yaml(wanted)
 
 
 def _with_value(text: str, keys: Sequence[str], value: Any, order: Sequence[str]) -> str | None:

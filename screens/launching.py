@@ -107,7 +107,7 @@ def history_choices() -> list[Choice]:
     for row in distinct_recipes(deadline_s=0.3):
         data = row["recipe"]
         runs = f" · {row['runs']} runs" if row["runs"] > 1 else ""
-        text = clean(yaml_edit.dump({"name": data.get("name", "run"), **data}))
+        text = clean(recipe.write_yaml({"name": data.get("name", "run"), **data}))
         found.append(Choice(str(data.get("name") or "run"), text, row["run_id"] + runs, identity(data)))
     return found
 

@@ -299,7 +299,7 @@ def test_text_from_a_table_cannot_drive_the_terminal(tmp_path: Path) -> None:
 cells = st.text(alphabet=st.sampled_from(list('15.,~%×-eMhr"\n \x1b[A—')), max_size=12)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.lists(cells, min_size=4, max_size=4), max_size=3))
 def test_any_text_is_read_or_refused(lines: list[list[str]]) -> None:
     text = "\n".join(["sku,gpu_count,tok_s,epoch_time", *(",".join(line) for line in lines)])

@@ -241,6 +241,11 @@ class LorawatchApp(App[None]):
 
     # --- ways out
 
+    def _handle_exception(self, error: Exception) -> None:
+        """What breaks once the user has left, in widgets that were still being put together, is nobody's concern."""
+        if self._debug or not self._exit:
+            super()._handle_exception(error)
+
     def _fatal_error(self) -> None:
         """One clean line, unless tracebacks were asked for: a frame's locals help nobody who uses this."""
         error = sys.exc_info()[1] or self._exception

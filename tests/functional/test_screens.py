@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import threading
 import time
@@ -331,3 +332,19 @@ def test_after_quitting_no_thread_is_left(keys: list[str]) -> None:
     while any(t.is_alive() for t in left) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not [t.name for t in left if t.is_alive()]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_only_what_breaks_before_the_user_leaves_is_told(leaves: bool) -> None:
+    def breaks() -> None:
+        raise LookupError("a widget that is not there")
+
+    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
+        await until(pilot, lambda: isinstance(app.screen, LiveScreen))
+        if leaves:
+            app.exit()
+        app.screen.call_next(breaks)
+        await asyncio.sleep(0.3)
+
+    with contextlib.nullcontext() if leaves else pytest.raises(LookupError):
+        drive(act)

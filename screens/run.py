@@ -29,9 +29,18 @@ from lorawatch.screens.run_words import ask_delete, ask_tags
 from lorawatch.screens.widgets.curve_plot import CurvePlot
 
 RETRY_S = 2.0
-REFRESH_S = 3.0
+REFRESH_S, REFRESH_AT_MOST_S = 3.0, 10.0
 PAGES = ("curves", "figures", "ranks", "events", "log", "recipe")
 _TEXTS = ("figures", "events", "recipe")
+
+
+def refresh_pause_s(took_s: float) -> float:
+    """Seconds until a run that lives is read again, after a reading of `took_s` seconds.
+
+    A long run takes longer to read, and reading shall cost a twentieth of the time; but one slow reading, the first of
+    all or one on a busy machine, shall not leave the page behind for minutes.
+    """
+    return min(max(REFRESH_S, 20 * took_s), REFRESH_AT_MOST_S)
 
 
 class RunScreen(HouseScreen):
@@ -179,8 +188,7 @@ its tags, d deletes it (asked first), g reads again."""
         self._put("figures", found["figures"])
         self._put("recipe", found["recipe"])
         if row["state"] not in ENDED:
-            # A long run takes longer to read; reading shall cost no more than a twentieth of the time.
-            self._read_in(max(REFRESH_S, 20 * (time.monotonic() - self._asked_at)))
+            self._read_in(refresh_pause_s(time.monotonic() - self._asked_at))
 
     def _read_in(self, seconds: float) -> None:
         """Read again after a while, once, however many reasons there are."""

@@ -85,7 +85,7 @@ class Terminal:
         """What it wrote, without the control sequences."""
         return _CONTROL.sub(b"", self.output(since)).decode(errors="replace")
 
-    def wait(self, words: str, *, since: int = 0, timeout: float = 20) -> float:
+    def wait(self, words: str, *, since: int = 0, timeout: float = 60) -> float:
         """The time (monotonic) at which these words had been painted.
 
         Raises:

@@ -20,7 +20,7 @@ from lorawatch.records import GpuSample, RankStarted
 from lorawatch.rundir import Gpu, RunDir, RunState
 from lorawatch.screens import run as run_screen
 from lorawatch.screens.app import LorawatchApp
-from lorawatch.screens.run import PAGES, RunScreen
+from lorawatch.screens.run import PAGES, RunScreen, refresh_pause_s
 from lorawatch.screens.widgets.curve_look import EACH, CurveLook
 from lorawatch.screens.widgets.curve_plot import CurvePlot
 from lorawatch.screens.widgets.log_page import LogPage
@@ -188,8 +188,13 @@ def live_run(steps: int) -> RunDir:
     return run
 
 
+def test_a_slow_reading_puts_off_the_next_one_by_seconds_not_minutes() -> None:
+    assert [refresh_pause_s(took) for took in (0.01, 0.25, 30.0)] == [3.0, 5.0, 10.0]
+
+
 def test_a_run_that_lives_is_read_again_and_the_place_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_screen, "REFRESH_S", 0.05)
+    monkeypatch.setattr(run_screen, "REFRESH_AT_MOST_S", 0.5)
     run = live_run(100)
 
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:

@@ -35,7 +35,7 @@ def drive(act: Act, *, size: tuple[int, int] = (120, 40), run: str | None = None
     asyncio.run(work())
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], Any], timeout: float = 15) -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], Any], timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, screen_text(pilot.app)  # type: ignore[arg-type]

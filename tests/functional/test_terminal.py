@@ -60,7 +60,7 @@ def test_launch_watch_leave_come_back_stop_and_look_back(tmp_path: Path) -> None
         terminal.wait("at its next step", since=terminal.press("s"))
         mark = terminal.press("y")
         terminal.wait("STOPPED", since=mark, timeout=90)
-        other.wait("STOPPED", timeout=30)
+        other.wait("STOPPED")
         assert run.state().state in ENDED
         terminal.wait("1 run", since=terminal.press("2"))
         terminal.wait("Figures", since=terminal.press("\r"))

@@ -49,7 +49,7 @@ def text(app: StillApp) -> str:
 
 
 async def until(pilot: Pilot[Any], condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, text(pilot.app)  # type: ignore[arg-type]
         await pilot.pause(0.05)

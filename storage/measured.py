@@ -66,7 +66,7 @@ def together(connection: Connection, run_id: str) -> Measured:
 
 
 def separately(connection: Connection, run_id: str, world_size: int) -> Measured:
-    """Steps that each rank takes by itself, of the last attempt, in the time in which all ranks were computing.
+    """Steps that each rank takes by itself, of the last attempt, in the time in which all ranks were computing one.
 
     Steps of one number on two ranks need not happen at once, and whoever ends first leaves the machine to the others:
     so the window is common to all, and a step that its edge cuts counts by its share of time.
@@ -83,8 +83,8 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
         for column, value in zip(mine, values, strict=True):
             column.append(_number(value))
     ranks = [RankSteps(c[0], c[1]) for c in columns.values()]
-    window = common_window(ranks) if len(ranks) == world_size else None
-    if window is None:
+    window = common_window(ranks, join_s=_JOIN_S) if len(ranks) == world_size else []
+    if not window:
         return Measured()
     tokens, nonpad, labels = ([c[i] for c in columns.values()] for i in (2, 3, 4))
 
@@ -93,7 +93,7 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
             return None
         return sum(amount_within(r, a, window) for r, a in zip(ranks, amounts, strict=True))
 
-    found = Measured([window], array("d", (r.durations_s[i] for r in ranks for i in r.touching(window))))
+    found = Measured(window, array("d", (r.durations_s[i] for r in ranks for i in r.touching(window))))
     found.tokens = within(tokens)
     found.nonpad_tokens, found.label_tokens = _whole(within(nonpad)), _whole(within(labels))
     if found.tokens is not None:

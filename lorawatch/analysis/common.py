@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorawatch.analysis.interval import Figure, total
 from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate
-from lorawatch.analysis.windows import Span
+from lorawatch.analysis.windows import Span, common, length, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,41 +24,41 @@ class RankSteps:
     ends_s: Sequence[float]
     durations_s: Sequence[float]
 
-    @property
-    def span(self) -> Span | None:
-        """From the first step's start to the last one's end; None without a step."""
-        return (self.ends_s[0] - self.durations_s[0], self.ends_s[-1]) if self.ends_s else None
-
-    def touching(self, window: Span) -> range:
+    def touching(self, window: Sequence[Span]) -> list[int]:
         """Numbers of the steps that lie in the window, wholly or in part."""
-        inside = [i for i, share in enumerate(self.shares(window)) if share > 0]
-        return range(inside[0], inside[-1] + 1) if inside else range(0)
+        return [i for i, share in enumerate(self.shares(window)) if share > 0]
 
-    def shares(self, window: Span) -> list[float]:
+    def shares(self, window: Sequence[Span]) -> list[float]:
         """Each step's share of time inside the window, 0 to 1; shape (steps,)."""
-        begin, end = window
-        return [
-            max(min(at, end) - max(at - took, begin), 0.0) / took if took > 0 else float(begin <= at <= end)
-            for at, took in zip(self.ends_s, self.durations_s, strict=True)
-        ]
+        ends = [end for _, end in window]
+        found = []
+        for at, took in zip(self.ends_s, self.durations_s, strict=True):
+            inside = 0.0
+            # The spans before this one end before the step begins.
+            for begin, end in window[bisect_right(ends, at - took) :]:
+                if begin >= at:
+                    break
+                inside += min(at, end) - max(at - took, begin)
+            found.append(inside / took if took > 0 else 0.0)
+        return found
 
 
-def common_window(ranks: Sequence[RankSteps]) -> Span | None:
-    """The time in which all ranks were computing: from the latest start of a rank's first measured step to the earliest
-    end of a rank's last one. Before and after it some had the machine's power, heat and memory to themselves.
+def common_window(ranks: Sequence[RankSteps], *, join_s: float) -> list[Span]:
+    """The time in which all ranks were computing a measured step. Before and after it, and while one evaluates or saves,
+    the others have the machine's power, heat and memory to themselves.
+
+    Args:
+        join_s: Gaps between a rank's steps up to this many seconds are no pause.
 
     Returns:
-        None where a rank has no step, or no moment is common to all.
+        In order, without overlap; empty where a rank has no step, or no moment is common to all.
     """
-    spans = [rank.span for rank in ranks]
-    known = [span for span in spans if span is not None]
-    if not known or len(known) < len(spans):
-        return None
-    begin, end = max(b for b, _ in known), min(e for _, e in known)
-    return (begin, end) if end > begin else None
+    return common(
+        union(((at - took, at) for at, took in zip(r.ends_s, r.durations_s, strict=True)), join_s=join_s) for r in ranks
+    )
 
 
-def amount_within(rank: RankSteps, amounts: Sequence[float], window: Span) -> float:
+def amount_within(rank: RankSteps, amounts: Sequence[float], window: Sequence[Span]) -> float:
     """What a rank did inside the window; of a step that an edge cuts, its share by time.
 
     Args:
@@ -66,7 +67,7 @@ def amount_within(rank: RankSteps, amounts: Sequence[float], window: Span) -> fl
     return math.fsum(share * amount for share, amount in zip(rank.shares(window), amounts, strict=True) if share > 0)
 
 
-def summed_rate(ranks: Sequence[RankSteps], amounts: Sequence[Sequence[float]], window: Span) -> Figure:
+def summed_rate(ranks: Sequence[RankSteps], amounts: Sequence[Sequence[float]], window: Sequence[Span]) -> Figure:
     """All ranks' amount a second over the window.
 
     Its interval comes from each rank's own steps in the window, by batch means: the ranks work apart, so that their half
@@ -77,10 +78,12 @@ def summed_rate(ranks: Sequence[RankSteps], amounts: Sequence[Sequence[float]], 
     """
     done = math.fsum(amount_within(r, a, window) for r, a in zip(ranks, amounts, strict=True))
     noise = total([Figure(0.0, _interval(r, a, window)) for r, a in zip(ranks, amounts, strict=True)]).ci95
-    return Figure(done / (window[1] - window[0]), noise)
+    return Figure(done / length(window), noise)
 
 
-def summed_mean_step_rate(ranks: Sequence[RankSteps], amounts: Sequence[Sequence[float]], window: Span) -> float | None:
+def summed_mean_step_rate(
+    ranks: Sequence[RankSteps], amounts: Sequence[Sequence[float]], window: Sequence[Span]
+) -> float | None:
     """The sum over the ranks of the mean of their steps' own rates, of the steps that lie in the window."""
     rates = []
     for rank, amount in zip(ranks, amounts, strict=True):
@@ -90,6 +93,6 @@ def summed_mean_step_rate(ranks: Sequence[RankSteps], amounts: Sequence[Sequence
     return math.fsum(known) if known and len(known) == len(rates) else None
 
 
-def _interval(rank: RankSteps, amounts: Sequence[float], window: Span) -> float | None:
+def _interval(rank: RankSteps, amounts: Sequence[float], window: Sequence[Span]) -> float | None:
     inside = rank.touching(window)
     return batch_means_interval95([amounts[i] for i in inside], [rank.durations_s[i] for i in inside])

@@ -25,6 +25,32 @@ def union(spans: Iterable[Span], *, join_s: float = 0.0) -> list[Span]:
     return joined
 
 
+def common(stretches: Iterable[list[Span]]) -> list[Span]:
+    """The time that is in all of them, in order; none of no stretches.
+
+    Args:
+        stretches: Each in order and without overlap, as `union` returns.
+    """
+    found: list[Span] | None = None
+    for spans in stretches:
+        found = spans if found is None else _both(found, spans)
+    return found or []
+
+
+def _both(ours: list[Span], theirs: list[Span]) -> list[Span]:
+    found: list[Span] = []
+    i = j = 0
+    while i < len(ours) and j < len(theirs):
+        begin, end = max(ours[i][0], theirs[j][0]), min(ours[i][1], theirs[j][1])
+        if end > begin:
+            found.append((begin, end))
+        if ours[i][1] < theirs[j][1]:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
 def length(spans: Iterable[Span]) -> float:
     """Seconds covered by spans that do not overlap."""
     return sum(end - begin for begin, end in spans)

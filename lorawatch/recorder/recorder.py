@@ -23,6 +23,7 @@ from lorawatch.recorder.hang import STEPPING, HangWatch
 from lorawatch.recorder.ingesting import Ingesting
 from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.logs import tail as tail
+from lorawatch.recorder.stopping import Stopping
 from lorawatch.recorder.workers import Workers
 from lorawatch.records import (
     Evaluation,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 TICK_S = 0.2
 HEARTBEAT_S = 1.0
-STOP_GRACE_S = 60.0
 HISTORY_WAIT_S = 60.0
 WORKER_PIDS_EVERY_S = 5.0
 
@@ -100,9 +100,7 @@ class Recorder:
             disk=run.root,
         )
         self._workers: Workers | None = None
-        self._stop_signals = 0
-        self._stopping_since: float | None = None
-        self._stop_kind: str | None = None
+        self._stopping = Stopping(run, self.view, self._event)
         self._heartbeat_at = 0.0
         self._oom_kills = oom_kills()
         self._gpu_lost: list[str] = []
@@ -123,7 +121,7 @@ class Recorder:
 
         Only counts: safe in a signal handler.
         """
-        self._stop_signals += 1
+        self._stopping.signals += 1
 
     # --- life
 
@@ -312,7 +310,9 @@ class Recorder:
         ):
             self.state.state = "running"
         self._take_inbox()
-        self._requests(workers)
+        self._stopping.look(workers)
+        if self._stopping.kind == "stop":
+            self.state.state = "stopping"
         self._watch_for_hang(workers)
         self._host_journal.flush()
         self._events_journal.flush()
@@ -369,44 +369,8 @@ class Recorder:
             self._measuring = line.phase == "train"
             self._sampler.request_energy()
 
-    def _requests(self, workers: Workers) -> None:
-        now = time.monotonic()
-        wanted = max(self._stop_signals, 2 if self.run_dir.requested("kill") else int(self.run_dir.requested("stop")))
-        if wanted >= 2 and self._stop_kind != "kill":
-            self._stop_kind = "kill"
-            self._say("killing", "ending every process at once")
-            workers.kill()
-        elif wanted == 1 and self._stop_kind is None:
-            self._stop_kind = "stop"
-            self._stopping_since = now
-            self.state.state = "stopping"
-            if not self.run_dir.requested("stop"):
-                self._quietly(lambda: self.run_dir.request("stop"))
-            if any(r.started for r in self.view.ranks.values()):
-                how = "the ranks stop together at the next step and save"
-                if self.run_dir.request_of("stop") == b"nan_loss":
-                    how = "the ranks stop together at the next step"
-                elif self._separate:
-                    how = "each rank stops at its own next step, and rank 0 saves"
-                self._say("stopping", f"{how}; once more ends them at once")
-            else:
-                # nobody there who could agree on a step: an own command without the callback, or ranks still loading
-                self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once")
-                workers.terminate()
-        elif self._stop_kind == "stop" and self._stopping_since is not None:
-            grace = max(STOP_GRACE_S, 10 * (self.view.usual_step_s() or 0))
-            if any(r.phase in ("saving", "evaluating") for r in self.view.ranks.values()):
-                # A large checkpoint may take its time on a slow disk, and a script's own evaluation too.
-                self._stopping_since = now
-            elif now - self._stopping_since > grace:
-                self._stopping_since = None
-                self._say("stopping", f"the ranks did not stop within {grace:.0f} s: ending them", "warning")
-                workers.terminate()
-                if not workers.wait_gone(10):
-                    workers.kill()
-
     def _watch_for_hang(self, workers: Workers) -> None:
-        if self._stop_kind is None and self.view.attempt >= self.run_dir.last_attempt():
+        if self._stopping.kind is None and self.view.attempt >= self.run_dir.last_attempt():
             self._hangs.look(workers, self._stepping_since)
 
     # --- small things
@@ -426,7 +390,7 @@ class Recorder:
             world_size=world,
             own_command=self.info.own_command,
             log_tail=tail(self._launcher_log, begin=self._log_begins),
-            stop_requested="kill" if self._stop_kind == "kill" else "stop" if self._stop_kind else None,
+            stop_requested=self._stopping.kind,
             oom_kills=(kills or 0) - (self._oom_kills or 0),
             hang=self._hangs.verdict,
             gpu_lost=self._gpu_lost,

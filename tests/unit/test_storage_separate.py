@@ -52,6 +52,21 @@ def test_separate_ranks_are_measured_over_the_window_common_to_all() -> None:
     assert (found["coupling"], found["world_size"], found["window_of"]) == ("separate", 2, "steps")
 
 
+def test_what_others_do_while_one_evaluates_is_not_measured() -> None:
+    run = make_run(ranks=2, recipe=SEPARATE)
+    # rank 0 evaluates from 10 to 14 s
+    write(run.rank_journal(0), *(own_step(0, n, 0 if n <= 10 else 4, 1.0, tokens=2000) for n in range(1, 21)))
+    write(run.rank_journal(1), *(own_step(1, n, 0, 2.0, tokens=1500) for n in range(1, 13)))
+    samples = [HostSample(sampled_at=T0 + t / 4, host="h", package_energy_j=15.0 * t) for t in range(120)]
+    write(run.host_journal("h"), *samples)
+    end(run)
+    found = summary(run)
+    assert found["window_s"] == pytest.approx(18.0)  # 2 to 10 and 14 to 24 s
+    assert found["tok_s"] == pytest.approx(2000 + 750)
+    assert found["tokens"] == 18 * 2750
+    assert found["energy_j"] == pytest.approx(60 * 18, rel=1e-3)
+
+
 def test_their_energy_is_that_of_the_common_window() -> None:
     run = two_ranks()
     samples = [HostSample(sampled_at=T0 + t, host="h", package_energy_j=60.0 * t) for t in range(45)]

@@ -1,0 +1,87 @@
+"""How a run is stopped: its ranks are asked to stop together and save; whoever does not, or a second request, is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from lorawatch.live import LiveView
+from lorawatch.recorder.workers import Workers
+from lorawatch.records import Event, Severity
+from lorawatch.rundir import RunDir
+
+GRACE_S = 60.0
+_TERMINATED_S = 10.0
+
+
+class Stopping:
+    """Serves the requests to stop or kill a run, from signals and from its directory.
+
+    Args:
+        run: The run's directory, whose requests the ranks and other processes see too.
+        view: What is known of the ranks, kept up to date by the caller.
+        tell: Called for each event.
+
+    Attributes:
+        signals: How often the recorder itself was asked; a signal handler counts it up.
+        kind: What was begun; "kill" once every process was ended at once.
+    """
+
+    def __init__(self, run: RunDir, view: LiveView, tell: Callable[[Event], None]) -> None:
+        self.signals = 0
+        self.kind: Literal["stop", "kill"] | None = None
+        self._run, self._view, self._tell = run, view, tell
+        self._since: float | None = None  # None as well once patience has ended
+
+    def look(self, workers: Workers) -> None:
+        """Do what is due; called every tick."""
+        asked = max(self.signals, 2 if self._run.requested("kill") else int(self._run.requested("stop")))
+        if asked >= 2 and self.kind != "kill":
+            self.kind = "kill"
+            self._say("killing", "ending every process at once")
+            workers.kill()
+        elif asked == 1 and self.kind is None:
+            self.kind = "stop"
+            self._since = time.monotonic()
+            self._ask(workers)
+        elif self.kind == "stop" and self._since is not None:
+            self._wait(workers, self._since)
+
+    def _ask(self, workers: Workers) -> None:
+        self._request()
+        if not any(rank.started for rank in self._view.ranks.values()):
+            # nobody there who could agree on a step: an own command without the callback, or ranks still loading
+            self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once")
+            workers.terminate()
+            return
+        how = "the ranks stop together at the next step and save"
+        if self._run.request_of("stop") == b"nan_loss":
+            how = "the ranks stop together at the next step"
+        elif self._view.separate:
+            how = "each rank stops at its own next step, and rank 0 saves"
+        self._say("stopping", f"{how}; once more ends them at once")
+
+    def _request(self) -> None:
+        """Let the ranks know; on a full disk a later tick does."""
+        if not self._run.requested("stop"):
+            with contextlib.suppress(OSError):
+                self._run.request("stop")
+
+    def _wait(self, workers: Workers, since: float) -> None:
+        self._request()
+        now = time.monotonic()
+        grace = max(GRACE_S, 10 * (self._view.usual_step_s() or 0))
+        if any(rank.phase in ("saving", "evaluating") for rank in self._view.ranks.values()):
+            # A large checkpoint may take its time on a slow disk, and a script's own evaluation too.
+            self._since = now
+        elif now - since > grace:
+            self._since = None
+            self._say("stopping", f"the ranks did not stop within {grace:.0f} s: ending them", "warning")
+            workers.terminate()
+            if not workers.wait_gone(_TERMINATED_S):
+                workers.kill()
+
+    def _say(self, kind: str, message: str, severity: Severity = "info") -> None:
+        self._tell(Event(at=time.time(), kind=kind, severity=severity, message=message))

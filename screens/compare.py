@@ -328,7 +328,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
         if message.error is not None:
             self._counted = None
             fields.say("tokens", comparing.told(message.error), wrong=True)
-        else:
+        elif message.value is not None:
             path, counted = message.value
             fields.say("tokens", f"{path.name}: {counted.words}")
             self._compare(tokens=counted.tokens, tokens_from=f"{clean(path.name)}: {counted.words}")

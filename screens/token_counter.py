@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual.message_pump import MessagePump
 
+from lorawatch.errors import LorawatchError
 from lorawatch.screens.background import Background
 
-_COUNTING = "lorawatch.training.counting"
+if TYPE_CHECKING:
+    from lorawatch.launch.counting import Counted
 
 
 class TokenCounter:
@@ -19,30 +22,31 @@ class TokenCounter:
 
     def __init__(self) -> None:
         self._background: Background | None = None
+        self._cancelled = threading.Event()
 
     def count(self, node: MessagePump, path: Path, model: str, sequence_length: int) -> None:
-        """Post `Answered(KEY, …)` to `node`: the path, and how many tokens of this model it has."""
-        from lorawatch.launch.counting import Counted, count_tokens
+        """Post `Answered(KEY, …)` to `node`: the path, and how many tokens of this model it has; None instead where another
+        count was asked for meanwhile."""
+        from lorawatch.launch.counting import count_tokens
 
-        def work() -> tuple[Path, Counted]:
-            return path, count_tokens(path, model, sequence_length)
+        self._cancelled.set()
+        cancelled = self._cancelled = threading.Event()
+
+        def work() -> tuple[Path, Counted] | None:
+            try:
+                counted = count_tokens(path, model, sequence_length, cancelled=cancelled)
+            except LorawatchError:
+                if cancelled.is_set():
+                    return None
+                raise
+            return None if cancelled.is_set() else (path, counted)
 
         if self._background is None:
             self._background = Background()
-        else:
-            self._end()
         self._background.ask(node, self.KEY, work)
 
     def close(self) -> None:
         """End the count that is on its way."""
+        self._cancelled.set()
         if self._background is not None:
-            self._background.close(0)
-            self._end()
-
-    def _end(self) -> None:
-        import psutil
-
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):
-                if _COUNTING in child.cmdline():
-                    child.kill()
+            self._background.close()

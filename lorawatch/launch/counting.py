@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ _NO_TOKENIZER = ("ModelNotFound", "MissingDependency")
 _CRASHED = "crashed"
 _TEXTS = (".jsonl", ".json", ".csv", ".txt")
 _LOOKED_AT = 1 << 16
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,36 +49,41 @@ class _Answer(msgspec.Struct):
     kind: str = ""
 
 
-def count_tokens(path: Path, model: str, sequence_length: int, *, timeout_s: float = 600.0) -> Counted:
+def count_tokens(
+    path: Path,
+    model: str,
+    sequence_length: int,
+    *,
+    timeout_s: float = 600.0,
+    cancelled: threading.Event | None = None,
+) -> Counted:
     """Count a data file's tokens as training would see them; from its size where the tokenizer cannot be had.
 
     Args:
         path: The data file.
         model: As a recipe names it; empty where nothing tells.
         sequence_length: At which rows are cut.
+        cancelled: Set by another thread, it ends the count.
 
     Raises:
         DataError: The file is missing, empty or broken; names file and line.
-        UsageError: It takes longer than the timeout.
+        UsageError: It takes longer than the timeout, or was cancelled.
     """
     where = clean(str(path))
     _check(path, where)
+    command = [sys.executable, "-m", "lorawatch.training.counting", str(path), model, str(sequence_length)]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "lorawatch.training.counting", str(path), model, str(sequence_length)],
-            capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False,
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise UsageError(
-            f"{where}: counting its tokens took longer than {timeout_s:.0f} s", hint="give their number: --tokens 50M"
-        ) from None
     except OSError as error:
         raise LorawatchError(f"the counting did not start: {error}") from None
+    out, err = _finished(process, where, timeout_s, cancelled or threading.Event())
     try:
-        answer = msgspec.json.decode(done.stdout.strip().rpartition(b"\n")[2], type=_Answer)
+        answer = msgspec.json.decode(out.strip().rpartition(b"\n")[2], type=_Answer)
     except msgspec.MsgspecError:
-        last = clean(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])[:200]
-        answer = _Answer(error=last or f"it ended with {done.returncode}", kind=_CRASHED)
+        last = clean(err.decode(errors="replace").strip().rpartition("\n")[2])[:200]
+        answer = _Answer(error=last or f"it ended with {process.returncode}", kind=_CRASHED)
     if answer.error is None and answer.tokens < 1:
         raise DataError(f"{where}: nothing is left to train on: every row is empty or dropped", hint="look at its rows")
     if answer.error is None:
@@ -89,6 +97,33 @@ def count_tokens(path: Path, model: str, sequence_length: int, *, timeout_s: flo
     if answer.kind == _CRASHED:
         why = f"counting them failed ({answer.error})"
     return Counted(tokens, False, f"about {tokens:,} tokens, from its size: {why}")
+
+
+def _finished(
+    process: subprocess.Popen[bytes], where: str, timeout_s: float, cancelled: threading.Event
+) -> tuple[bytes, bytes]:
+    """What the process wrote; ends it where nobody waits for it any more.
+
+    Raises:
+        UsageError: It takes longer than the timeout, or was cancelled.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                return process.communicate(timeout=_LOOK_EVERY_S)
+            except subprocess.TimeoutExpired:
+                if cancelled.is_set():
+                    raise UsageError(f"{where}: the counting was cancelled") from None
+                if time.monotonic() > deadline:
+                    raise UsageError(
+                        f"{where}: counting its tokens took longer than {timeout_s:.0f} s",
+                        hint="give their number: --tokens 50M",
+                    ) from None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def _check(path: Path, where: str) -> None:

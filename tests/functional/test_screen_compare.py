@@ -12,12 +12,15 @@ import threading
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import psutil
 import pytest
-from helpers import lorawatch
+from helpers import lorawatch, wait_for
 from history import T0, end, make_run, rows, step, write
 from test_screens import drive, footer, screen_text, until
+from textual.message_pump import MessagePump
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList
 
@@ -28,8 +31,10 @@ from lorawatch.records import GpuSample, RankStarted
 from lorawatch.rundir import Gpu
 from lorawatch.screens import comparing
 from lorawatch.screens.app import LorawatchApp
+from lorawatch.screens.background import Answered
 from lorawatch.screens.compare import CompareScreen
 from lorawatch.screens.comparing import Picture
+from lorawatch.screens.token_counter import TokenCounter
 from lorawatch.screens.widgets.compare_below import CompareBelow
 from lorawatch.screens.widgets.figure_table import FigureTable, Line, elide
 from lorawatch.storage.ingest import finish_run
@@ -486,15 +491,30 @@ def test_a_data_files_tokens_are_counted_beside_everything_else(tmp_path: Path) 
     drive(act, size=(160, 50))
 
 
-def test_leaving_ends_a_count_that_is_on_its_way(tmp_path: Path) -> None:
-    import psutil
+def counting() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "lorawatch.training.counting" in " ".join(p.cmdline())]
 
+
+def test_a_count_is_ended_by_the_next_one_of_the_same_file_and_is_not_heard(tmp_path: Path) -> None:
     data = tmp_path / "long.jsonl"
     data.write_text('{"text": "one two three four"}\n' * 10)
+    heard: list[Answered] = []
+    node = cast("MessagePump", SimpleNamespace(is_running=True, post_message=heard.append))
+    counter = TokenCounter()
+    counter.count(node, data, "one/model", 512)
+    wait_for(counting)
+    counting()[0].suspend()  # so that it cannot end by itself
+    counter.count(node, data, "another/model", 512)
+    wait_for(lambda: len(heard) == 2)
+    assert (heard[0].value, heard[0].error) == (None, None)
+    assert "the tokenizer of another/model is not here" in heard[1].value[1].words
+    counter.close()
+    assert counting() == []
 
-    def counting() -> list[psutil.Process]:
-        return [p for p in psutil.Process().children() if "lorawatch.training.counting" in " ".join(p.cmdline())]
 
+def test_leaving_ends_a_count_that_is_on_its_way(tmp_path: Path) -> None:
+    data = tmp_path / "long.jsonl"
+    data.write_text('{"text": "one two three four"}\n' * 10)
     before = set(threading.enumerate())
 
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:

@@ -1,7 +1,8 @@
-"""Knowing a process again: by pid, start time and boot, never by pid alone."""
+"""Knowing a process again: by pid, start time and boot, never by pid alone; and what this one may use."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -89,3 +90,28 @@ def oom_kills() -> int | None:
     except OSError:
         pass
     return None
+
+
+def usable_cores(proc: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those of its affinity, which Slurm sets, and no more than the CPU time that a
+    container or a slice above it is allowed (`cpu.max`, cgroup v2). At least 1.
+
+    Args:
+        proc: What says which group it is in.
+        groups: Where the groups are mounted.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        own = next((line[3:] for line in proc.read_text().splitlines() if line.startswith("0::")), "/")
+    except OSError:
+        own = "/"
+    group = groups / own.strip("/")
+    for above in (group, *group.parents):
+        if not above.is_relative_to(groups):
+            break
+        try:
+            quota, period = (above / "cpu.max").read_text().split()
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+            continue
+    return max(cores, 1)

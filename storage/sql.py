@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorawatch.errors import HistoryError, UsageError
+from lorawatch.processes import usable_cores
 from lorawatch.storage.connection import explain, reading
 from lorawatch.storage.engine import Connection, Error, duckdb
 
@@ -108,7 +108,7 @@ def _checked(connection: Connection, query: str) -> str | _Explain:
 
 @contextlib.contextmanager
 def _guarded(timeout_s: float, history: Path | None, may_write: Path | None = None) -> Iterator[Connection]:
-    config = {"memory_limit": MEMORY, "threads": str(min(os.cpu_count() or 1, 8))}
+    config = {"memory_limit": MEMORY, "threads": str(min(usable_cores(), 8))}
     with reading(history, config=config) as connection:
         if may_write is not None:
             place = str(may_write.absolute()).replace("'", "''")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Test processes side by side, each with a thread a core, would wait in OpenMP's spinning barriers for each other's turns:
+# torch's smallest steps take a hundred times as long then. A thread each; before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow moment of the machine fails no test.
 settings.register_profile("untimed", deadline=None)

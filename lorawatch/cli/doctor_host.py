@@ -15,6 +15,7 @@ from pathlib import Path
 from lorawatch import __version__, paths
 from lorawatch.cli.check import Check, gib
 from lorawatch.errors import HistoryBusy, LorawatchError
+from lorawatch.processes import usable_cores
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _TRAINING = {"transformers": (5, 0), "peft": (0, 18), "accelerate": (1, 10), "datasets": (4, 0)}
@@ -32,6 +33,8 @@ def system() -> list[Check]:
 
     from lorawatch.telemetry.host import Rapl
 
+    usable, there = usable_cores(), os.cpu_count() or 1
+    cores = f"{there} cores" if usable >= there else f"{usable} of {there} cores may be used here"
     python = f"{platform.python_version()} ({sys.executable})"
     linux = sys.platform == "linux"
     rapl = Rapl()
@@ -54,7 +57,7 @@ def system() -> list[Check]:
         Check("system", "ok", f"{platform.system()} {platform.release()} {platform.machine()}")
         if linux
         else Check("system", "warn", platform.platform(), "lorawatch is made for Linux"),
-        Check("CPU and memory", "ok", f"{os.cpu_count()} cores, {gib(psutil.virtual_memory().total)}"),
+        Check("CPU and memory", "ok", f"{cores}, {gib(psutil.virtual_memory().total)}"),
         power,
     ]
 

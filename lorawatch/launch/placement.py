@@ -9,6 +9,7 @@ from typing import Literal
 
 from lorawatch.devices import DeviceRequest
 from lorawatch.errors import NoSuitableGpu
+from lorawatch.processes import usable_cores
 from lorawatch.rundir import Gpu
 
 DEFAULT_CPU_RANKS = 2  # DDP is DDP from two ranks on; more would only share the same cores
@@ -30,7 +31,7 @@ class Placement:
 
     def environment(self) -> dict[str, str]:
         """Variables that make the ranks see exactly these devices, in this order."""
-        threads = max((os.cpu_count() or 1) // self.world_size, 1)
+        threads = max(usable_cores() // self.world_size, 1)
         # GPUs by UUID: CUDA's own numbering follows speed, NVML's the PCI bus.
         env = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpu_uuids)}
         if "OMP_NUM_THREADS" not in os.environ:  # torchrun would set 1
@@ -51,7 +52,7 @@ def place(request: DeviceRequest, gpus: Sequence[Gpu], *, count: int | None = No
     """
     indices = request.indices if request.indices is not None else tuple(sorted(_visible(gpus)))
     if request.cpu_ranks is not None or not indices:
-        ranks = count or request.cpu_ranks or min(DEFAULT_CPU_RANKS, os.cpu_count() or 1)
+        ranks = count or request.cpu_ranks or min(DEFAULT_CPU_RANKS, usable_cores())
         return Placement("cpu", ranks)
     there = {g.gpu_index: g for g in gpus}
     absent = [i for i in indices if i not in there]

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from lorawatch import paths
+from lorawatch.processes import usable_cores
 
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 _THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
@@ -23,8 +24,7 @@ def set_up(ranks_here: int, environment: MutableMapping[str, str] | None = None)
     for variable, name in _FOLDERS.items():
         if variable not in env and (folder := _own_folder(paths.home() / "cache" / name)):
             env[variable] = str(folder)
-    cores = len(os.sched_getaffinity(0))
-    env.setdefault(_THREADS, str(max(1, min(_MOST_THREADS, cores // max(1, ranks_here)))))
+    env.setdefault(_THREADS, str(max(1, min(_MOST_THREADS, usable_cores() // max(1, ranks_here)))))
 
 
 def _own_folder(folder: Path) -> Path | None:

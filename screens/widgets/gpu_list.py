@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -18,6 +17,7 @@ from textual.widgets import SelectionList, Static
 
 from lorawatch.devices import DeviceRequest
 from lorawatch.launch.placement import Placement, place
+from lorawatch.processes import usable_cores
 from lorawatch.rundir import Gpu
 from lorawatch.sanitize import clean
 from lorawatch.screens.background import Answered
@@ -156,7 +156,7 @@ class GpuList(Vertical):
             listing.border_title = "GPUs"
             await self.mount(listing)
         else:
-            cores = os.cpu_count() or 1
+            cores = usable_cores()
             ranks = [str(n) for n in range(1, max(min(cores, MOST_RANKS), 2) + 1)]
             words = Static(Text(f"  no GPU here · {cores} CPU cores"), classes="muted")
             await self.mount(Horizontal(Static(Text("CPU ranks ")), Cycle(ranks, "2"), words))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from textual.pilot import Pilot
 
 from lorawatch.screens import launching
 from lorawatch.screens.app import MachineKnown
+from lorawatch.screens.widgets import gpu_list
 from lorawatch.watching.watch import Watch
 
 SIZES = [(80, 24), (120, 40), (160, 50)]
@@ -40,7 +40,7 @@ def recorded_home(lorawatch_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     lorawatch_home.mkdir()
     home(lorawatch_home)
     monkeypatch.setattr(launching, "disk_line", lambda: "75.0 GiB of disk free at /home/lorawatch")
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(gpu_list, "usable_cores", lambda: 8)
     return lorawatch_home
 
 

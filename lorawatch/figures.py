@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorawatch.sanitize import clean
-from lorawatch.text import MISSING, duration, gib, number
+from lorawatch.text import MISSING, duration, gib, number, rank_words
 
 
 def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -59,6 +59,20 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def event_words(event: Mapping[str, Any], world_size: int | None) -> str:
+    """An event's message, behind whose it is where it is not all ranks' and does not say so itself.
+
+    Args:
+        event: As `storage.queries.run_events` gives them.
+        world_size: Of the run; None where it is not known.
+    """
+    message = clean(event["message"] or event["kind"])
+    whose = rank_words(event["ranks"])
+    if not whose or len(event["ranks"]) == world_size or whose in message:
+        return message
+    return f"{whose}: {message}"
+
+
 def evaluation_words(loss: float | None, step: int, best_loss: float | None, best_step: int | None) -> str:
     """The loss of the last evaluation, and the lowest where that is another's: `1.4010 (lowest 1.3801, step 40)`."""
     if best_step is None:
@@ -76,7 +90,8 @@ def evaluation_lines(rows: Sequence[Mapping[str, Any]], limit: int) -> list[str]
     shown = [row for row in rows[:-limit] if row["best"]] + list(rows[-limit:])
     lines = [f"{'step':>8} {'loss':>9} {'label tokens':>13} {'time':>9}"]
     for row in shown:
-        took = MISSING if row["duration_s"] is None else f"{row['duration_s']:,.1f} s"
+        took = row["duration_s"]
+        took = MISSING if took is None else f"{took:,.1f} s" if took >= 1 else f"{1000 * took:.0f} ms"
         lines.append(
             f"{row['step']:>8} {number(row['loss'], 4):>9} {number(row['label_tokens']):>13} {took:>9}"
             + ("  lowest" if row["best"] else "")

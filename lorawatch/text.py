@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MISSING = "—"
 
 
@@ -15,6 +17,13 @@ def number(value: float | None, digits: int = 0, unit: str = "") -> str:
 def hanging(first: str, text: str) -> str:
     """A text of one line or more behind what begins it, its further lines below its first."""
     return first + text.replace("\n", "\n" + " " * len(first))
+
+
+def rank_words(ranks: Sequence[int]) -> str:
+    """`rank 2`, `ranks 0, 2`, `ranks 0–7`; empty for none. Of ranks in order."""
+    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"ranks {ranks[0]}–{ranks[-1]}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else ""
 
 
 def gib(value: float | None) -> str:

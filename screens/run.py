@@ -9,6 +9,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.events import Resize
 from textual.timer import Timer
 from textual.widgets import DataTable, Static, TabbedContent, TabPane
 
@@ -31,6 +32,7 @@ from lorawatch.screens.widgets.curve_plot import CurvePlot
 RETRY_S = 2.0
 REFRESH_S, REFRESH_AT_MOST_S = 3.0, 10.0
 PAGES = ("curves", "figures", "ranks", "events", "log", "recipe")
+_BESIDE_TEXT = 4  # padding and a scroll bar
 _TEXTS = ("figures", "events", "recipe")
 
 
@@ -212,6 +214,10 @@ its tags, d deletes it (asked first), g reads again."""
             self._shown[word] = lines
             self.query_one(f"#{word}-text", Static).update(Text("\n".join(lines)))
 
+    def on_resize(self, event: Resize) -> None:
+        super().on_resize(event)
+        self.call_later(self._show_page)
+
     async def on_tabbed_content_tab_activated(self, event: TabbedContent.TabActivated) -> None:
         await self._show_page()
         if self.page == "log":
@@ -220,7 +226,8 @@ its tags, d deletes it (asked first), g reads again."""
     async def _show_page(self) -> None:
         """Fill the page that is seen; its widgets are made when it is opened first."""
         if self.page == "events" and self.row is not None:
-            self._put("events", event_lines(self.row, self._pages["events"]))
+            room = self.size.width - _BESIDE_TEXT
+            self._put("events", event_lines(self.row, self._pages["events"], room))
         if self.page == "ranks" and self._shown.get("ranks") != self._pages["ranks"]:
             ranks = self._shown["ranks"] = self._pages["ranks"]
             pane = self.query_one("#ranks", TabPane)

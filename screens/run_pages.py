@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -109,17 +110,24 @@ def _ms(seconds: float | None) -> str:
     return number(None if seconds is None else 1000 * seconds, 1)
 
 
-def event_lines(row: dict[str, Any], events: Sequence[dict[str, Any]]) -> list[str]:
-    """The events page: clock, time into the run, how bad it is, whose it is, and what happened."""
+def event_lines(row: dict[str, Any], events: Sequence[dict[str, Any]], width: int) -> list[str]:
+    """The events page: clock, time into the run, how bad it is, whose it is, and what happened.
+
+    Args:
+        width: Cells of a line; an event's further lines stand below its first.
+    """
+    from lorawatch.figures import event_words
+
     lines = []
     marks = {"warning": "!", "error": "✗"}
     for event in events:
         clock = time.strftime("%H:%M:%S", time.localtime(event["at_s"]))
         began = row.get("started_at_s")
         into = duration(event["at_s"] - began) if began is not None and event["at_s"] >= began else ""
-        whose = "" if event["rank"] is None else f"rank {event['rank']}: "
-        message = one_line(event["message"] or event["kind"])[:400]
-        lines.append(f"{clock} {into:>8} {marks.get(event['severity'], '·')} {whose}{message}")
+        began = f"{clock} {into:>8} {marks.get(event['severity'], '·')} "
+        message = one_line(event_words(event, row.get("world_size")))[:400]
+        wrapped = textwrap.wrap(message, max(width - len(began), 20), break_on_hyphens=False)
+        lines.append(hanging(began, "\n".join(wrapped)))
     if len(events) == EVENTS:
         lines.insert(0, f"the latest {EVENTS} events; lorawatch sql has the others")
     return lines or ["no events"]

@@ -82,17 +82,33 @@ def run_figures(run_id: str, *, deadline_s: float = 2.0) -> dict[str, Any] | Non
 
 
 def run_events(run_id: str, limit: int = 20, *, deadline_s: float = 2.0) -> list[dict[str, Any]]:
-    """A run's latest events, in order of time; of the phases that each evaluation brings none, `run_evaluations` has those.
+    """A run's latest events, in order of time: `at_s`, `kind`, `severity`, `attempt`, `ranks`, `message`.
+
+    A phase that several ranks tell is one event of theirs, from when the first was in it. What each evaluation and each
+    checkpoint brings is left out (`run_evaluations` has the former, an event of its own the latter), unless it is the last
+    that a rank told: a run may have ended in it.
 
     Raises:
         HistoryBusy, HistoryError: As `list_runs`.
     """
     return _rows(
-        'SELECT * FROM (SELECT epoch("at") AS at_s, kind, severity, attempt, rank, message FROM events WHERE run_id = ? '
-        "AND NOT (kind = 'phase' AND starts_with(message, 'evaluating')) "
-        "QUALIFY kind <> 'phase' OR message <> 'training' "
-        'OR row_number() OVER (PARTITION BY kind, message, attempt, rank ORDER BY "at") = 1 '
-        'ORDER BY "at" DESC LIMIT ?) ORDER BY at_s',
+        """
+        WITH told AS (
+            SELECT epoch("at") AS at_s, kind, severity, attempt, rank, message, kind = 'phase' AS phase,
+                row_number() OVER (PARTITION BY kind, message, attempt, rank ORDER BY "at") AS nth,
+                "at" = max("at") OVER (PARTITION BY kind, attempt, rank) AS latest
+            FROM events WHERE run_id = ?
+        )
+        SELECT * FROM (
+            SELECT min(at_s) AS at_s, kind, severity, attempt,
+                coalesce(list(rank ORDER BY rank) FILTER (rank IS NOT NULL), []) AS ranks, message
+            FROM told
+            WHERE NOT phase OR CASE WHEN message = 'training' THEN nth = 1
+                WHEN starts_with(message, 'evaluating') OR message = 'saving: checkpoint' THEN latest ELSE true END
+            GROUP BY kind, severity, attempt, message, nth, CASE WHEN NOT phase THEN rank END
+            ORDER BY min(at_s) DESC LIMIT ?
+        ) ORDER BY at_s
+        """,
         [run_id, limit],
         deadline_s,
     )

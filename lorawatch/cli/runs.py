@@ -88,7 +88,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
         more = {"evaluations": evaluated, "events": happened, "run_dir": folder}
         click.echo(msgspec.json.encode({**row, **more}).decode())
         return 0
-    from lorawatch.figures import evaluation_lines, summary_lines
+    from lorawatch.figures import evaluation_lines, event_words, summary_lines
 
     for name, value in summary_lines(row):
         click.echo(hanging(f"{name:<14} ", value))
@@ -109,7 +109,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
         start = row.get("started_at_s") or happened[0]["at_s"]
         for event in happened:
             began = f"  {duration(max(event['at_s'] - start, 0)):>8}  {event['severity']:<8} "
-            click.echo(hanging(began, clean(event["message"])))
+            click.echo(hanging(began, event_words(event, row["world_size"])))
     if recipe and row.get("recipe"):
         import msgspec
 

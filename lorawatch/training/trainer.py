@@ -198,7 +198,7 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     observer.phase("tokenizing", recipe.data.source)
     data, held_out = build_sets(recipe, tokenizer, plan.vocabulary, place.together)
     start = find(run, recipe, place, observer, data.fingerprint)
-    observer.phase("loading", _described(data) + (f"; {len(held_out)} rows to evaluate on" if held_out else ""))
+    observer.phase("loading", _described(data) + (f"; {len(held_out):,} rows to evaluate on" if held_out else ""))
     model = models.load_model(plan, recipe, device)
     packing, facts = None, plan.facts
     if isinstance(data, PackedData):
@@ -356,13 +356,13 @@ def _tell_packing(observer: Observer, recipe: Recipe, data: SyntheticData | Toke
 
 def _described(data: SyntheticData | TokenizedData | PackedData) -> str:
     if isinstance(data, SyntheticData):
-        return f"{len(data)} rows of random tokens"
+        return f"{len(data):,} rows of random tokens"
     if isinstance(data, PackedData):
         packing = data.packing
-        return f"{_described(data.rows)}, {len(data)} blocks of {packing.length} with {packing.padding:.1%} padding"
-    parts = [f"{len(data)} rows, {data.tokens} tokens"]
+        return f"{_described(data.rows)}, {len(data):,} blocks of {packing.length} with {packing.padding:.1%} padding"
+    parts = [f"{len(data):,} rows, {data.tokens:,} tokens"]
     if data.cut:
-        parts.append(f"{data.cut} cut")
+        parts.append(f"{data.cut:,} cut")
     if data.dropped:
-        parts.append(f"{data.dropped} dropped")
+        parts.append(f"{data.dropped:,} dropped")
     return ", ".join(parts)

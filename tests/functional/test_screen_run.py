@@ -16,7 +16,7 @@ from textual.widgets import DataTable, Static
 
 from lorawatch.errors import HistoryBusy
 from lorawatch.processes import ProcessId
-from lorawatch.records import GpuSample, RankStarted
+from lorawatch.records import Event, GpuSample, RankStarted
 from lorawatch.rundir import Gpu, RunDir, RunState
 from lorawatch.screens import run as run_screen
 from lorawatch.screens.app import LorawatchApp
@@ -302,7 +302,7 @@ def test_every_page_is_there_and_fits_small_and_large_terminals(lorawatch_home: 
     shutil.copytree(DATA / "h100_run" / "0gq2zx6h", lorawatch_home / "runs" / "0gq2zx6h")
     finish_run(RunDir(lorawatch_home / "runs" / "0gq2zx6h"))
     words = {
-        "curves": "W per GPU", "figures": "throughput", "ranks": "of fastest", "events": "rank 0: saving: adapter",
+        "curves": "W per GPU", "figures": "throughput", "ranks": "of fastest", "events": " · saving: adapter",
         "log": "attempt_0/rank-0.log", "recipe": "  sequence_length: 512",
     }  # fmt: skip
 
@@ -321,6 +321,30 @@ def test_every_page_is_there_and_fits_small_and_large_terminals(lorawatch_home: 
         assert app.is_running
 
     drive(act, size=(160, 50))
+
+
+def test_a_long_event_goes_on_below_itself_and_says_whose_it_is() -> None:
+    run = a_whole_run()
+    words = " ".join(f"word{n:02}" for n in range(30))
+    write(run.rank_journal(1), Event(at=T0 + 30, kind="told", severity="warning", rank=1, message=words))
+    finish_run(run)
+
+    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
+        screen, _ = await opened(pilot, app, run)
+        await pilot.press("right_square_bracket", "right_square_bracket", "right_square_bracket")
+        await until(pilot, lambda: screen.page == "events" and "rank 1: word00" in screen_text(app))
+        for size in ((120, 40), (80, 24)):
+            await pilot.resize_terminal(*size)
+
+            def found(width: int = size[0]) -> list[str]:
+                lines = [line.rstrip() for line in screen_text(app).splitlines() if "word" in line]
+                return lines if width - 20 < max(map(len, lines), default=0) <= width else []
+
+            await until(pilot, found)
+            first = found()[0].index("rank 1: word00")
+            assert {len(line) - len(line.lstrip()) for line in found()[1:]} == {first}
+
+    drive(act)
 
 
 def test_tags_and_deletion_from_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

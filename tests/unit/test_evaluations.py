@@ -11,7 +11,7 @@ from history import T0, a_whole_run, an_evaluated_run, end, evaluation, make_run
 
 from lorawatch.cli.display import JsonLines, PlainLines
 from lorawatch.cli.runs import show
-from lorawatch.figures import evaluation_lines, evaluation_words, summary_lines
+from lorawatch.figures import evaluation_lines, evaluation_words, event_words, summary_lines
 from lorawatch.journal import JournalTail
 from lorawatch.live import Follower, LiveView, eval_every
 from lorawatch.records import GpuSample, PhaseChange, RankStarted
@@ -92,10 +92,37 @@ def test_rates_and_energy_are_those_of_the_same_run_without_evaluations() -> Non
 
 def test_the_events_do_not_tell_each_evaluation() -> None:
     run = an_evaluated_run()
-    write(run.rank_journal(0), PhaseChange(at=T0 + 90, attempt=0, rank=0, name="saving", detail="adapter"))
-    finish_run(run)
-    phases = [(e["message"], e["rank"]) for e in run_events(run.run_id, 50) if e["kind"] == "phase"]
-    assert sorted(phases) == [("saving: adapter", 0), ("training", 0), ("training", 1)]
+
+    def phases() -> list[tuple[str, list[int]]]:
+        ingest_run(run)
+        return [(e["message"], e["ranks"]) for e in run_events(run.run_id, 50) if e["kind"] == "phase"]
+
+    def phase(rank: int, at: float, name: str, detail: str) -> None:
+        write(run.rank_journal(rank), PhaseChange(at=T0 + at, attempt=0, rank=rank, name=name, detail=detail))
+
+    assert phases() == [("training", [0, 1])]
+    phase(0, 85, "saving", "checkpoint")
+    phase(1, 86, "evaluating", "after step 50")
+    assert phases()[1:] == [("saving: checkpoint", [0]), ("evaluating: after step 50", [1])], "what each is busy with"
+    for rank in (0, 1):
+        phase(rank, 90, "training", "")
+    phase(0, 95, "saving", "adapter")
+    assert phases() == [("training", [0, 1]), ("saving: adapter", [0])]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message", "words"),
+    [
+        ([], "tiny started", "tiny started"),
+        ([0, 1, 2, 3], "loading: m", "loading: m"),
+        ([0, 1, 2], "loading: m", "ranks 0–2: loading: m"),
+        ([0, 3], "loading: m", "ranks 0, 3: loading: m"),
+        ([2], "readings stopped", "rank 2: readings stopped"),
+        ([2], "rank 2's loss is nan", "rank 2's loss is nan"),
+    ],
+)
+def test_an_event_says_whose_it_is_where_it_is_not_everybodys(ranks: list[int], message: str, words: str) -> None:
+    assert event_words({"kind": "k", "message": message, "ranks": ranks}, 4) == words
 
 
 def test_curves_have_the_evaluations_on_both_axes_whatever_part_they_show() -> None:
@@ -238,9 +265,9 @@ def test_words_for_the_last_and_the_lowest() -> None:
     ]
     assert evaluation_lines(made, 2) == [
         "    step      loss  label tokens      time",
-        "       3    2.0000         1,234     0.2 s  lowest",
-        "       7    2.5000         1,234     0.2 s",
-        "       8    2.5000         1,234     0.2 s",
+        "       3    2.0000         1,234    250 ms  lowest",
+        "       7    2.5000         1,234    250 ms",
+        "       8    2.5000         1,234    250 ms",
         "and 5 before them",
     ]
     assert len(evaluation_lines(made, 20)) == 9

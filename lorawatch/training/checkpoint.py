@@ -24,7 +24,6 @@ from lorawatch import __version__, checkpoints
 from lorawatch.checkpoints import Checkpoint, Manifest, StoredFile
 from lorawatch.errors import CheckpointError
 from lorawatch.recipe import Recipe
-from lorawatch.records import Event, Severity
 from lorawatch.rundir import RunDir
 from lorawatch.training.adapter import write_adapter
 from lorawatch.training.observer import Observer
@@ -75,9 +74,9 @@ def find(run: RunDir, recipe: Recipe, place: Place, observer: Observer, data: st
         checkpoints.clear_unfinished(run.checkpoints)
         found, wrong = checkpoints.newest_good(run.checkpoints, recipe, place.together, resumed=place.resumed)
         for words in wrong:
-            _say(observer, "checkpoint_refused", f"{words}; it is passed over", "warning")
+            observer.tell("checkpoint_refused", f"{words}; it is passed over", "warning")
         if found is None and wrong:
-            _say(observer, "checkpoint_refused", "no good checkpoint is left: training begins at step 1", "error")
+            observer.tell("checkpoint_refused", "no good checkpoint is left: training begins at step 1", "error")
     found = everyone(found)[0]
     if found is None:
         return None
@@ -94,8 +93,8 @@ def find(run: RunDir, recipe: Recipe, place: Place, observer: Observer, data: st
         ]
         if changed:
             words = f"the losses may differ in their last digits: {', '.join(changed)}"
-            _say(observer, "versions_changed", words, "warning")
-        _say(observer, "resumed", f"training goes on after step {found.step}, from {found.name}")
+            observer.tell("versions_changed", words, "warning")
+        observer.tell("resumed", f"training goes on after step {found.step}, from {found.name}")
     return found
 
 
@@ -152,12 +151,12 @@ class Saver:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = error.message if isinstance(error, CheckpointError) else str(error)
             stays = next((f" {f.name} stays." for f in checkpoints.folders(root)), "")
-            _say(self._observer, "checkpoint_failed", f"no checkpoint of step {step}: {reason}.{stays}", "warning")
+            self._observer.tell("checkpoint_failed", f"no checkpoint of step {step}: {reason}.{stays}", "warning")
             return False
         took = time.monotonic() - began
         size = sum(f.bytes for part in parts for f in part.files.values())
         name = checkpoints.folder_name(step)
-        _say(self._observer, "checkpoint", f"{name} saved: {size / 1e6:,.1f} MB in {took:.2f} s")
+        self._observer.tell("checkpoint", f"{name} saved: {size / 1e6:,.1f} MB in {took:.2f} s")
         return True
 
     def _write_part(self, trainer: Any, folder: Path) -> dict[str, StoredFile]:
@@ -234,7 +233,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _say(observer: Observer, kind: str, message: str, severity: Severity = "info") -> None:
-    observer.append(Event(at=time.time(), kind=kind, severity=severity, message=message, rank=observer.place.rank))

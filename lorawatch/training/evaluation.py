@@ -20,7 +20,6 @@ from torch import Tensor
 from lorawatch import folders
 from lorawatch.adapters import BestAdapter, best_of
 from lorawatch.errors import LorawatchError
-from lorawatch.records import Event, Severity
 from lorawatch.training.adapter import save_adapter
 from lorawatch.training.checkpoint import everyone
 from lorawatch.training.data import Item, SyntheticData, TokenizedData
@@ -174,9 +173,11 @@ class Evaluator:
         found = None if cut else Evaluated(step, loss, tokens, time.monotonic() - began)
         if place.rank == 0:
             if found is None:
-                self._say("evaluation_cut", f"no evaluation after step {step}: {cut}")
+                self._observer.tell("evaluation_cut", f"no evaluation after step {step}: {cut}")
             elif not math.isfinite(loss):
-                self._say("evaluation_nan", f"the loss of the evaluation after step {step} is {loss}", "warning")
+                self._observer.tell(
+                    "evaluation_nan", f"the loss of the evaluation after step {step} is {loss}", "warning"
+                )
             elif self._best is None or loss < self._best.loss or (loss == self._best.loss and step == self._best.step):
                 self._keep(found, model)
         everyone(None)  # so that no rank's next step waits for the disk of rank 0
@@ -234,7 +235,7 @@ class Evaluator:
         except Exception as error:  # noqa: BLE001  what writing raises depends on the library that writes
             stays = f"; that of step {self._best.step} stays" if self._best is not None else ""
             words = " ".join(str(error).split())[:300] or type(error).__name__
-            self._say(
+            self._observer.tell(
                 "best_not_saved", f"the best adapter, of step {found.step}, is not saved{stays}: {words}", "warning"
             )
         else:
@@ -245,14 +246,10 @@ class Evaluator:
         best = best_of(self._observer.run)
         if best is None or best.data == self._print:
             return best
-        self._say(
+        self._observer.tell(
             "evaluation_rows_changed",
             f"the rows to evaluate on are not those of before: the best adapter so far (step {best.step}) is given up at "
             "the next evaluation",
             "warning",
         )
         return None
-
-    def _say(self, kind: str, message: str, severity: Severity = "info") -> None:
-        rank = self._observer.place.rank
-        self._observer.append(Event(at=time.time(), kind=kind, severity=severity, message=message, rank=rank))

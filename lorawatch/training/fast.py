@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lorawatch.recipe import Recipe
-from lorawatch.records import Event, Severity
+from lorawatch.records import Severity
 from lorawatch.training.checkpoint import everyone
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, Item
@@ -271,7 +271,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             kind, words = "engine_fallback", f"the step is no CUDA graph ({who}): its compiled layers run without"
         else:
             kind, words = "compiled", f"{self._regions} compiled in {self.compile_s:.1f} s{self._graph_words()}"
-        self._observer.append(Event(at=time.time(), kind=kind, severity=severity, message=words, rank=place.rank))
+        self._observer.tell(kind, words, severity)
 
     def _graph_words(self) -> str:
         """How a step is recorded, and its gradients are averaged."""

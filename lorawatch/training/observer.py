@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from lorawatch.journal import JournalWriter
-from lorawatch.records import PhaseChange, Record
+from lorawatch.records import Event, PhaseChange, Record, Severity
 from lorawatch.rundir import RunDir
 from lorawatch.training.place import Place
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
@@ -55,6 +55,12 @@ class Observer:
         self.append(
             PhaseChange(at=time.time(), attempt=self.place.attempt, rank=self.place.rank, name=name, detail=detail)
         )
+
+    def tell(self, kind: str, message: str, severity: Severity = "info") -> None:
+        """Journal an event of all ranks that train together, which one of them tells; of a rank that trains for itself
+        its own."""
+        rank = self.place.rank if self.place.separate else None
+        self.append(Event(at=time.time(), kind=kind, severity=severity, message=message, rank=rank))
 
     def watch(self, tick: Callable[[], None]) -> None:
         """Call a function at every look, on the side thread."""

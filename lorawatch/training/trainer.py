@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from lorawatch import checkpoints, folders
 from lorawatch.checkpoints import Checkpoint
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
-from lorawatch.records import Event
 from lorawatch.rundir import RunDir
 from lorawatch.training import fast, quantization, shortage
 from lorawatch.training import model as models
@@ -351,7 +349,7 @@ def _tell_packing(observer: Observer, recipe: Recipe, data: SyntheticData | Toke
         words = data.words(recipe.train.batch_size_per_gpu, to_longest=recipe.train.engine == "reference")
     else:
         words = "data.packing changes nothing: random tokens are full rows already"
-    observer.append(Event(at=time.time(), kind="packing", message=words, rank=observer.place.rank))
+    observer.tell("packing", words)
 
 
 def _described(data: SyntheticData | TokenizedData | PackedData) -> str:

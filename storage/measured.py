@@ -12,7 +12,8 @@ from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate
 from lorawatch.analysis.windows import Span, length, union
 from lorawatch.storage.engine import Connection
 
-# Ends of neighbouring steps are read by several processes' clocks; a gap shorter than this is no pause.
+# Ends of neighbouring steps are read by several processes' clocks; a gap shorter than this is no pause, unless a rank said
+# that it evaluates or saves.
 _JOIN_S = 0.02
 _FETCH = 10_000
 
@@ -41,6 +42,7 @@ def together(connection: Connection, run_id: str) -> Measured:
     tokens, durations = array("d"), array("d")
     counts = _Counts(), _Counts()
     spans: list[Span] = []
+    pauses = _pauses(connection, run_id)
     rows = connection.execute(
         "SELECT epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM v_steps "
         "WHERE run_id = ? AND phase = 'train' ORDER BY step",
@@ -53,7 +55,7 @@ def together(connection: Connection, run_id: str) -> Measured:
             spans.append((ended - duration, ended))
             counts[0].add(nonpad)
             counts[1].add(labels)
-        spans = union(spans, join_s=_JOIN_S)
+        spans = union(spans, join_s=_JOIN_S, pauses=pauses)
     found = Measured(spans, durations)
     found.nonpad_tokens, found.label_tokens = (c.total for c in counts)
     seconds = length(spans)
@@ -83,7 +85,9 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
         for column, value in zip(mine, values, strict=True):
             column.append(_number(value))
     ranks = [RankSteps(c[0], c[1]) for c in columns.values()]
-    window = common_window(ranks, join_s=_JOIN_S) if len(ranks) == world_size else []
+    window = (
+        common_window(ranks, join_s=_JOIN_S, pauses=_pauses(connection, run_id)) if len(ranks) == world_size else []
+    )
     if not window:
         return Measured()
     tokens, nonpad, labels = ([c[i] for c in columns.values()] for i in (2, 3, 4))
@@ -117,6 +121,15 @@ class _Counts:
     @property
     def total(self) -> int | None:
         return self._sum if self._whole else None
+
+
+def _pauses(connection: Connection, run_id: str) -> list[float]:
+    """When a rank began with something else than steps; in order, seconds of the epoch."""
+    rows = connection.execute(
+        "SELECT epoch(\"at\") FROM events WHERE run_id = ? AND kind = 'phase' AND message <> 'training' ORDER BY \"at\"",
+        [run_id],
+    )
+    return [at for (at,) in rows.fetchall()]
 
 
 def _fetched(rows: Connection) -> Iterator[Any]:

@@ -43,19 +43,18 @@ class RankSteps:
         return found
 
 
-def common_window(ranks: Sequence[RankSteps], *, join_s: float) -> list[Span]:
+def common_window(ranks: Sequence[RankSteps], *, join_s: float, pauses: Sequence[float] = ()) -> list[Span]:
     """The time in which all ranks were computing a measured step. Before and after it, and while one evaluates or saves,
     the others have the machine's power, heat and memory to themselves.
 
     Args:
-        join_s: Gaps between a rank's steps up to this many seconds are no pause.
+        join_s, pauses: Which gaps between a rank's steps are no pause, as in `union`.
 
     Returns:
         In order, without overlap; empty where a rank has no step, or no moment is common to all.
     """
-    return common(
-        union(((at - took, at) for at, took in zip(r.ends_s, r.durations_s, strict=True)), join_s=join_s) for r in ranks
-    )
+    spans = ([(at - took, at) for at, took in zip(r.ends_s, r.durations_s, strict=True)] for r in ranks)
+    return common(union(steps, join_s=join_s, pauses=pauses) for steps in spans)
 
 
 def amount_within(rank: RankSteps, amounts: Sequence[float], window: Sequence[Span]) -> float:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 Span = tuple[float, float]
 """Begin and end, seconds of one clock; the end is not before the beginning."""
 
 
-def union(spans: Iterable[Span], *, join_s: float = 0.0) -> list[Span]:
+def union(spans: Iterable[Span], *, join_s: float = 0.0, pauses: Sequence[float] = ()) -> list[Span]:
     """Spans in order, without overlap.
 
     Args:
         spans: In any order.
         join_s: Gaps up to this many seconds are closed: neighbouring steps whose clocks were read a moment apart are
             one stretch.
+        pauses: Moments in order; a gap that has one in it or as close to it as `join_s` stays, however short.
     """
+
+    def closed(begin: float, end: float) -> bool:
+        at = bisect_left(pauses, begin - join_s)
+        return end - begin <= join_s and not (at < len(pauses) and pauses[at] <= end + join_s)
+
     joined: list[Span] = []
     for begin, end in sorted(spans):
-        if joined and begin <= joined[-1][1] + join_s:
+        if joined and (begin <= joined[-1][1] or closed(joined[-1][1], begin)):
             joined[-1] = (joined[-1][0], max(joined[-1][1], end))
         else:
             joined.append((begin, end))

@@ -90,6 +90,15 @@ def test_rates_and_energy_are_those_of_the_same_run_without_evaluations() -> Non
         assert evaluated[name] == pytest.approx(plain[name], rel=0.02), name
 
 
+@pytest.mark.parametrize("pause_s", [0.002, 0.015, 0.1])
+def test_however_short_an_evaluation_is_it_is_not_measured(pause_s: float) -> None:
+    run = an_evaluated_run(pause_s=pause_s)
+    finish_run(run)
+    found = one_row("SELECT window_s, tok_s FROM run_summary")
+    assert found["window_s"] == pytest.approx(19.5, abs=1e-4)  # 39 steps
+    assert found["tok_s"] == pytest.approx(4000, rel=1e-5)
+
+
 def test_the_events_do_not_tell_each_evaluation() -> None:
     run = an_evaluated_run()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from lorawatch.errors import LorawatchError
 from lorawatch.paths import host_name
 from lorawatch.rundir import ENDED, Gpu, RunDir
 from lorawatch.screens.background import Answered, Background
+from lorawatch.screens.garbage import EVERY_S, Collector
 
 if TYPE_CHECKING:
     from lorawatch.watching.frame import Frame
@@ -115,6 +115,7 @@ class LorawatchApp(App[None]):
         self._own_machine = self.machine_words = self.host
         self.last_frame: Frame | None = None
         self.background = Background()
+        self.collector: Collector | None = None  # for a process that is all this app's
         self._debug = debug
         self._wanted = run_id, replay_speed
 
@@ -144,6 +145,8 @@ class LorawatchApp(App[None]):
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, lambda *_: self.call_later(self.exit))
         self.call_after_refresh(lambda: self.watcher.start())
+        if self.collector is not None:
+            self.set_interval(EVERY_S, self.collector.collect)
 
     def on_unmount(self) -> None:
         if "watcher" in self.__dict__:
@@ -261,9 +264,7 @@ def run_app(run_id: str | None = None, *, replay_speed: float | None = None, deb
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "auto")
     app = LorawatchApp(run_id, replay_speed=replay_speed, debug=debug)
-    # A collection walks everything that widgets and style sheets are made of, 60 ms in which no key is answered: what
-    # frames leave behind is freed by its reference counts, so that one in a while suffices.
-    gc.set_threshold(50_000, 20, 50)
+    app.collector = Collector()
     app.run()
     return app.return_code or 0
 

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 SMALLEST = (40, 12)
 
 
+class Keys(Footer):
+    """The footer, which lets go of the keys that it no longer shows.
+
+    Textual's stays bound to them, some 300 objects a key and time that the keys change, until one of its own settings does.
+    """
+
+    async def recompose(self) -> None:
+        await super().recompose()
+        self.mutate_reactive(Footer.compact)
+
+
 class HouseScreen(Screen[None]):
     """Base of the full screens.
 
@@ -49,7 +60,7 @@ class HouseScreen(Screen[None]):
 
     async def _mount_footer(self) -> None:
         if self.is_attached:  # the user may have left already
-            await self.mount(Footer(show_command_palette=False))
+            await self.mount(Keys(show_command_palette=False))
             self.refresh_bindings()  # a footer shows nothing before it is told of keys
 
     def compose_body(self) -> ComposeResult:

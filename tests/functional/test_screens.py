@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import threading
 import time
@@ -348,3 +349,22 @@ def test_only_what_breaks_before_the_user_leaves_is_told(leaves: bool) -> None:
 
     with contextlib.nullcontext() if leaves else pytest.raises(LookupError):
         drive(act)
+
+
+def test_keys_that_are_no_longer_named_are_let_go() -> None:
+    async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
+        await until(pilot, lambda: "q Quit" in footer(app))
+
+        async def named(times: int) -> int:
+            for _ in range(times):
+                await pilot.press("question_mark")
+                await until(pilot, lambda: "Everywhere:" in screen_text(app))
+                await pilot.press("escape")
+                await until(pilot, lambda: "q Quit" in footer(app))
+            gc.collect()
+            return sum(type(o).__name__ == "FooterKey" for o in gc.get_objects())
+
+        before = await named(3)
+        assert await named(6) <= before + 2
+
+    drive(act)

@@ -12,6 +12,7 @@ from history import T0
 from pictures import home
 from still import StillApp
 from textual.pilot import Pilot
+from textual.widgets import Input, TextArea
 
 from lorawatch.screens import launching
 from lorawatch.screens.app import MachineKnown
@@ -66,6 +67,9 @@ def test_screen(snap_compare: Any, recorded_home: Path, screen: str, size: tuple
         for keys, words in SCREENS[screen]:
             await pilot.press(*keys)
             await until(pilot, lambda words=words: words in text(app))  # type: ignore[misc]
+        for kind in (Input, TextArea):
+            for box in app.screen.query(kind):
+                box.cursor_blink = False  # else the moment decides
         before = ""
         while before != text(app):  # what comes behind the first frame has come
             before = text(app)

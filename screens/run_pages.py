@@ -114,7 +114,7 @@ def event_lines(row: dict[str, Any], events: Sequence[dict[str, Any]], width: in
     """The events page: clock, time into the run, how bad it is, whose it is, and what happened.
 
     Args:
-        width: Cells of a line; an event's further lines stand below its first.
+        width: Characters of a line; an event's further lines stand below its first.
     """
     from lorawatch.figures import event_words
 
@@ -122,8 +122,8 @@ def event_lines(row: dict[str, Any], events: Sequence[dict[str, Any]], width: in
     marks = {"warning": "!", "error": "✗"}
     for event in events:
         clock = time.strftime("%H:%M:%S", time.localtime(event["at_s"]))
-        began = row.get("started_at_s")
-        into = duration(event["at_s"] - began) if began is not None and event["at_s"] >= began else ""
+        start = row.get("started_at_s")
+        into = duration(event["at_s"] - start) if start is not None and event["at_s"] >= start else ""
         began = f"{clock} {into:>8} {marks.get(event['severity'], '·')} "
         message = one_line(event_words(event, row.get("world_size")))[:400]
         wrapped = textwrap.wrap(message, max(width - len(began), 20), break_on_hyphens=False)

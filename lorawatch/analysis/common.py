@@ -34,11 +34,10 @@ class RankSteps:
         found = []
         for at, took in zip(self.ends_s, self.durations_s, strict=True):
             inside = 0.0
-            # The spans before this one end before the step begins.
-            for begin, end in window[bisect_right(ends, at - took) :]:
-                if begin >= at:
-                    break
-                inside += min(at, end) - max(at - took, begin)
+            span = bisect_right(ends, at - took)  # those before it end before the step begins
+            while span < len(window) and window[span][0] < at:
+                inside += min(at, window[span][1]) - max(at - took, window[span][0])
+                span += 1
             found.append(inside / took if took > 0 else 0.0)
         return found
 

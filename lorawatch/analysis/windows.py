@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from math import inf
 
 Span = tuple[float, float]
 """Begin and end, seconds of one clock; the end is not before the beginning."""
@@ -19,14 +20,15 @@ def union(spans: Iterable[Span], *, join_s: float = 0.0, pauses: Sequence[float]
         pauses: Moments in order; a gap that has one in it or as close to it as `join_s` stays, however short.
     """
 
-    def closed(begin: float, end: float) -> bool:
+    def is_pause(begin: float, end: float) -> bool:
         at = bisect_left(pauses, begin - join_s)
-        return end - begin <= join_s and not (at < len(pauses) and pauses[at] <= end + join_s)
+        return at < len(pauses) and pauses[at] <= end + join_s
 
     joined: list[Span] = []
     for begin, end in sorted(spans):
-        if joined and (begin <= joined[-1][1] or closed(joined[-1][1], begin)):
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        last = joined[-1][1] if joined else -inf
+        if begin <= last or (begin <= last + join_s and not is_pause(last, begin)):
+            joined[-1] = (joined[-1][0], max(last, end))
         else:
             joined.append((begin, end))
     return joined

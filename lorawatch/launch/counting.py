@@ -73,9 +73,7 @@ def count_tokens(
     _check(path, where)
     command = [sys.executable, "-m", "lorawatch.training.counting", str(path), model, str(sequence_length)]
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )  # fmt: skip
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise LorawatchError(f"the counting did not start: {error}") from None
     out, err = _finished(process, where, timeout_s, cancelled or threading.Event())

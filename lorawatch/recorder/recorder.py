@@ -84,8 +84,7 @@ class Recorder:
         self._host = host_name()
         self._host_journal = JournalWriter(run.host_journal(self._host))
         self._events_journal = JournalWriter(run.events_journal)
-        self._separate = is_separate(self.info)
-        self.view = LiveView(self.info.world_size, separate=self._separate, eval_every=eval_every(self.info))
+        self.view = LiveView(self.info.world_size, separate=is_separate(self.info), eval_every=eval_every(self.info))
         self._follower = Follower(run, self.view, skip_host=True)
         self._inbox: deque[Record] = deque()  # what other threads bring; the view and the display belong to this one
         self._ingesting = Ingesting(run, self._inbox.append)
@@ -100,7 +99,7 @@ class Recorder:
             disk=run.root,
         )
         self._workers: Workers | None = None
-        self._stopping = Stopping(run, self.view, self._event)
+        self._stopping = Stopping(run, self.view, self._say)
         self._heartbeat_at = 0.0
         self._oom_kills = oom_kills()
         self._gpu_lost: list[str] = []
@@ -154,7 +153,7 @@ class Recorder:
                     self.run_dir,
                     self._placement,
                     max_restarts=self.recipe.launch.max_restarts,
-                    separate=self._separate,
+                    separate=self.view.separate,
                 )
                 self.info.command = command
                 self.run_dir.write_info(self.info)
@@ -189,7 +188,7 @@ class Recorder:
             words = (
                 f"gradients go through the host's memory, so that NVLink sleeps (launch.p2p: {self.recipe.launch.p2p})"
             )
-            self._event(Event(at=time.time(), kind="p2p", message=words))
+            self._say("p2p", words)
         return found
 
     def adopt(self) -> RunState:
@@ -214,7 +213,7 @@ class Recorder:
             )
         self._workers = Workers(before.launcher, None, before.ranks)
         self._begin()
-        self._event(Event(at=time.time(), kind="adopted", message="a new recorder took the run over"))
+        self._say("adopted", "a new recorder took the run over")
         return self._supervise()
 
     def _begin(self) -> None:
@@ -243,14 +242,7 @@ class Recorder:
                 next_tick = time.monotonic()
         # The agent's ranks die with it; whoever is left after a moment is an orphan.
         if not workers.wait_gone(10.0, self._tick):
-            self._event(
-                Event(
-                    at=time.time(),
-                    kind="orphans",
-                    severity="warning",
-                    message="ranks outlived their launcher and were ended",
-                )
-            )
+            self._say("orphans", "ranks outlived their launcher and were ended", "warning")
             workers.kill()
         self._tick()
         verdict = judge(self._evidence())

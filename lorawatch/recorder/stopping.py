@@ -9,7 +9,7 @@ from typing import Literal
 
 from lorawatch.live import LiveView
 from lorawatch.recorder.workers import Workers
-from lorawatch.records import Event, Severity
+from lorawatch.records import Severity
 from lorawatch.rundir import RunDir
 
 GRACE_S = 60.0
@@ -22,17 +22,17 @@ class Stopping:
     Args:
         run: The run's directory, whose requests the ranks and other processes see too.
         view: What is known of the ranks, kept up to date by the caller.
-        tell: Called for each event.
+        say: Called for each event with its kind, message and severity.
 
     Attributes:
         signals: How often the recorder itself was asked; a signal handler counts it up.
         kind: What was begun; "kill" once every process was ended at once.
     """
 
-    def __init__(self, run: RunDir, view: LiveView, tell: Callable[[Event], None]) -> None:
+    def __init__(self, run: RunDir, view: LiveView, say: Callable[[str, str, Severity], None]) -> None:
         self.signals = 0
         self.kind: Literal["stop", "kill"] | None = None
-        self._run, self._view, self._tell = run, view, tell
+        self._run, self._view, self._say = run, view, say
         self._since: float | None = None  # None as well once patience has ended
 
     def look(self, workers: Workers) -> None:
@@ -40,7 +40,7 @@ class Stopping:
         asked = max(self.signals, 2 if self._run.requested("kill") else int(self._run.requested("stop")))
         if asked >= 2 and self.kind != "kill":
             self.kind = "kill"
-            self._say("killing", "ending every process at once")
+            self._say("killing", "ending every process at once", "info")
             workers.kill()
         elif asked == 1 and self.kind is None:
             self.kind = "stop"
@@ -53,7 +53,7 @@ class Stopping:
         self._request()
         if not any(rank.started for rank in self._view.ranks.values()):
             # nobody there who could agree on a step: an own command without the callback, or ranks still loading
-            self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once")
+            self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once", "info")
             workers.terminate()
             return
         how = "the ranks stop together at the next step and save"
@@ -61,7 +61,7 @@ class Stopping:
             how = "the ranks stop together at the next step"
         elif self._view.separate:
             how = "each rank stops at its own next step, and rank 0 saves"
-        self._say("stopping", f"{how}; once more ends them at once")
+        self._say("stopping", f"{how}; once more ends them at once", "info")
 
     def _request(self) -> None:
         """Let the ranks know; on a full disk a later tick does."""
@@ -82,6 +82,3 @@ class Stopping:
             workers.terminate()
             if not workers.wait_gone(_TERMINATED_S):
                 workers.kill()
-
-    def _say(self, kind: str, message: str, severity: Severity = "info") -> None:
-        self._tell(Event(at=time.time(), kind=kind, severity=severity, message=message))

@@ -39,7 +39,7 @@ class Case:
             )
         self.events: list[str] = []
         self.workers = Told()
-        self.stopping = Stopping(self.run, self.view, lambda event: self.events.append(event.message))
+        self.stopping = Stopping(self.run, self.view, lambda _kind, message, _severity: self.events.append(message))
 
     def look(self) -> list[str]:
         self.stopping.look(cast("Workers", self.workers))

@@ -9,7 +9,8 @@ import msgspec
 
 from lorawatch import recipe as recipes
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.rundir import ENDED, RunDir, read_json
+from lorawatch.files import read_json
+from lorawatch.rundir import ENDED, RunDir
 from lorawatch.sanitize import clean
 
 Voice = Literal["base", "adapter", "both"]

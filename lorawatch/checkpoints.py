@@ -20,9 +20,9 @@ import msgspec
 
 from lorawatch import recipe as recipes
 from lorawatch.errors import CheckpointError, RecipeError
+from lorawatch.files import read_json, write_atomically
 from lorawatch.folders import make_durable
 from lorawatch.recipe import Recipe
-from lorawatch.rundir import read_json, write_atomically
 from lorawatch.sanitize import clean
 
 MANIFEST = "manifest.json"

@@ -71,6 +71,14 @@ class RunNotFound(UsageError):
     """No run directory and no recorded run has that id or name."""
 
 
+class RunBusy(LorawatchError):
+    """Another lorawatch is deciding what becomes of the run."""
+
+
+class RunElsewhere(LorawatchError):
+    """Another host, or another container, looks after the run, or was the last to do so."""
+
+
 class HistoryError(LorawatchError):
     """The history file cannot be used as it is."""
 

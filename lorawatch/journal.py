@@ -6,17 +6,22 @@ crash is left alone until it is whole, or stepped over when the next writer has 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from lorawatch.records import AnyLine, LinesLost, Record
+from lorawatch.files import write_atomically
+from lorawatch.records import AnyLine, LinesLost, Record, Step
 
+_RESERVED_BYTES = 4096
+_RETRY_S = 0.2
 _encoder = msgspec.json.Encoder()
 line_decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
@@ -36,30 +41,32 @@ class JournalWriter:
 
     def __init__(self, path: Path, *, rank: int | None = None, keep: int = 200_000) -> None:
         self.path = path
+        self._reserved = path.with_name(f".{path.name}.reserved")
         self._rank = rank
         self._keep = keep
         self._waiting: deque[bytes] = deque()
-        self._pending = b""  # the rest of a line that the disk took only in part
+        self._batch = b""  # what the disk takes at the moment, and how much of it it has taken
+        self._written = 0
         self._descriptor: int | None = None
         self._lock = threading.Lock()
-        self._lost = 0
+        self._lost = _Lost()
         self.error: str | None = None
         """Why the last flush failed, or None."""
 
     @property
     def waiting(self) -> int:
-        """Lines not yet on disk."""
-        return len(self._waiting) + bool(self._pending)
+        """Lines not yet on disk, one that is there in part included."""
+        return len(self._waiting) + self._rest().count(b"\n")
 
     @property
     def lost(self) -> int:
         """Lines dropped since the disk last took a line."""
-        return self._lost
+        return self._lost.lines
 
     def append(self, record: Record) -> None:
         """Queue one line."""
         if len(self._waiting) >= self._keep:
-            self._lost += 1
+            self._lost.add(record)
             return
         self._waiting.append(_encoder.encode(record) + b"\n")
 
@@ -72,37 +79,97 @@ class JournalWriter:
                 self.error = f"{error.strerror or error}: {self.path}"
                 return False
 
+    def reserve(self) -> None:
+        """Take room on the disk for one last line, which says what else could not be written.
+
+        Raises:
+            OSError: There is none.
+        """
+        write_atomically(self._reserved, b" " * _RESERVED_BYTES)
+
+    def close(self, wait_s: float = 0.0) -> int:
+        """Flush and close; what the disk refuses until the end is gone with the process, and the last line says so.
+
+        Args:
+            wait_s: How long to wait for the disk.
+
+        Returns:
+            How many lines the disk did not take.
+        """
+        deadline = time.monotonic() + wait_s
+        while not self.flush() and time.monotonic() < deadline:
+            time.sleep(_RETRY_S)
+        with self._lock, contextlib.suppress(OSError):
+            self._reserved.unlink(missing_ok=True)
+        with self._lock:
+            torn = bool(self._rest())
+            for line in (*self._rest(whole=True).splitlines(), *self._waiting):
+                self._lost.add(_decoded(line))
+            unwritten = self._lost.lines
+            if unwritten and self._descriptor is not None:
+                with contextlib.suppress(OSError):
+                    os.write(self._descriptor, (b"\n" if torn else b"") + self._lost_line())
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+            self._waiting.clear()
+            self._batch, self._written, self._lost = b"", 0, _Lost()
+        return unwritten
+
     def _flush(self) -> bool:
-        if not self._waiting and not self._pending and not self._lost:
+        if not self._waiting and not self._rest() and not self._lost.lines:
             return True
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if _ends_torn(self.path):
-                self._pending = b"\n" + self._pending
-        if self._lost and not self._waiting and not self._pending:
-            self._queue_lost()
-        while self._pending or self._waiting:
-            if not self._pending:
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), 2000))]
-                self._pending = b"".join(batch)
-            written = os.write(self._descriptor, self._pending)
-            self._pending = self._pending[written:]
-            if not self._pending and not self._waiting and self._lost:
-                self._queue_lost()
+                self._batch, self._written = b"\n" + self._rest(), 0
+        while True:
+            if self._written == len(self._batch):
+                if self._lost.lines and not self._waiting:
+                    self._waiting.append(self._lost_line())
+                    self._lost = _Lost()
+                lines = [self._waiting.popleft() for _ in range(min(len(self._waiting), 2000))]
+                self._batch, self._written = b"".join(lines), 0
+                if not lines:
+                    break
+            self._written += os.write(self._descriptor, memoryview(self._batch)[self._written :])
         self.error = None
         return True
 
-    def _queue_lost(self) -> None:
-        lost, self._lost = self._lost, 0
-        self._waiting.append(_encoder.encode(LinesLost(at=time.time(), lines=lost, rank=self._rank)) + b"\n")
+    def _rest(self, *, whole: bool = False) -> bytes:
+        """What of the last batch is not on the disk.
 
-    def close(self) -> None:
-        """Flush and close; what the disk still refuses is gone with the process."""
-        self.flush()
-        with self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+        Args:
+            whole: From the beginning of a line of which the disk took a part.
+        """
+        begin = self._batch.rfind(b"\n", 0, self._written) + 1 if whole else self._written
+        return self._batch[begin:] if self._written < len(self._batch) else b""
+
+    def _lost_line(self) -> bytes:
+        lost = self._lost
+        line = LinesLost(at=time.time(), lines=lost.lines, rank=self._rank, steps=lost.steps, last_step=lost.last_step)
+        return _encoder.encode(line) + b"\n"
+
+
+@dataclass
+class _Lost:
+    """Lines that were not kept."""
+
+    lines: int = 0
+    steps: int = 0
+    last_step: int | None = None
+
+    def add(self, record: Record | None) -> None:
+        self.lines += 1
+        if isinstance(record, Step):
+            self.steps, self.last_step = self.steps + 1, record.step
+
+
+def _decoded(line: bytes) -> Record | None:
+    try:
+        return line_decoder.decode(line)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _ends_torn(path: Path) -> bool:

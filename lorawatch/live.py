@@ -26,10 +26,12 @@ from lorawatch.records import (
     Step,
 )
 from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.text import rank_words
 
 _PIECE = 512 << 10  # bytes between two looks at the clock
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
 _RETAINED_STEPS = 4096
+_REPORTS_WITHIN_S = 5.0  # ranks journal several times a second
 _JOIN_S = 0.25  # as far apart as readings of the power are
 _GPU_READINGS = (
     "power_w",
@@ -56,6 +58,8 @@ class RankView:
     last: Step | None = None
     last_seen_at: float | None = None
     """`time.monotonic()` of its last new step."""
+    first_step_seen_at: float | None = None
+    """Of its first one."""
     recent: deque[Step] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     @property
@@ -135,6 +139,8 @@ class LiveView:
         self.steps_total: int | None = None
         self.tokens = 0
         self.lines_lost = 0
+        self.last_lost_step = 0
+        """The last step of those whose lines the disk did not take."""
         self.last_step_seen_at: float | None = None
         """`time.monotonic()` of the last new step."""
         self._partial: dict[int, dict[int, Step]] = {}
@@ -161,6 +167,7 @@ class LiveView:
                 self.events.append(line)
             case LinesLost():
                 self.lines_lost += line.lines
+                self.last_lost_step = max(self.last_lost_step, line.last_step or 0)
 
     def _rank(self, number: int) -> RankView:
         return self.ranks.setdefault(number, RankView(number))
@@ -183,9 +190,12 @@ class LiveView:
         if line.phase == "train":
             rank.recent.append(line)
         self.last_step_seen_at = rank.last_seen_at = time.monotonic()
+        rank.first_step_seen_at = rank.first_step_seen_at or rank.last_seen_at
         parts = self._partial.setdefault(line.step, {})
         parts[line.rank] = line
         if len(parts) < max(self.world_size, 1):
+            if len(self._partial) > _RETAINED_STEPS:  # of ranks that do not all report none ever is complete
+                del self._partial[next(iter(self._partial))]
             return
         del self._partial[line.step]
         total = combine(list(parts.values()))
@@ -219,8 +229,20 @@ class LiveView:
             view.peak_memory_bytes = max(view.peak_memory_bytes or 0, line.memory_used_bytes)
 
     @property
+    def silent_ranks(self) -> list[int]:
+        """Ranks that never said a word although another has taken steps, which none of a group takes alone: they do not
+        report. Empty while that may only be a matter of moments."""
+        first = min((r.first_step_seen_at for r in self.ranks.values() if r.first_step_seen_at), default=None)
+        if self.separate or first is None or time.monotonic() - first < _REPORTS_WITHIN_S:
+            return []
+        heard = {rank for rank, view in self.ranks.items() if view.started is not None}
+        return [rank for rank in range(self.world_size) if rank not in heard]
+
+    @property
     def step(self) -> int:
-        """The last step that all ranks have done."""
+        """The last step that all ranks have done; of ranks that do not all report, that any has done."""
+        if self.silent_ranks:
+            return max((r.last.step for r in self.ranks.values() if r.last), default=0)
         return self.steps[-1].step if self.steps else 0
 
     def _recent(self) -> list[StepTotal]:
@@ -283,6 +305,18 @@ class LiveView:
         readings = [g.power_w for g in views]
         known = [p for p in readings if p is not None]
         return sum(known) if known and len(known) == len(readings) else None
+
+
+def silent_words(ranks: list[int], world_size: int) -> str:
+    """What it means that some ranks do not report, for people.
+
+    Args:
+        ranks: Those that do not.
+    """
+    return (
+        f"{rank_words(ranks)} of {world_size} {'do' if len(ranks) > 1 else 'does'} not report steps, so that totals over all "
+        "ranks are not known; StepCallback in every rank's Trainer brings them"
+    )
 
 
 def eval_every(info: RunInfo) -> int | None:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from lorawatch.processes import ProcessId
+
 # Why a run ended badly; also the column `runs.failure`.
 Failure = Literal[
     "cuda_oom",
@@ -20,6 +22,7 @@ Failure = Literal[
     "hang",
     "signal",
     "gpu_lost",
+    "host_lost",
     "disk_full",
     "preempted",
     "nan_loss",
@@ -27,6 +30,10 @@ Failure = Literal[
 ]
 Severity = Literal["info", "warning", "error"]
 Phase = Literal["warmup", "train"]
+
+
+NOT_IN_HISTORY = frozenset({"process"})
+"""Fields of lines that the history has no column for: they concern the recorder alone."""
 
 
 class Record(msgspec.Struct, omit_defaults=True, tag_field="t", kw_only=True):
@@ -46,6 +53,7 @@ class RankStarted(Record, tag="rank_started"):
     world_size: int
     host: str
     pid: int
+    """As the rank itself counts: in a container another number than the host's."""
     device: str
     """`cuda` or `cpu`."""
     gpu_uuid: str | None = None
@@ -58,6 +66,8 @@ class RankStarted(Record, tag="rank_started"):
     flops_per_token: float | None = None
     dtype: str | None = None
     """Base weights' number format, as torch names it: `bfloat16`."""
+    process: ProcessId | None = None
+    """Which process it is, for the recorder; not in the history."""
 
 
 class Step(Record, tag="step"):
@@ -126,6 +136,10 @@ class LinesLost(Record, tag="lines_lost"):
     at: float
     lines: int
     rank: int | None = None
+    steps: int = 0
+    """How many of them were steps."""
+    last_step: int | None = None
+    """The last step among them."""
 
 
 class GpuSample(Record, tag="gpu"):
@@ -185,7 +199,7 @@ AnyLine = RankStarted | Step | Evaluation | PhaseChange | LinesLost | GpuSample 
 class ExitRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
     """How a rank ended, written by the rank itself to `logs/attempt_N/rank-R.exit.json`.
 
-    Absent after a death by signal.
+    Absent after a death by a signal that cannot be handled.
     """
 
     rank: int
@@ -193,6 +207,12 @@ class ExitRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
     at: float
     status: Literal["completed", "stopped", "failed"]
     step: int = 0
+    signal: int | None = None
+    """The signal that ended it, with status `stopped`."""
+    steps_made: int | None = None
+    """How many steps it made in this attempt; None from an older lorawatch."""
+    unwritten: int = 0
+    """Journal lines that the disk did not take until the end."""
     failure: Failure | None = None
     exception: str | None = None
     """Type and message of the exception, one line."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 
 from lorawatch import paths
-from lorawatch.errors import RunNotFound
+from lorawatch.errors import LorawatchError, RunBusy, RunNotFound
+from lorawatch.files import read_small, write_atomically
 from lorawatch.processes import ProcessId
 from lorawatch.records import Failure
 
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "lost"]
 ENDED: frozenset[str] = frozenset({"completed", "stopped", "failed", "lost"})
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter that looks like a digit
-_T = TypeVar("_T")
+_LOCK_WAIT_S = 30.0
 
 
 class Gpu(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -42,7 +46,8 @@ class RunInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     created_at: float
     host: str
     user: str
-    world_size: int
+    world_size: Annotated[int, msgspec.Meta(ge=0, le=65_536)]
+    """0 until the ranks of an own command say it."""
     device: Literal["cuda", "cpu"] | None = None
     """None where an own command decides for itself."""
     recipe: dict[str, object] | None = None
@@ -69,6 +74,8 @@ class RunState(msgspec.Struct, kw_only=True, omit_defaults=True):
     attempt: int = 0
     started_at: float | None = None
     ended_at: float | None = None
+    elapsed_s: float | None = None
+    """Seconds that it was recorded, by the monotonic clock: setting the time of day does not change it."""
     heartbeat_at: float | None = None
     failure: Failure | None = None
     message: str | None = None
@@ -82,6 +89,9 @@ class RunState(msgspec.Struct, kw_only=True, omit_defaults=True):
     launcher: ProcessId | None = None
     """torchrun's agent, or the own command."""
     ranks: list[ProcessId] = []
+    """Processes of the ranks that the recorder has found below the launcher."""
+    family: list[tuple[int, int]] = []
+    """Pid and start time of all processes that it has found there, numbered as the recorder is."""
 
 
 def new_run_id(at: float | None = None) -> str:
@@ -186,21 +196,27 @@ class RunDir:
                 at += 0.1
         run = cls(root)
         for sub in (run.journal, run.logs, run.control, run.attempt_logs(0)):
-            sub.mkdir()
+            sub.mkdir(mode=0o700)
         run.write_info(info)
-        paths.open_runs_folder().mkdir(exist_ok=True)
-        (paths.open_runs_folder() / info.run_id).touch()
+        run.mark_open()
         return run
+
+    def mark_open(self) -> None:
+        """Say that the history lacks something of this run."""
+        paths.open_runs_folder().mkdir(exist_ok=True, mode=0o700)
+        (paths.open_runs_folder() / self.run_id).touch()
 
     @classmethod
     def find(cls, name: str) -> RunDir:
-        """The run with this id, an unambiguous beginning of it, `last`, or the latest run of that name.
+        """The run with this id, an unambiguous beginning or end of it, `last`, or the latest run of that name.
 
         Raises:
-            RunNotFound: There is none, or the beginning fits several.
+            RunNotFound: There is none, or the word fits several.
         """
+        if not name.strip():
+            raise RunNotFound("an empty word names no run", hint="lorawatch runs lists them; `last` is the latest")
         folder = paths.runs_folder()
-        ids = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        ids = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
         if not ids:
             raise RunNotFound(f"there is no run in {folder}", hint="start one: lorawatch --record")
         if name == "last":
@@ -221,8 +237,39 @@ class RunDir:
                 continue
         raise RunNotFound(f"there is no run {name!r} in {folder}", hint="lorawatch runs lists them")
 
+    @contextlib.contextmanager
+    def locked(self, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+        """Whoever decides what becomes of a run does so alone: adopting, resuming, deleting, judging, ending.
+
+        Raises:
+            RunBusy: Somebody else held the lock all that time.
+            RunNotFound: The run was deleted meanwhile.
+            LorawatchError: The run directory may not be written.
+        """
+        path = self.root / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunNotFound(f"run {self.run_id} is gone", hint="lorawatch runs lists them") from None
+        except OSError as error:
+            raise LorawatchError(
+                f"run {self.run_id} cannot be locked: {error.strerror or error}: {path}",
+                hint="whoever may write to its directory may act on it",
+            ) from None
+        try:
+            _wait_for_lock(descriptor, path, wait_s)
+            try:
+                same = os.fstat(descriptor).st_ino == path.stat().st_ino
+            except FileNotFoundError:
+                same = False
+            if not same:
+                raise RunNotFound(f"run {self.run_id} was deleted meanwhile", hint="lorawatch runs lists them")
+            yield
+        finally:
+            os.close(descriptor)
+
     def info(self) -> RunInfo:
-        return msgspec.json.decode((self.root / "run.json").read_bytes(), type=RunInfo)
+        return msgspec.json.decode(read_small(self.root / "run.json"), type=RunInfo)
 
     def write_info(self, info: RunInfo) -> None:
         write_atomically(self.root / "run.json", msgspec.json.format(msgspec.json.encode(info), indent=1))
@@ -230,7 +277,7 @@ class RunDir:
     def state(self) -> RunState:
         """What `state.json` says; a run that has none yet is queued."""
         try:
-            return msgspec.json.decode((self.root / "state.json").read_bytes(), type=RunState)
+            return msgspec.json.decode(read_small(self.root / "state.json"), type=RunState)
         except FileNotFoundError:
             return RunState()
 
@@ -247,34 +294,24 @@ class RunDir:
     def request_of(self, name: str) -> bytes | None:
         """What a request says; None where there is none."""
         try:
-            return (self.control / name).read_bytes()
+            return read_small(self.control / name, 4096)
         except OSError:
             return None
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Replace a file as a whole, mode 0600: a reader sees the old content or the new, never a part.
-
-    Args:
-        durable: Also wait until the disk has it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path, kind: type[_T]) -> _T | None:
-    """A small JSON file as a struct; None where it is absent or not (yet) valid."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError):
-        return None
+def _wait_for_lock(descriptor: int, path: Path, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise RunBusy(
+                    f"another lorawatch is deciding about this run: it holds {path} for {wait_s:.0f} s",
+                    hint="try again",
+                ) from None
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            return
+        else:
+            return

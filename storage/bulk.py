@@ -17,6 +17,7 @@ import msgspec
 
 from lorawatch.journal import JournalTail
 from lorawatch.records import (
+    NOT_IN_HISTORY,
     AnyLine,
     Evaluation,
     Event,
@@ -71,6 +72,8 @@ def _target(
     where: list[str] = [extra] if extra else []
     for info in msgspec.structs.fields(kind):
         name = info.encode_name
+        if name in NOT_IN_HISTORY:
+            continue
         plain = _plain(info.type)
         columns[name] = _DUCKDB_TYPES.get(plain, "JSON" if plain is dict else "VARCHAR")
         quoted = f'"{name}"'

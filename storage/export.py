@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from lorawatch.errors import UsageError
-from lorawatch.rundir import write_atomically
+from lorawatch.files import write_atomically
 from lorawatch.sanitize import clean
 from lorawatch.storage.sql import Result, copy_select, run_select
 

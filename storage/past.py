@@ -12,7 +12,17 @@ from typing import Any
 import msgspec
 
 from lorawatch import paths
-from lorawatch.records import AnyLine, Evaluation, Event, GpuSample, HostSample, PhaseChange, RankStarted, Step
+from lorawatch.records import (
+    NOT_IN_HISTORY,
+    AnyLine,
+    Evaluation,
+    Event,
+    GpuSample,
+    HostSample,
+    PhaseChange,
+    RankStarted,
+    Step,
+)
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 
@@ -124,7 +134,7 @@ def _columns(kind: type[msgspec.Struct], *, renamed: dict[str, str] | None = Non
     """The struct's fields as a select list, times as unix seconds."""
     parts = []
     for name in kind.__struct_fields__:
-        column = f'"{(renamed or {}).get(name, name)}"'
+        column = "NULL" if name in NOT_IN_HISTORY else f'"{(renamed or {}).get(name, name)}"'
         parts.append(f"epoch({column})" if name in ("at", "sampled_at", "ended_at") else column)
     return ", ".join(parts)
 

@@ -129,13 +129,30 @@ def run_evaluations(run_id: str, *, deadline_s: float = 2.0) -> list[dict[str, A
     )
 
 
+def step_counts(run_id: str, *, deadline_s: float = 2.0) -> dict[tuple[int, int], int]:
+    """How many steps of each rank the history has, by attempt and rank.
+
+    Raises:
+        HistoryBusy, HistoryError: As `list_runs`.
+    """
+    rows = _rows(
+        "SELECT attempt, rank, count(*) AS steps FROM steps WHERE run_id = ? GROUP BY attempt, rank",
+        [run_id],
+        deadline_s,
+    )
+    return {(row["attempt"], row["rank"]): row["steps"] for row in rows}
+
+
 def find_run(name: str) -> str | None:
-    """The id that is meant by an id, an unambiguous beginning or end of one, `last`, or a run's name (the latest).
+    """The id that is meant by an id, an unambiguous beginning or end of one, `last`, or a run's name (the latest); None for
+    an empty word, and where there is none.
 
     Raises:
         RunNotFound: It fits several runs.
         HistoryBusy, HistoryError: As `list_runs`.
     """
+    if not name.strip():
+        return None
     if name == "last":
         latest = _rows("SELECT max(run_id) AS run_id FROM runs", [])
         return latest[0]["run_id"] if latest else None

@@ -184,8 +184,11 @@ def _gpu_facts(
 
 
 def _final_loss(connection: Connection, run_id: str) -> float | None:
+    """The loss of the run's last step; None where that step's rows are not there."""
     row = connection.execute(
-        "SELECT loss FROM v_steps WHERE run_id = ? AND loss IS NOT NULL ORDER BY step DESC LIMIT 1", [run_id]
+        "SELECT s.loss FROM v_steps AS s JOIN runs AS r USING (run_id) "
+        "WHERE run_id = ? AND s.loss IS NOT NULL AND s.step >= coalesce(r.step, 0) ORDER BY s.step DESC LIMIT 1",
+        [run_id],
     ).fetchone()
     return row[0] if row else None
 

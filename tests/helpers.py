@@ -15,8 +15,10 @@ from typing import Any
 
 import psutil
 
-from lorawatch.records import ExitRecord
-from lorawatch.rundir import ENDED, RunDir, RunState, read_json
+from lorawatch.files import read_json
+from lorawatch.journal import JournalTail
+from lorawatch.records import Event, ExitRecord
+from lorawatch.rundir import ENDED, RunDir, RunState
 
 TINY = ["--record", "tiny"]
 
@@ -100,6 +102,11 @@ def journal_steps(run: RunDir, rank: int = 0) -> list[dict[str, Any]]:
         return []
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [d for d in (json.loads(line) for line in lines if line.strip()) if d.get("t") == "step"]
+
+
+def event_kinds(run: RunDir) -> list[str]:
+    """Kinds of the recorder's events in the run's journal, in order."""
+    return [line.kind for line in JournalTail(run.events_journal).records() if isinstance(line, Event)]
 
 
 def exit_records(run: RunDir, attempt: int = 0, world_size: int = 2) -> list[ExitRecord | None]:

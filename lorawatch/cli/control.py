@@ -9,30 +9,78 @@ import time
 import click
 
 from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.liveness import liveness
+from lorawatch.records import Event
 from lorawatch.rundir import ENDED, RunDir
+
+_FLOOD = 1000
 
 
 @click.command()
 @click.argument("run", default="last")
 @click.option("--now", is_flag=True, help="End every process at once, without a save.")
 @click.option("--wait", is_flag=True, help="Return when the run has ended.")
-def stop(run: str, now: bool, wait: bool) -> int:
+@click.option("--host-gone", is_flag=True, help="The run's host does not come back: judge the run by what it left.")
+def stop(run: str, now: bool, wait: bool, host_gone: bool) -> int:
     """Stop RUN (an id, its beginning, a name, or `last`) at its next step and save; asking twice ends it at once."""
     found = RunDir.find(run)
-    state = found.state()
-    if state.state in ENDED:
-        raise LorawatchError(f"run {found.run_id} has ended already ({state.state})", hint="lorawatch show tells how")
+    if host_gone:
+        return _give_up(found)
+    seen = liveness(found)
+    if seen.kind == "ended":
+        raise LorawatchError(
+            f"run {found.run_id} has ended already ({found.state().state})", hint="lorawatch show tells how"
+        )
+    if seen.kind == "over":
+        raise LorawatchError(
+            f"run {found.run_id} has no process left, and no recorder saw its end",
+            hint=f"lorawatch show {found.run_id} tells what it left",
+        )
     again = found.requested("stop")
-    alive = state.recorder is not None and state.recorder.alive()
-    found.request("kill" if now or again else "stop")
-    if not alive:
-        # The ranks see the request for themselves; who writes down how they ended is a recorder's work.
+    try:
+        found.request("kill" if now or again else "stop")
+    except OSError as error:
+        raise LorawatchError(
+            f"run {found.run_id} cannot be asked: {error.strerror or error}: {found.control}",
+            hint="whoever may write to its directory may stop it",
+        ) from None
+    if seen.kind == "unrecorded":
+        # The ranks see the request by themselves; writing down how they ended is a recorder's work.
         click.echo(f"run {found.run_id} has no recorder: lorawatch adopt {found.run_id} records its end", err=True)
         return 0
-    click.echo(f"run {found.run_id}: {'ending at once' if now or again else 'stopping at the next step'}")
-    while wait and found.state().state not in ENDED:
-        time.sleep(0.2)
+    where = f" ({seen.words})" if seen.words else ""
+    click.echo(f"run {found.run_id}: {'ending at once' if now or again else 'stopping at the next step'}{where}")
+    if seen.kind == "silent":
+        click.echo(
+            f"if {seen.host} does not come back: lorawatch stop {found.run_id} --host-gone judges the run by what it left",
+            err=True,
+        )
+        return 0
+    if wait:
+        _wait_for_end(found)
     return 0
+
+
+def _give_up(run: RunDir) -> int:
+    from lorawatch.recorder.catching_up import catch_up, judge_lost
+
+    state = judge_lost(run)
+    click.echo(f"run {run.run_id}: {state.state}" + (f": {state.message}" if state.message else ""))
+    catch_up()
+    return 0
+
+
+def _wait_for_end(run: RunDir) -> None:
+    while run.root.is_dir():
+        kind = liveness(run).kind
+        if kind == "ended":
+            return
+        if kind in ("unrecorded", "over"):
+            raise LorawatchError(
+                f"run {run.run_id} has lost its recorder", hint=f"lorawatch adopt {run.run_id} records its end"
+            )
+        time.sleep(0.2)
+    raise LorawatchError(f"run {run.run_id} was deleted meanwhile")
 
 
 @click.command()
@@ -54,25 +102,22 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
     follower = Follower(found)
     display = make_display(as_json)
     display.start(found.info())
-    shown = 0
+    begun = silent = False
     try:
         while True:
             state = found.state()  # before the poll: lines written before the end are then seen
             lines = follower.poll()
-            if shown == 0 and len(lines) > 1000:
-                shown = len(follower.view.events)  # the past is the curve, not a flood of old news
-            for event in list(follower.view.events)[shown:]:
-                display.event(event)
-            shown = len(follower.view.events)
+            if begun or len(lines) <= _FLOOD:  # a long past is the curve, not a flood of old events
+                for event in (line for line in lines if isinstance(line, Event)):
+                    display.event(event)
+            begun = True
             display.update(found.info(), state, follower.view)
             if state.state in ENDED:
                 break
-            if state.recorder is not None and not state.recorder.alive():
-                display.stop()
-                raise LorawatchError(
-                    f"run {found.run_id} has lost its recorder", hint=f"lorawatch adopt {found.run_id} takes it over"
-                )
+            silent = _check_recorder(found, silent)
             time.sleep(0.25)
+    except FileNotFoundError:
+        raise LorawatchError(f"run {found.run_id} was deleted meanwhile") from None
     except KeyboardInterrupt:
         display.stop()
         click.echo(f"left; run {found.run_id} goes on", err=True)
@@ -82,6 +127,24 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
     if not as_json:
         print_summary(found.run_id)
     return exit_code(state, None)
+
+
+def _check_recorder(run: RunDir, silent: bool) -> bool:
+    """See that somebody records the run. Returns whether its host is silent, which is said once.
+
+    Raises:
+        LorawatchError: Its recorder is gone, or the run was deleted.
+    """
+    if not run.root.is_dir():
+        raise LorawatchError(f"run {run.run_id} was deleted meanwhile")
+    seen = liveness(run)
+    if seen.kind in ("unrecorded", "over"):
+        raise LorawatchError(
+            f"run {run.run_id} has lost its recorder", hint=f"lorawatch adopt {run.run_id} takes it over"
+        )
+    if seen.kind == "silent" and not silent:
+        click.echo(f"run {run.run_id}: {seen.words}; it may still go on there", err=True)
+    return seen.kind == "silent"
 
 
 @click.command()

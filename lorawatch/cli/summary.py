@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +11,18 @@ import click
 from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError
 from lorawatch.figures import summary_lines
+from lorawatch.files import read_json
+from lorawatch.recorder.logs import tail
+from lorawatch.records import ExitRecord
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import clean
 from lorawatch.text import hanging
+from lorawatch.verdict import cause
 
 if TYPE_CHECKING:
     from lorawatch.recorder.recorder import Recorder
+
+_LINES = 20
 
 
 def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
@@ -44,8 +50,8 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
         _out(f"the history took no lines: {recorder.history_waits}")
         _out(f"  they wait in {run.journal}; the next command brings them")
     if state.state == "failed":
-        for line in log_end(run, run.last_attempt()):
-            _out(f"  | {line}", err=True)
+        for line in log_end(run, run.last_attempt(), whole=bool(os.environ.get("LORAWATCH_DEBUG"))):
+            _out(line, err=True)
     _out(f"run directory  {run.root}")
     if run.adapter.is_dir():
         _out(f"adapter        {run.adapter}")
@@ -53,24 +59,21 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
         _out(f"best adapter   {run.best}   step {best.step}")
 
 
-def log_end(run: RunDir, attempt: int, lines: int = 8) -> list[str]:
-    """The last lines of the log that most likely says why: a failed rank's, else the launcher's."""
-    from lorawatch.records import ExitRecord
-    from lorawatch.rundir import read_json
+def log_end(run: RunDir, attempt: int, *, whole: bool = False) -> list[str]:
+    """Where the log lies that most likely says why a run failed, and its last line.
 
-    failed: list[Path] = []
-    for path in sorted(run.attempt_logs(attempt).glob("rank-*.exit.json")):
-        record = read_json(path, ExitRecord)
-        if record is not None and record.exit_code is not None:
-            return []  # bad input: its message says everything
-        if record is not None and record.status == "failed":
-            failed.append(run.rank_log(attempt, record.rank))
-    from lorawatch.recorder.logs import tail
-
+    Args:
+        whole: Its last lines, a traceback for one.
+    """
+    records = [read_json(path, ExitRecord) for path in sorted(run.attempt_logs(attempt).glob("rank-*.exit.json"))]
+    first = cause(r for r in records if r is not None)
+    if first is not None and first.exit_code is not None:
+        return []  # bad input: its message says everything
+    failed = [run.rank_log(attempt, first.rank)] if first is not None else []
     for path in (*failed, run.logs / "command.log", run.logs / "torchrun.log"):
-        text = [clean(line)[:200] for line in tail(path).splitlines() if line.strip()]
+        text = [clean(line)[:200] for line in tail(path).splitlines() if line.strip(" =-")]
         if text:
-            return [f"{path}:", *text[-lines:]]
+            return [f"{'log':<14} {path}", *(f"  | {line}" for line in text[-_LINES if whole else -1 :])]
     return []
 
 

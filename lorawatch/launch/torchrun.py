@@ -81,6 +81,7 @@ def environment(
         env.pop(name, None)
     env.update(placement.environment())
     env["LORAWATCH_RUN_DIR"] = str(run.root)
+    env["LORAWATCH_RECORDER_PID"] = str(os.getpid())
     env["LORAWATCH_FIRST_ATTEMPT"] = str(first_attempt)
     env["LORAWATCH_RESUMED_AT"] = "" if resumed_at is None else str(resumed_at)
     env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

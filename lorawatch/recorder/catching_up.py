@@ -2,89 +2,141 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 
 import msgspec
 
 from lorawatch import paths
-from lorawatch.recorder.workers import Workers
+from lorawatch.errors import RunBusy, RunNotFound, UsageError
+from lorawatch.files import read_json
+from lorawatch.liveness import START_GRACE_S, Liveness, deciding, liveness
+from lorawatch.recorder.accounting import journal_missing_steps
 from lorawatch.records import ExitRecord
-from lorawatch.rundir import ENDED, RunDir, RunState, read_json
+from lorawatch.rundir import RunDir, RunInfo, RunState
 from lorawatch.verdict import Evidence, Verdict, judge
 
-# A prepared run has no recorder for a moment; only after this is it taken for given up.
-START_GRACE_S = 60.0
+_BRIEFLY_S = 0.5
 
 
 def catch_up() -> list[str]:
     """Bring every run that no recorder looks after into the history. Returns the ids of those that have ended.
 
+    A run that another host looks after, or may still do, is left to that host.
+
     Raises:
         HistoryBusy: Somebody else holds the history; nothing is lost, a later call goes on.
+        OSError: The directory of some run cannot be read; the others were brought in.
     """
     folder = paths.open_runs_folder()
     ended: list[str] = []
-    if not folder.is_dir():
-        return ended
-    from lorawatch.storage.ingest import finish_run, ingest_run
-
-    for marker in sorted(folder.iterdir()):
+    trouble: OSError | None = None
+    for marker in sorted(folder.iterdir()) if folder.is_dir() else ():
         run = RunDir(paths.runs_folder() / marker.name)
-        if not run.root.is_dir():
-            marker.unlink(missing_ok=True)  # its directory was deleted
-            continue
         try:
-            state = run.state()
-        except msgspec.MsgspecError:
-            state = RunState()
-        if state.state not in ENDED:
-            if _looked_after(run, state):
-                continue
-            if _workers_alive(state):
-                ingest_run(run)
-                continue
-            _judge(run, state)
-        finish_run(run)
-        ended.append(run.run_id)
+            if not run.root.is_dir():
+                _drop(marker)
+            elif _caught_up(run):
+                ended.append(run.run_id)
+        except OSError as error:  # one directory that cannot be read keeps no other run waiting
+            trouble = trouble or error
+    if trouble is not None:
+        raise trouble
     return ended
 
 
-def _looked_after(run: RunDir, state: RunState) -> bool:
-    if state.recorder is not None:
-        return state.recorder.alive()
-    try:
-        return time.time() - run.info().created_at < START_GRACE_S
-    except (OSError, msgspec.MsgspecError):
-        return False
+def judge_lost(run: RunDir) -> RunState:
+    """Judge a run whose host does not come back, on a person's word. Returns its state.
 
-
-def _workers_alive(state: RunState) -> bool:
-    return state.launcher is not None and Workers(state.launcher, None, state.ranks).any_alive()
-
-
-def _judge(run: RunDir, state: RunState) -> None:
-    """Write down how a run ended that nobody watched to its end."""
-    info = run.info()
-    attempts = sorted(run.logs.glob("attempt_*"), key=lambda p: int(p.name.partition("_")[2]))
-    attempt = int(attempts[-1].name.partition("_")[2]) if attempts else 0
-    records = [
-        r for rank in range(info.world_size) if (r := read_json(run.exit_record(attempt, rank), ExitRecord)) is not None
-    ]
-    if records:
-        verdict = judge(
-            Evidence(
-                None,
-                records,
-                info.world_size,
-                own_command=info.own_command,
-                stop_requested="stop" if run.requested("stop") else None,
+    Raises:
+        RunBusy, RunNotFound: As `RunDir.locked`.
+        UsageError: The run has ended, or is not silent.
+    """
+    with deciding(run, host_gone=True) as found:
+        if found.kind == "ended":
+            raise UsageError(
+                f"run {run.run_id} has ended already ({run.state().state})",
+                hint=f"lorawatch show {run.run_id} tells how",
             )
-        )
-    else:
-        verdict = Verdict("lost", message="the recorder and the workers ended together, without a word", exit_code=1)
+        if found.kind not in ("silent", "over"):
+            raise UsageError(
+                f"the host of run {run.run_id} is not gone: the run lives here", hint="leave --host-gone out"
+            )
+        return _judge(run, found)
+
+
+def _caught_up(run: RunDir) -> bool:
+    """Whether the run has ended and is wholly in the history."""
+    from lorawatch.storage.ingest import finish_run, ingest_run
+
+    kind = liveness(run).kind
+    if kind == "unrecorded":
+        ingest_run(run)
+    if kind not in ("ended", "over"):
+        return False
+    try:
+        with run.locked(_BRIEFLY_S):  # whoever decides about it meanwhile goes first
+            found = liveness(run)
+            if found.kind == "over":
+                _judge(run, found)
+            elif found.kind != "ended":
+                return False
+            finish_run(run)
+            if found.kind == "over" and journal_missing_steps(run, _exit_records(run, run.info())):
+                finish_run(run)
+    except (RunBusy, RunNotFound):
+        return False
+    return True
+
+
+def _drop(marker: Path) -> None:
+    """Take away the marker of a run whose directory is gone; a young one may belong to a directory that another host has
+    just made and this one does not see yet."""
+    from lorawatch.storage.edit import end_without_directory
+
+    with contextlib.suppress(OSError):
+        if time.time() - marker.stat().st_mtime > START_GRACE_S:
+            words = "its directory was deleted before it had ended"
+            end_without_directory(marker.name, RunState(state="lost", message=words, exit_code=1))
+            marker.unlink()
+
+
+def _judge(run: RunDir, found: Liveness) -> RunState:
+    """Write down how a run ended that no recorder watched to its end. The caller has its lock."""
+    try:
+        state = run.state()
+    except (OSError, msgspec.MsgspecError):
+        state = RunState()
+    verdict = _verdict(run, run.info(), found)
     state.state = verdict.state
     state.failure = verdict.failure
     state.message = verdict.message
     state.exit_code = verdict.exit_code
     state.ended_at = state.heartbeat_at or time.time()
     run.write_state(state)
+    return state
+
+
+def _verdict(run: RunDir, info: RunInfo, found: Liveness) -> Verdict:
+    records = _exit_records(run, info)
+    if not records:
+        if found.silent_s is not None and found.host:
+            how = "the host restarted" if found.kind == "over" else f"{found.words}, and it is given up"
+            return Verdict("lost", "host_lost", f"{found.host} was recording the run: {how}", 1)
+        return Verdict("lost", message="the recorder and the workers ended together, without a word", exit_code=1)
+    return judge(
+        Evidence(
+            None,
+            records,
+            info.world_size,
+            own_command=info.own_command,
+            stop_requested="stop" if run.requested("stop") else None,
+        )
+    )
+
+
+def _exit_records(run: RunDir, info: RunInfo) -> list[ExitRecord]:
+    attempt = run.last_attempt()
+    found = (read_json(run.exit_record(attempt, rank), ExitRecord) for rank in range(info.world_size))
+    return [record for record in found if record is not None]

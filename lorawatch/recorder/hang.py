@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lorawatch.live import LiveView
-from lorawatch.processes import ProcessId
 from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.workers import Workers
 from lorawatch.records import Event
@@ -155,27 +154,25 @@ class HangWatch:
         elif self._asked_at is None:
             self._asked_at = now
             self._run.stacks.mkdir(exist_ok=True)
-            before = {r.started.pid: (r.rank, size_of(self._stacks(r.rank))) for r in view.ranks.values() if r.started}
-            self._asked = dict(before[pid] for pid in workers.ask_stacks() if pid in before)
+            before = {rank: size_of(self._stacks(rank)) for rank in workers.ranks}
+            self._asked = {rank: before[rank] for rank in workers.ask_stacks()}
         elif not self._warned and now - self._asked_at >= ANSWER_S:
             self._warned = True
-            who = self._blame()
+            who = self._blame(workers)
             silence = f"{what} for {silent:.0f} s (limit {check.limit_s:.0f} s)"
             told = f"{silence}{who.words}{who.hint}; stacks in {self._run.stacks}"
             self._tell(Event(at=time.time(), kind="hang", severity="error", rank=who.rank, message=told))
         elif self._warned and check.level == "end":
             self.verdict = (
-                f"{what} for {silent:.0f} s{self._blame().words}; the ranks' stacks are in {self._run.stacks}"
+                f"{what} for {silent:.0f} s{self._blame(workers).words}; the ranks' stacks are in {self._run.stacks}"
             )
             workers.kill()
 
-    def _blame(self) -> Blame:
-        ranks = self._view.ranks.values()
-        processes = {r.rank: ProcessId.of(r.started.pid) for r in ranks if r.started}
+    def _blame(self, workers: Workers) -> Blame:
         return blame(
-            {r.rank: r.last.step for r in ranks if r.last},
+            {r.rank: r.last.step for r in self._view.ranks.values() if r.last},
             self._view.world_size,
-            stopped={rank: p.pid for rank, p in processes.items() if p is not None and p.stopped()},
+            stopped={rank: p.pid for rank, p in workers.ranks.items() if p.stopped()},
             mute=[rank for rank, before in self._asked.items() if size_of(self._stacks(rank)) <= before],
             separate=self._view.separate,
         )

@@ -12,11 +12,12 @@ from pathlib import Path
 from lorawatch import __version__
 from lorawatch.devices import parse_gpus
 from lorawatch.errors import LorawatchError
+from lorawatch.files import write_atomically
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement, place
 from lorawatch.paths import host_name
 from lorawatch.recipe import Recipe
-from lorawatch.rundir import Gpu, RunDir, RunInfo, write_atomically
+from lorawatch.rundir import Gpu, RunDir, RunInfo
 
 
 def prepare_recipe(

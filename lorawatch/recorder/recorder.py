@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,18 +13,23 @@ from typing import TYPE_CHECKING
 
 from lorawatch import interconnect
 from lorawatch.adapters import best_of
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.files import read_json
 from lorawatch.journal import JournalWriter
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
-from lorawatch.live import Follower, LiveView, eval_every, is_separate
+from lorawatch.live import Follower, LiveView, eval_every, is_separate, silent_words
+from lorawatch.liveness import deciding
 from lorawatch.paths import host_name
-from lorawatch.processes import ProcessId, oom_kills
+from lorawatch.processes import ProcessId, in_initial_namespace, keep_orphans, oom_kills
 from lorawatch.recipe import Recipe
+from lorawatch.recorder.accounting import journal_missing_steps
 from lorawatch.recorder.hang import STEPPING, HangWatch
 from lorawatch.recorder.ingesting import Ingesting
+from lorawatch.recorder.leftovers import settle
 from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.logs import tail as tail
+from lorawatch.recorder.statefile import StateFile
 from lorawatch.recorder.stopping import Stopping
 from lorawatch.recorder.workers import Workers
 from lorawatch.records import (
@@ -37,7 +44,7 @@ from lorawatch.records import (
     Severity,
     Step,
 )
-from lorawatch.rundir import ENDED, RunDir, RunState, read_json
+from lorawatch.rundir import RunDir, RunState
 from lorawatch.telemetry.sampler import Sampler
 from lorawatch.verdict import Evidence, Verdict, judge
 
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 TICK_S = 0.2
 HEARTBEAT_S = 1.0
 HISTORY_WAIT_S = 60.0
+LOCK_WAIT_S = 2.0
 WORKER_PIDS_EVERY_S = 5.0
 
 
@@ -74,7 +82,6 @@ class Recorder:
     ) -> None:
         self.run_dir = run
         self.info = run.info()
-        self.state = run.state()
         self.recipe = recipe
         self.history_waits: str | None = None
         """After the end: why the history lacks lines that the journals have, or None."""
@@ -98,6 +105,7 @@ class Recorder:
             worker_pids=self._worker_pids,
             disk=run.root,
         )
+        self._state_file = StateFile(run)
         self._workers: Workers | None = None
         self._stopping = Stopping(run, self.view, self._say)
         self._heartbeat_at = 0.0
@@ -112,6 +120,14 @@ class Recorder:
         self._log_begins = 0
         self._pids: list[int] = []
         self._pids_at = -WORKER_PIDS_EVERY_S
+        self._disk_full = False
+        self._reports_missing = False
+        self._foreign: set[tuple[int, int]] = set()  # attempt and rank of processes that are not signalled
+
+    @property
+    def state(self) -> RunState:
+        """What is true of the run now."""
+        return self._state_file.state
 
     # --- from outside
 
@@ -141,41 +157,50 @@ class Recorder:
         self._begin()
         log = self._launcher_log
         self._log_begins = size_of(log)
+        orphans = keep_orphans()
         try:
-            if self.info.own_command:
-                assert self.info.command is not None
-                env = {**os.environ, "LORAWATCH_RUN_DIR": str(self.run_dir.root), "PYTHONUNBUFFERED": "1"}
-                process = torchrun.start(self.info.command, env, log)
-            else:
-                assert self._placement is not None
-                assert self.recipe is not None
-                command = torchrun.arguments(
-                    self.run_dir,
-                    self._placement,
-                    max_restarts=self.recipe.launch.max_restarts,
-                    separate=self.view.separate,
-                )
-                self.info.command = command
-                self.run_dir.write_info(self.info)
-                env = torchrun.environment(
-                    self.run_dir,
-                    self._placement,
-                    first_attempt=self._first_attempt,
-                    resumed_at=self.state.resumed_at,
-                )
-                env.update(self._interconnect())
-                process = torchrun.start(command, env, log)
+            process = self._start(log)
         except (LorawatchError, OSError) as error:
             self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
             raise
         launcher = ProcessId.of(process.pid) or ProcessId(process.pid, 0, "")  # it may have ended already
-        self._workers = Workers(launcher, process)
+        self._workers = Workers(launcher, process, orphans=orphans)
         self.state.launcher = launcher
+        self._state_file.beat()
         how = f"started again, attempt {self._first_attempt}" if self._first_attempt else "started"
         self._event(
             Event(at=time.time(), kind="started", message=f"{self.info.name} {how}", detail={"pid": process.pid})
         )
         return self._supervise()
+
+    def _start(self, log: Path) -> subprocess.Popen[bytes]:
+        """Start the launcher.
+
+        Raises:
+            MissingDependency, OSError: It cannot be started.
+        """
+        if self.info.own_command:
+            assert self.info.command is not None
+            env = {**os.environ, "LORAWATCH_RUN_DIR": str(self.run_dir.root), "PYTHONUNBUFFERED": "1"}
+            return torchrun.start(self.info.command, env, log)
+        assert self._placement is not None
+        assert self.recipe is not None
+        command = torchrun.arguments(
+            self.run_dir,
+            self._placement,
+            max_restarts=self.recipe.launch.max_restarts,
+            separate=self.view.separate,
+        )
+        self.info.command = command
+        self.run_dir.write_info(self.info)
+        env = torchrun.environment(
+            self.run_dir,
+            self._placement,
+            first_attempt=self._first_attempt,
+            resumed_at=self.state.resumed_at,
+        )
+        env.update(self._interconnect())
+        return torchrun.start(command, env, log)
 
     def _interconnect(self) -> dict[str, str]:
         """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose."""
@@ -195,34 +220,33 @@ class Recorder:
         """Take over the workers of a run whose recorder is gone, and record them until they have ended.
 
         Raises:
-            LorawatchError: The run has ended, or its recorder lives.
+            UsageError: The run has ended, has a living recorder, or never started its workers.
+            RunElsewhere, RunBusy: Another host looks after it; another command decides about it.
         """
-        before = self.state
-        if before.state in ENDED:
-            raise LorawatchError(
-                f"run {self.run_dir.run_id} has ended ({before.state})", hint="lorawatch show tells how"
-            )
-        if before.recorder is not None and before.recorder.alive():
-            raise LorawatchError(
-                f"run {self.run_dir.run_id} has a living recorder (pid {before.recorder.pid})",
-                hint="there is nothing to adopt",
-            )
-        if before.launcher is None:
-            raise LorawatchError(
-                f"run {self.run_dir.run_id} never started its workers", hint="start it anew: lorawatch --record"
-            )
-        self._workers = Workers(before.launcher, None, before.ranks)
-        self._begin()
+        run = self.run_dir
+        with deciding(run) as found:
+            if found.kind == "ended":
+                raise UsageError(
+                    f"run {run.run_id} has ended ({run.state().state})", hint=f"lorawatch show {run.run_id} tells how"
+                )
+            if found.kind == "recorded":
+                pid = found.recorder.pid if found.recorder else "?"
+                raise UsageError(
+                    f"run {run.run_id} has a living recorder (pid {pid})", hint="there is nothing to adopt"
+                )
+            self._state_file = StateFile(run)
+            before = self.state
+            if before.launcher is None:
+                raise UsageError(
+                    f"run {run.run_id} never started its workers", hint="start the recipe again: lorawatch --record"
+                )
+            self._begin()
+        self._workers = Workers(before.launcher, None, _known(before))
         self._say("adopted", "a new recorder took the run over")
         return self._supervise()
 
     def _begin(self) -> None:
-        self.state.recorder = ProcessId.of(os.getpid())
-        if self.state.started_at is None:
-            self.state.started_at = time.time()
-        if self.state.state == "queued":
-            self.state.state = "starting"
-        self._write_state()
+        self._state_file.begin()
         self._sampler.start()
         self._ingesting.start()
 
@@ -240,20 +264,28 @@ class Recorder:
                 time.sleep(delay)
             else:
                 next_tick = time.monotonic()
-        # The agent's ranks die with it; whoever is left after a moment is an orphan.
-        if not workers.wait_gone(10.0, self._tick):
-            self._say("orphans", "ranks outlived their launcher and were ended", "warning")
-            workers.kill()
+        settle(
+            workers,
+            own_command=self.info.own_command,
+            stopped=self._stopping.kind is not None or self._hangs.verdict is not None,
+            say=self._say,
+            tick=self._tick,
+        )
         self._tick()
-        verdict = judge(self._evidence())
-        return self._end(verdict)
+        return self._end(self._judged())
+
+    def _judged(self) -> Verdict:
+        if self._state_file.lost == "deleted":
+            return Verdict("lost", message=f"its directory was deleted while it ran: {self.run_dir.root}", exit_code=1)
+        if self._state_file.lost == "taken":
+            return Verdict("lost", message="another recorder has taken the run over", exit_code=1)
+        return judge(self._evidence())
 
     def _end(self, verdict: Verdict) -> RunState:
         self._sampler.stop(timeout_s=2.0)
         self._take_inbox()
         state = self.state
-        if state.state not in ENDED:
-            self._ended_event(verdict)
+        self._ended_event(verdict)
         self._host_journal.close()
         self._events_journal.close()
         self._follower.poll()
@@ -261,13 +293,34 @@ class Recorder:
         state.failure = verdict.failure
         state.message = verdict.message
         state.exit_code = verdict.exit_code
-        state.ended_at = time.time()
-        state.step = self.view.step or state.step
+        state.step = (
+            max([self.view.step, self.view.last_lost_step, *(r.step for r in self._exit_records())]) or state.step
+        )
         self._ingesting.stop()
-        self._write_state()
-        self.history_waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(LorawatchError):  # nothing but the deletion of the run waits for this
+                alone.enter_context(self.run_dir.locked(LOCK_WAIT_S))
+            if not self._state_file.end() and self._state_file.lost is None:
+                self._show_only("state_not_written", f"the end of the run cannot be written: {self.run_dir.root}")
+            self.history_waits = self._into_history()
         self._show_tick()
         return state
+
+    def _into_history(self) -> str | None:
+        """Bring all lines in, and say where ranks made more steps than came. Returns why the history waits, or None."""
+        if self._state_file.lost == "taken":
+            return None
+        if self._state_file.lost == "deleted":
+            from lorawatch.storage.edit import end_without_directory
+
+            with contextlib.suppress(LorawatchError):
+                end_without_directory(self.run_dir.run_id, self.state)
+            return None
+        waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
+        if waits is None and (event := journal_missing_steps(self.run_dir, self._exit_records())):
+            self._show(event)
+            waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
+        return waits
 
     def _ended_event(self, verdict: Verdict) -> None:
         severity: Severity = "error" if verdict.state in ("failed", "lost") else "info"
@@ -294,8 +347,11 @@ class Recorder:
                     self._watch_window(line)
                 case PhaseChange() if line.name in STEPPING:
                     self._stepping_since = time.monotonic()  # nor is a save that took its time
-                case Event() if line.at >= self._began_at:
-                    self._show(line)  # a rank's own news; its journal has it
+                case Event():
+                    if line.kind == "stop_unanswered":
+                        self._stopping.unanswered(line.message)
+                    if line.at >= self._began_at:
+                        self._show(line)  # a rank's own news; its journal has it
         self.state.step = self.view.step or self.state.step
         if self.state.state == "starting" and (
             self.view.steps or any(r.phase in STEPPING for r in self.view.ranks.values())
@@ -308,18 +364,52 @@ class Recorder:
         self._watch_for_hang(workers)
         self._host_journal.flush()
         self._events_journal.flush()
+        self._watch_disk()
+        self._watch_reports()
         now = time.monotonic()
+        if now - self._pids_at >= WORKER_PIDS_EVERY_S:
+            self._pids, self._pids_at = [p.pid for p in workers.look()], now
         if now - self._heartbeat_at >= HEARTBEAT_S:
             self._heartbeat_at = now
-            self._write_state()
+            self._beat(workers)
             if self.info.own_command:
                 self._find_used_gpus()
         self._show_tick()
 
+    def _beat(self, workers: Workers) -> None:
+        self.state.ranks = list(workers.ranks.values())
+        self.state.family = [(p.pid, p.started) for p in workers.family]
+        before = self._state_file.lost
+        lost = self._state_file.beat()
+        if lost is None or lost == before:
+            return
+        if lost == "deleted":
+            self._show_only("deleted", f"its directory was deleted: nothing more is recorded: {self.run_dir.root}")
+        else:  # two trainings in one directory would spoil each other's checkpoints
+            self._show_only("taken", "another recorder has taken the run over: the processes here are ended")
+            workers.kill()
+
+    def _watch_disk(self) -> None:
+        """Say once that the disk takes no lines, and that it does again."""
+        error = self._host_journal.error or self._events_journal.error
+        if error and not self._disk_full and self._state_file.lost is None:
+            self._disk_full = True
+            self._say("journal_waits", f"no line can be journaled, so they wait in memory: {error}", "warning")
+        elif self._disk_full and not error:
+            self._disk_full = False
+            self._say("journal_back", "lines are journaled again")
+
+    def _watch_reports(self) -> None:
+        """Say once that some ranks do not report their steps."""
+        silent = [] if self._reports_missing else self.view.silent_ranks
+        if silent:
+            self._reports_missing = True
+            self._say("ranks_missing", silent_words(silent, self.view.world_size), "warning")
+
     def _rank_started(self, line: RankStarted) -> None:
         assert self._workers is not None
-        self._workers.note_rank(line.pid)
-        self.state.ranks = [r for r in self._workers.ranks if r.alive()]
+        if self._workers.note_rank(line.rank, line.process) == "foreign":
+            self._tell_foreign(line)
         self.state.steps_total = line.steps_total or self.state.steps_total
         if line.attempt > self.state.attempt:
             self.state.attempt = line.attempt
@@ -345,9 +435,22 @@ class Recorder:
         if changed:
             self._quietly(lambda: self.run_dir.write_info(self.info))
 
+    def _tell_foreign(self, line: RankStarted) -> None:
+        if (line.attempt, line.rank) in self._foreign:
+            return
+        self._foreign.add((line.attempt, line.rank))
+        where = "this host" if line.host.split(".")[0] == self._host else line.host
+        self._say(
+            "foreign_rank",
+            f"rank {line.rank} (process {line.pid} on {where}, by its own numbering) is none that this recorder started and "
+            "can see: it can be asked to stop, but it is never signalled",
+        )
+
     def _find_used_gpus(self) -> None:
         """An own command's GPUs are those that a process of it computes on."""
-        pids = set(self._worker_pids())
+        if not in_initial_namespace():  # the driver numbers processes as the host does
+            return
+        pids = set(self._pids)
         busy = {n.gpu.gpu_uuid for n in self._sampler.latest().gpus if any(p.pid in pids for p in n.processes)}
         found = [g for g in self.info.gpus if g.gpu_uuid in busy and not g.used]
         for gpu in found:
@@ -370,33 +473,38 @@ class Recorder:
     def _evidence(self) -> Evidence:
         workers = self._workers
         assert workers is not None
-        # An attempt may end before a rank has said that it began.
-        attempt = max(self.view.attempt, self.run_dir.last_attempt())
-        world = self.view.world_size or (0 if self.info.own_command else self.info.world_size)
-        paths = (self.run_dir.exit_record(attempt, rank) for rank in range(world))
-        records = [r for r in (read_json(p, ExitRecord) for p in paths) if r is not None]
         kills = oom_kills()
         return Evidence(
             exit_code=workers.exit_code,
-            records=records,
-            world_size=world,
+            records=self._exit_records(),
+            world_size=self._world_size,
             own_command=self.info.own_command,
             log_tail=tail(self._launcher_log, begin=self._log_begins),
             stop_requested=self._stopping.kind,
+            not_saved=self._stopping.not_saved,
             oom_kills=(kills or 0) - (self._oom_kills or 0),
             hang=self._hangs.verdict,
             gpu_lost=self._gpu_lost,
+            lines_lost=self.view.lines_lost,
         )
+
+    @property
+    def _world_size(self) -> int:
+        return self.view.world_size or (0 if self.info.own_command else self.info.world_size)
+
+    def _exit_records(self) -> list[ExitRecord]:
+        """How the ranks of the last attempt ended; one that died by a signal has none."""
+        # An attempt may end before a rank has said that it began.
+        attempt = max(self.view.attempt, self.run_dir.last_attempt())
+        paths = (self.run_dir.exit_record(attempt, rank) for rank in range(self._world_size))
+        return [r for r in (read_json(p, ExitRecord) for p in paths) if r is not None]
 
     @property
     def _launcher_log(self) -> Path:
         return self.run_dir.logs / ("command.log" if self.info.own_command else "torchrun.log")
 
     def _worker_pids(self) -> list[int]:
-        """For the host lane, which asks every second; the tree of a run's processes changes rarely."""
-        now = time.monotonic()
-        if self._workers and now - self._pids_at > WORKER_PIDS_EVERY_S:
-            self._pids, self._pids_at = self._workers.pids(), now
+        """For the host lane, which asks every second, from a thread of its own."""
         return self._pids
 
     def _take_inbox(self) -> None:
@@ -410,6 +518,10 @@ class Recorder:
 
     def _say(self, kind: str, message: str, severity: Severity = "info") -> None:
         self._event(Event(at=time.time(), kind=kind, severity=severity, message=message))
+
+    def _show_only(self, kind: str, message: str) -> None:
+        """An event that cannot be journaled any more."""
+        self._show(Event(at=time.time(), kind=kind, severity="error", message=message))
 
     def _event(self, event: Event) -> None:
         self._events_journal.append(event)
@@ -438,13 +550,16 @@ class Recorder:
             "display_lost", f"the display is gone ({type(error).__name__}: {error}); the recording goes on", "warning"
         )
 
-    def _write_state(self) -> None:
-        self.state.heartbeat_at = time.time()
-        self._quietly(lambda: self.run_dir.write_state(self.state))
-
     def _quietly(self, write: Callable[[], None]) -> None:
         """A small file that cannot be written now (full disk) is written by a later tick."""
         try:
             write()
         except OSError:
             return
+
+
+def _known(state: RunState) -> list[ProcessId]:
+    """The processes that the recorder before had found below the launcher, where this one counts processes as it did."""
+    if state.recorder is None or not state.recorder.here:
+        return []
+    return [ProcessId.seen(pid, started) for pid, started in state.family]

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorawatch import checkpoints, paths
+from lorawatch import checkpoints
 from lorawatch import recipe as recipes
 from lorawatch.checkpoints import CHANGEABLE, Checkpoint
 from lorawatch.devices import parse_gpus
 from lorawatch.errors import CheckpointError, LorawatchError, NoSuitableGpu, UsageError
+from lorawatch.files import write_atomically
 from lorawatch.launch.placement import Placement, place
 from lorawatch.live import is_separate
+from lorawatch.liveness import deciding, refuse_living
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId
 from lorawatch.recipe import Recipe
-from lorawatch.recorder.workers import Workers
-from lorawatch.rundir import ENDED, Gpu, RunDir, RunInfo, RunState, write_atomically
+from lorawatch.rundir import Gpu, RunDir, RunInfo, RunState
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ def prepare_resumption(
         UsageError: The run lives, is no recipe's, has nothing left to do, or an override changes the work.
         CheckpointError: The checkpoint is absent, damaged or of other work; says what is wrong, and offers another.
         NoSuitableGpu: The devices are not those that the order of the data hangs on.
+        RunElsewhere, RunBusy: Another host, or another command, decides about it.
         LorawatchError: The run directory cannot be written.
     """
     try:
@@ -70,9 +69,10 @@ def prepare_resumption(
 def _prepare(
     run: RunDir, gpus: Sequence[Gpu], overrides: Sequence[str], from_name: str | None, driver_version: str | None
 ) -> Resumption:
-    with _alone(run):
+    with deciding(run) as found:
         info, state = run.info(), run.state()
-        _check_ended(run, info, state)
+        _check_resumable(run, info)
+        refuse_living(run, found, "resumed")
         before = recipes.from_dict(info.recipe or {}, run.run_id)
         after, changed = _changed(run, before, overrides)
         start = _checked(run, before, info.world_size, from_name)
@@ -87,40 +87,34 @@ def _prepare(
         for gpu in info.gpus:
             gpu.used = gpu.gpu_uuid in placement.gpu_uuids
         attempt = max(state.attempt, run.last_attempt()) + 1
-        for request in run.control.iterdir():  # of the attempts before: a stop, pledges
-            request.unlink(missing_ok=True)
+        _clear_requests(run)
         run.attempt_logs(attempt).mkdir(parents=True, exist_ok=True)
         write_atomically(run.recipe, after.to_yaml().encode())
         run.write_info(info)
-        paths.open_runs_folder().mkdir(exist_ok=True)
-        (paths.open_runs_folder() / run.run_id).touch()
+        run.mark_open()
         run.write_state(
             RunState(
                 state="queued",
                 attempt=attempt,
                 started_at=state.started_at,
+                elapsed_s=state.elapsed_s,
                 resumed_at=start.step,
                 step=start.step,
                 steps_total=state.steps_total,
-                recorder=ProcessId.of(os.getpid()),
+                recorder=ProcessId.own(),
             )
         )
     return Resumption(start, attempt, changed)
 
 
-@contextlib.contextmanager
-def _alone(run: RunDir) -> Iterator[None]:
-    """Two that resume a run at the same moment: the second finds a living recorder."""
-    descriptor = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems lock no folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _clear_requests(run: RunDir) -> None:
+    """Take away what was asked of the attempts before: a stop, pledges; whatever else lies there is none of ours."""
+    for request in run.control.iterdir():
+        if request.is_symlink() or not request.is_dir():
+            request.unlink(missing_ok=True)
 
 
-def _check_ended(run: RunDir, info: RunInfo, state: RunState) -> None:
+def _check_resumable(run: RunDir, info: RunInfo) -> None:
     if info.own_command or info.recipe is None:
         raise UsageError(
             f"run {run.run_id} is a command of your own: only its program knows how to go on",
@@ -129,18 +123,6 @@ def _check_ended(run: RunDir, info: RunInfo, state: RunState) -> None:
     if is_separate(info):
         raise UsageError(
             f"the ranks of run {run.run_id} train separately, which keeps no checkpoints", hint="start it anew"
-        )
-    if state.state in ENDED:
-        return
-    if state.recorder is not None and state.recorder.alive():
-        raise UsageError(
-            f"run {run.run_id} lives (pid {state.recorder.pid} records it)",
-            hint=f"lorawatch stop {run.run_id} --wait ends it first, with a checkpoint",
-        )
-    if state.launcher is not None and Workers(state.launcher, None, state.ranks).any_alive():
-        raise UsageError(
-            f"run {run.run_id} has lost its recorder, but its ranks train on",
-            hint=f"lorawatch adopt {run.run_id} records on",
         )
 
 

@@ -11,6 +11,7 @@ from lorawatch.live import LiveView
 from lorawatch.recorder.workers import Workers
 from lorawatch.records import Severity
 from lorawatch.rundir import RunDir
+from lorawatch.text import rank_words
 
 GRACE_S = 60.0
 _TERMINATED_S = 10.0
@@ -27,11 +28,13 @@ class Stopping:
     Attributes:
         signals: How often the recorder itself was asked; a signal handler counts it up.
         kind: What was begun; "kill" once every process was ended at once.
+        not_saved: Why the stop saved nothing, once that is known.
     """
 
     def __init__(self, run: RunDir, view: LiveView, say: Callable[[str, str, Severity], None]) -> None:
         self.signals = 0
         self.kind: Literal["stop", "kill"] | None = None
+        self.not_saved: str | None = None
         self._run, self._view, self._say = run, view, say
         self._since: float | None = None  # None as well once patience has ended
 
@@ -49,11 +52,25 @@ class Stopping:
         elif self.kind == "stop" and self._since is not None:
             self._wait(workers, self._since)
 
+    def unanswered(self, words: str) -> None:
+        """A rank gave up waiting for others to answer the stop.
+
+        Args:
+            words: What it says of them.
+        """
+        self.not_saved = words
+
     def _ask(self, workers: Workers) -> None:
         self._request()
+        silent = self._view.silent_ranks
         if not any(rank.started for rank in self._view.ranks.values()):
             # nobody there who could agree on a step: an own command without the callback, or ranks still loading
             self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once", "info")
+            workers.terminate()
+            return
+        if silent:
+            self.not_saved = f"{rank_words(silent)} of {self._view.world_size} cannot be asked to stop with the others"
+            self._say("stopping", f"{self.not_saved}: asking the workers to end, without a save", "warning")
             workers.terminate()
             return
         how = "the ranks stop together at the next step and save"
@@ -73,12 +90,18 @@ class Stopping:
         self._request()
         now = time.monotonic()
         grace = max(GRACE_S, 10 * (self._view.usual_step_s() or 0))
-        if any(rank.phase in ("saving", "evaluating") for rank in self._view.ranks.values()):
+        if self.not_saved is not None:
+            self._end(workers, "nothing can be saved: ending the ranks")
+        elif any(rank.phase in ("saving", "evaluating") for rank in self._view.ranks.values()):
             # A large checkpoint may take its time on a slow disk, and a script's own evaluation too.
             self._since = now
         elif now - since > grace:
-            self._since = None
-            self._say("stopping", f"the ranks did not stop within {grace:.0f} s: ending them", "warning")
-            workers.terminate()
-            if not workers.wait_gone(_TERMINATED_S):
-                workers.kill()
+            self.not_saved = f"the ranks did not stop within {grace:.0f} s"
+            self._end(workers, f"{self.not_saved}: ending them")
+
+    def _end(self, workers: Workers, words: str) -> None:
+        self._since = None
+        self._say("stopping", words, "warning")
+        workers.terminate()
+        if not workers.wait_gone(_TERMINATED_S):
+            workers.kill()

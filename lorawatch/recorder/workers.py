@@ -1,50 +1,108 @@
-"""The processes of a run: the launcher and the ranks, whether started here or adopted."""
+"""The processes of a run: the launcher and all that descends from it, whether started here or adopted.
+
+Only a process that this recorder has found under its own /proc, below the launcher that it started, is ever signalled. What
+a rank writes of itself only says which of them it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from lorawatch.processes import ProcessId, descendants
+from lorawatch.processes import Process, ProcessId, descendants, match, process_table
+
+_LOOK_AGAIN_S = 0.02
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A process of a run that outlived its launcher."""
+
+    process: ProcessId
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.process.pid} ({self.command})" if self.command else str(self.process.pid)
 
 
 class Workers:
-    """The launcher (torchrun's agent or an own command) and the ranks below it.
+    """The launcher (torchrun's agent or an own command) and what descends from it.
 
     Args:
         launcher: The launcher's identity.
-        process: The launcher where it is our child; None where it is adopted, so that nobody can wait for its status.
-        ranks: Ranks known so far, from `state.json` of an adopted run.
+        process: The launcher where it is this process's child; None where it is adopted, so that its exit status cannot be
+            had.
+        family: What is known to descend from it, from `state.json` of an adopted run.
+        orphans: This process keeps orphans (`processes.keep_orphans`), so that whatever becomes its child is the run's.
     """
 
     def __init__(
-        self, launcher: ProcessId, process: subprocess.Popen[bytes] | None = None, ranks: list[ProcessId] | None = None
+        self,
+        launcher: ProcessId,
+        process: subprocess.Popen[bytes] | None = None,
+        family: Iterable[ProcessId] = (),
+        *,
+        orphans: bool = False,
     ) -> None:
         self.launcher = launcher
-        self._process = process
-        self._ranks: dict[int, ProcessId] = {r.pid: r for r in ranks or []}
         self.exit_code: int | None = None
+        self._process = process
+        self._family: dict[int, ProcessId] = {p.pid: p for p in family if p.here}
+        self._ranks: dict[int, ProcessId] = {}
+        self._orphans = orphans
 
-    def note_rank(self, pid: int) -> None:
-        """A rank said its pid."""
-        identity = ProcessId.of(pid)
-        if identity is not None:
-            self._ranks[pid] = identity
+    # --- who is there
+
+    def look(self) -> list[ProcessId]:
+        """Find the run's processes: those known that still live and all that descends from them. One pass over /proc."""
+        alive = self.launcher_alive()  # first: of one that dies after this the table has the children
+        table = process_table()
+        self._reap(table)
+        self._family = {pid: known for pid, known in self._family.items() if _is_there(known, table)}
+        roots = {*self._family, *([self.launcher.pid] if alive else [])}
+        if self._orphans:  # what lost its parent became this process's child
+            roots |= {p.pid for p in table.values() if p.parent == os.getpid() and not p.ended} - {self.launcher.pid}
+        for process in [*(table[pid] for pid in roots if pid in table), *descendants(roots, table)]:
+            if not process.ended and process.pid not in (os.getpid(), self.launcher.pid, *self._family):
+                self._family[process.pid] = ProcessId.seen(process.pid, process.started)
+        return [*([self.launcher] if alive else []), *self._family.values()]
+
+    def note_rank(self, rank: int, said: ProcessId | None) -> Literal["ours", "ended", "foreign"]:
+        """Find the process of a rank.
+
+        Args:
+            said: What the rank wrote of itself; None where its lorawatch is too old for it.
+
+        Returns:
+            `ours`: it is one of the run's processes here. `ended`: it is gone already. `foreign`: it runs where this
+            recorder cannot see it, or does not descend from the launcher: it is never signalled.
+        """
+        mine = {p.pid for p in self.look()}
+        found = match(said, (p for p in process_table().values() if p.pid in mine)) if said is not None else None
+        self._ranks.pop(rank, None)
+        if found is not None:
+            self._ranks[rank] = found
+            return "ours"
+        return "ended" if said is not None and said.here and not said.alive() else "foreign"
 
     @property
-    def ranks(self) -> list[ProcessId]:
-        return list(self._ranks.values())
+    def ranks(self) -> Mapping[int, ProcessId]:
+        """The processes of the ranks that were found, by rank."""
+        return self._ranks
 
-    def pids(self) -> list[int]:
-        """Pids of the launcher and everything below it, and of ranks that outlived it."""
-        below = descendants(self.launcher.pid) if self.launcher_alive() else []
-        return list(dict.fromkeys([self.launcher.pid, *below, *(p for p, r in self._ranks.items() if r.alive())]))
+    @property
+    def family(self) -> list[ProcessId]:
+        """What was known to descend from the launcher at the last look."""
+        return list(self._family.values())
 
     def launcher_alive(self) -> bool:
-        """Whether the launcher runs; reaps it and keeps its exit status where it is our child."""
+        """Whether the launcher runs; reaps it and keeps its exit status where it is this process's child."""
         if self._process is not None:
             code = self._process.poll()
             if code is not None:
@@ -52,31 +110,41 @@ class Workers:
             return code is None
         return self.launcher.alive()
 
-    def any_alive(self) -> bool:
-        return self.launcher_alive() or any(r.alive() for r in self._ranks.values())
+    def leftovers(self) -> list[Leftover]:
+        """What lives although the launcher has ended."""
+        return [Leftover(p, p.command()) for p in self.look() if p != self.launcher]
+
+    # --- what is done to them
 
     def ask_stacks(self) -> list[int]:
         """Make every rank write its Python stacks: its faulthandler answers SIGUSR1, which would end a rank of an own
-        command that has no such handler. Returns the pids."""
-        ranks = list(self._ranks.values())
-        return [r.pid for r in ranks if r.catches(signal.SIGUSR1) and r.send(signal.SIGUSR1)]
+        command that has no such handler. Returns the ranks that were asked."""
+        asked = self._ranks.items()
+        return [rank for rank, p in asked if p.catches(signal.SIGUSR1) and p.send(signal.SIGUSR1)]
 
     def terminate(self) -> None:
         """Ask the launcher's whole process group to end: SIGTERM."""
         self._signal_group(signal.SIGTERM)
 
-    def kill(self, wait_s: float = 5.0) -> None:
-        """End every process of the run at once, and wait until they are gone."""
-        victims = [i for i in (ProcessId.of(p) for p in self.pids()) if i is not None and i.pid != os.getpid()]
+    def kill(self, wait_s: float = 5.0) -> bool:
+        """End every process of the run at once. Returns whether all are gone."""
         self._signal_group(signal.SIGKILL)
-        for victim in victims:
-            victim.send(signal.SIGKILL)
-        self.wait_gone(wait_s)
+        return self._end_all(signal.SIGKILL, wait_s)
+
+    def end_leftovers(self, term_s: float = 3.0, kill_s: float = 5.0) -> bool:
+        """End what outlived the launcher: SIGTERM, and SIGKILL for what is still there. Returns whether all are gone."""
+        for process in self.look():
+            process.send(signal.SIGTERM)
+        return self.wait_gone(term_s) or self._end_all(signal.SIGKILL, kill_s)
 
     def wait_gone(self, wait_s: float, meanwhile: Callable[[], None] | None = None) -> bool:
-        """Wait until no process of the run is left."""
+        """Wait until no process of the run is left.
+
+        Args:
+            meanwhile: Called between two looks.
+        """
         deadline = time.monotonic() + wait_s
-        while self.any_alive():
+        while self._anyone():
             if time.monotonic() > deadline:
                 return False
             if meanwhile:
@@ -84,11 +152,42 @@ class Workers:
             time.sleep(0.05)
         return True
 
+    def _anyone(self) -> bool:
+        """Whether a process of the run lives. Asked twice: one pass may miss a process that has just started another and
+        ended."""
+        return bool(self.look() or self.look())
+
+    def _end_all(self, number: signal.Signals, wait_s: float) -> bool:
+        # A process may start another between two looks, and what loses its parent may only now come into sight.
+        deadline = time.monotonic() + wait_s
+        while self._anyone():
+            for process in self.look():
+                process.send(number)
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_AGAIN_S)
+        return True
+
     def _signal_group(self, number: signal.Signals) -> None:
         if not self.launcher_alive():
             return
-        try:
-            # the launcher was started as the leader of its own session and group
-            os.killpg(self.launcher.pid, number)
-        except (ProcessLookupError, PermissionError):
-            self.launcher.send(number)
+        if self._process is not None:  # it is the leader of its own session and group, and its pid is not free yet
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.launcher.pid, number)
+            return
+        group = {p.pid for p in process_table().values() if p.group == self.launcher.pid}
+        for process in self.look():
+            if process.pid in group:
+                process.send(number)
+
+    def _reap(self, table: dict[int, Process]) -> None:
+        for pid in self._family:
+            process = table.get(pid)
+            if process is not None and process.ended and process.parent == os.getpid():
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
+
+def _is_there(known: ProcessId, table: dict[int, Process]) -> bool:
+    found = table.get(known.pid)
+    return found is not None and not found.ended and found.started == known.started

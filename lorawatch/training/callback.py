@@ -24,15 +24,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorawatch.records import Evaluation, Event, Step
 from lorawatch.rundir import RunDir
+from lorawatch.text import rank_words
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
 from lorawatch.training.gate import Gate
 from lorawatch.training.meter import Reading, StepMeter
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
+from lorawatch.training.stopping import ANSWER_S, Agreement
 
 _log = logging.getLogger(__name__)
 RUN_DIR_VARIABLE = "LORAWATCH_RUN_DIR"
+_DISK_WAIT_S = 5.0  # for a full disk to take the last lines; a script has its own work to go on with
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked here
@@ -147,10 +150,13 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         observer = self._observer
         separate = observer.place.separate
         asked = observer.saving.step_completed(step, last)
+        self._tell_unanswered(observer, observer.saving, "checkpoint", "no checkpoint is saved")
         if asked and separate and observer.place.rank == 0:
             words = "no checkpoint is saved: ranks that train separately keep none"
             observer.append(Event(at=time.time(), kind="checkpoint_refused", severity="warning", message=words))
-        if observer.stopping.step_completed(step, last):
+        stops = observer.stopping.step_completed(step, last)
+        self._tell_unanswered(observer, observer.stopping, "stop", "the ranks cannot stop together")
+        if stops:
             self.stopped_at = step
             control.should_training_stop = True
             # At the last step not all ranks may have heard of the stop, and a save needs them all.
@@ -167,6 +173,17 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         elif control.should_save:
             self._observer.phase("saving", "checkpoint")
         return control
+
+    def _tell_unanswered(self, observer: Observer, agreement: Agreement, what: str, words: str) -> None:
+        silent, agreement.unanswered = agreement.unanswered, []
+        if silent:
+            who = rank_words(silent)
+            message = (
+                f"{who} did not answer within {ANSWER_S:.0f} s: {words} (is StepCallback in every rank's Trainer?)"
+            )
+            detail: dict[str, object] = {"ranks": silent}
+            kind = f"{what}_unanswered"
+            observer.append(Event(at=time.time(), kind=kind, severity="warning", message=message, detail=detail))
 
     def on_evaluate(
         self,
@@ -223,7 +240,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._meter = None
         if self._own_observer:
             self._observer.phase("finished")
-            self._observer.close()
+            self._observer.close(_DISK_WAIT_S)
             self._observer = None
 
     def _pause_ended(self) -> None:

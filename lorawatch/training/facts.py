@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lorawatch.analysis.flops import lora_flops_per_token
+from lorawatch.processes import ProcessId
 from lorawatch.records import RankStarted
 from lorawatch.training.place import Place
 
@@ -163,4 +164,5 @@ def rank_started(place: Place, device: torch.device, steps_total: int | None, fa
         lora_parameters=facts.lora_parameters if facts else None,
         flops_per_token=facts.flops_per_token if facts else None,
         dtype=facts.dtype if facts else None,
+        process=ProcessId.own(),
     )

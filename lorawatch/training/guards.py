@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+RECORDER_VARIABLE = "LORAWATCH_RECORDER_PID"
 _PR_SET_PDEATHSIG = 1
 _kept: list[IO[Any]] = []  # files that faulthandler writes to must stay open
 
@@ -24,12 +25,14 @@ _kept: list[IO[Any]] = []  # files that faulthandler writes to must stay open
 def die_with_parent() -> None:
     """Ask the kernel for SIGKILL when the agent dies: it would leave its ranks stepping otherwise.
 
-    An agent that died before the request is seen by the parent's change; then this process ends here.
+    An agent that died before the request is seen by the parent's change, or by the parent being the recorder, which takes in
+    orphans; then this process ends here.
     """
     before = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != before or before == 1:
+    orphan = before == 1 or str(before) == os.environ.get(RECORDER_VARIABLE)
+    if os.getppid() != before or orphan:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

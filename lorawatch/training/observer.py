@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from lorawatch.journal import JournalWriter
-from lorawatch.records import Event, PhaseChange, Record, Severity
+from lorawatch.records import Event, PhaseChange, Record, Severity, Step
 from lorawatch.rundir import RunDir
 from lorawatch.training.place import Place
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
@@ -31,6 +31,8 @@ class Observer:
         self.place = place
         self.stopping = StopAgreement(run.control, place)
         self.saving = SaveAgreement(run.control, place)
+        self.steps_made = 0
+        """Step lines that were queued."""
         self._journal = JournalWriter(run.rank_journal(place.rank), rank=place.rank)
         self._interval_s = interval_s
         self._watchers: list[Callable[[], None]] = []
@@ -41,13 +43,15 @@ class Observer:
     def start(self) -> Observer:
         """Begin looking; returns itself."""
         with contextlib.suppress(OSError):
-            self.run.journal.mkdir(parents=True, exist_ok=True)
-            self.run.control.mkdir(parents=True, exist_ok=True)
+            self.run.journal.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.run.control.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._journal.reserve()
         self._thread.start()
         return self
 
     def append(self, record: Record) -> None:
         """Queue a journal line; any thread."""
+        self.steps_made += isinstance(record, Step)
         self._journal.append(record)
 
     def phase(self, name: str, detail: str | None = None) -> None:
@@ -87,15 +91,23 @@ class Observer:
                 _log.warning("lorawatch cannot read the run's requests: %s", error)
             self._journal.flush()
 
-    def close(self) -> None:
-        """Look once more, write what waits, end the thread."""
+    def close(self, wait_s: float = 0.0) -> int:
+        """Look once more, write what waits, end the thread. Safe to call twice.
+
+        Args:
+            wait_s: How long to wait for a disk that takes no lines.
+
+        Returns:
+            How many lines the disk did not take.
+        """
         self._cancel.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
         if self._ticking.acquire(timeout=1):  # a thread stuck in a hung file system keeps it
             self._ticking.release()
             self.tick()
-            self._journal.close()
+            return self._journal.close(wait_s)
+        return self._journal.waiting
 
     def _loop(self) -> None:
         while not self._cancel.wait(self._interval_s):

@@ -16,8 +16,8 @@ from typing import Literal
 import msgspec
 
 from lorawatch.errors import LorawatchError, LossNotFinite
+from lorawatch.files import Reserve
 from lorawatch.records import ExitRecord, Failure
-from lorawatch.rundir import write_atomically
 from lorawatch.training.place import Place
 
 _RESERVED_BYTES = 32 << 10
@@ -110,34 +110,37 @@ def _oom_hint(text: str, what_would_fit: Callable[[], str] | None) -> str:
 
 
 class ExitReport:
-    """Writes a rank's exit record, once: the first end counts.
+    """A rank's exit record: the first end counts, and it is written once, when the rank leaves.
 
     Room for the record is taken on the disk at the start, so that a rank that ends because the disk is full can still
     say so.
     """
 
     def __init__(self, path: Path, place: Place) -> None:
-        self._path = path
         self._place = place
         self._lock = threading.Lock()
+        self._record: ExitRecord | None = None
         self._written = False
-        self._reserved = path.with_name(f".{path.name}.reserved")
+        self._reserve = Reserve(path, _RESERVED_BYTES)
         self.step = 0
         """The last step that the rank finished."""
         self.what_would_fit: Callable[[], str] | None = None
         """Says what to do where a GPU's memory ran out, once it is known what the run needs."""
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._reserved.write_bytes(b" " * _RESERVED_BYTES)
 
-    def ended(self, status: Literal["completed", "stopped"]) -> None:
-        """The rank came to its end as asked."""
-        self._write(self._record(status))
+    def ended(self, status: Literal["completed", "stopped"], *, signal: int | None = None) -> None:
+        """The rank came to its end as asked.
+
+        Args:
+            signal: The signal that asked for it.
+        """
+        record = self._new(status)
+        record.signal = signal
+        self._keep(record)
 
     def failed(self, error: BaseException) -> int:
         """The rank failed; returns the process's exit status."""
         verdict = classify(error, self.what_would_fit)
-        record = self._record("failed")
+        record = self._new("failed")
         record.failure = verdict.failure
         message = error.message if isinstance(error, LorawatchError) else str(error)
         if verdict.failure == "cuda_oom":
@@ -148,27 +151,30 @@ class ExitReport:
         record.traceback = "".join(lines)[-_TRACEBACK_CHARACTERS:]
         record.hint = verdict.hint
         record.exit_code = verdict.exit_code
-        self._write(record)
+        self._keep(record)
         return verdict.exit_code or 1
 
-    def _record(self, status: Literal["completed", "stopped", "failed"]) -> ExitRecord:
+    def write(self, *, steps_made: int, unwritten: int) -> None:
+        """Write the record of the end that counts; nothing where there was none, or it is written.
+
+        Args:
+            steps_made: Step lines that the rank made in this attempt.
+            unwritten: Journal lines that the disk has not taken.
+        """
+        with self._lock:
+            if self._record is None or self._written:
+                return
+            self._written = True
+            self._record.steps_made, self._record.unwritten = steps_made, unwritten
+            with contextlib.suppress(OSError):
+                self._reserve.write(msgspec.json.encode(self._record))
+            self._reserve.release()
+
+    def _new(self, status: Literal["completed", "stopped", "failed"]) -> ExitRecord:
         return ExitRecord(
             rank=self._place.rank, attempt=self._place.attempt, at=time.time(), status=status, step=self.step
         )
 
-    def _write(self, record: ExitRecord) -> None:
+    def _keep(self, record: ExitRecord) -> None:
         with self._lock:
-            if self._written:
-                return
-            self._written = True
-            data = msgspec.json.encode(record)
-            with contextlib.suppress(OSError):
-                if len(data) <= _RESERVED_BYTES:
-                    with open(self._reserved, "r+b") as file:
-                        file.write(data)
-                        file.truncate()
-                    self._reserved.replace(self._path)
-                    return
-            with contextlib.suppress(OSError):
-                write_atomically(self._path, data)
-                self._reserved.unlink(missing_ok=True)
+            self._record = self._record or record

@@ -8,18 +8,27 @@ agreed step; since side threads write the pledges, a rank that waits for another
 `control/checkpoint` asks for a checkpoint in the same way, as often as it is written anew.
 
 The ranks of a separate run have nothing to agree on: each stops after the step that it pledged itself.
+
+Ranks that never look (a script with the callback on rank 0 only) pledge nothing: the others wait a bounded time for them, then
+withdraw, name who did not answer, and train on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
 from pathlib import Path
 
-from lorawatch.rundir import write_atomically
+from lorawatch.files import read_small, write_atomically
 from lorawatch.training.place import Place
 
+ANSWER_S = 15.0
+"""How long a rank waits for the others' pledges. Their side threads look ten times a second, whatever their main threads do."""
+_PLEDGE = re.compile(rb"(\d{1,18})(?: (\S{0,64}))?")
 
-class _Agreement:
+
+class Agreement:
     """One rank's part in agreeing on a step for a request.
 
     Args:
@@ -29,6 +38,8 @@ class _Agreement:
     """
 
     def __init__(self, request: Path, place: Place, acks: str) -> None:
+        self.unanswered: list[int] = []
+        """The ranks that did not answer in time; the caller takes them away once it has said so."""
         self._request = request
         self._place = place
         self._lock = threading.Lock()
@@ -41,6 +52,7 @@ class _Agreement:
         self._own = paths[place.rank] if place.rank < len(paths) else control / acks
         self._acks = [self._own] if place.separate else paths
         self._pledge: int | None = None
+        self._asked_for = ""
         self._agreed = threading.Event()
         self._agreed_step: int | None = None
         self._seen: frozenset[str] = frozenset()
@@ -70,19 +82,13 @@ class _Agreement:
                     write_atomically(self._own, f"{pledge} {asked}".strip().encode())
                 except OSError:
                     return  # not pledged until the others can read it
-                self._pledge = pledge
-        pledges = []
-        seen = []
-        for path in self._acks:
-            try:
-                number, _, identity = path.read_text().partition(" ")
-                pledges.append(int(number))
-            except (OSError, ValueError):
-                return
-            seen.append(identity)
+                self._pledge, self._asked_for = pledge, asked
+        pledges = [_pledge(path) for path in self._acks]
         with self._lock:
-            self._seen = frozenset(seen)
-            self._agreed_step = max(pledges)
+            if self._pledge is None or any(p is None for p in pledges):
+                return
+            self._seen = frozenset(identity for _, identity in filter(None, pledges))
+            self._agreed_step = max(step for step, _ in filter(None, pledges))
             self._agreed.set()
 
     def _asked(self) -> str | None:
@@ -95,12 +101,29 @@ class _Agreement:
             pledged = self._pledge
         if pledged is None or step < pledged:
             return False
-        if last is None or step < last:
-            self._agreed.wait()
+        if (last is None or step < last) and not self._agreed.wait(ANSWER_S) and self._withdraw():
+            return False
         return self._agreed_step is not None and step >= self._agreed_step
 
+    def _withdraw(self) -> bool:
+        """Give up waiting for the others, unless they have just answered."""
+        silent = [rank for rank, path in enumerate(self._acks) if _pledge(path) is None]
+        with self._lock:
+            if self._agreed_step is not None:
+                return False
+            self.unanswered = silent
+            self._pledge = None
+            with contextlib.suppress(OSError):
+                self._own.unlink(missing_ok=True)
+            self._served_in_vain()
+        return True
 
-class StopAgreement(_Agreement):
+    def _served_in_vain(self) -> None:
+        """Remember that this request cannot be served, so that no rank waits for it again. The lock is held."""
+        raise NotImplementedError
+
+
+class StopAgreement(Agreement):
     """One rank's part in agreeing on the step to stop at.
 
     Args:
@@ -109,6 +132,7 @@ class StopAgreement(_Agreement):
     """
 
     def __init__(self, control: Path, place: Place) -> None:
+        self._in_vain = False
         super().__init__(control / "stop", place, "ack")
 
     @property
@@ -121,6 +145,12 @@ class StopAgreement(_Agreement):
         """The step after which every rank that takes part stops, once all have pledged."""
         return self._agreed_step
 
+    def _asked(self) -> str | None:
+        return None if self._in_vain else super()._asked()
+
+    def _served_in_vain(self) -> None:
+        self._in_vain = True
+
     def step_completed(self, step: int, last: int | None = None) -> bool:
         """Main thread, after each step: whether to stop here. Waits only after the step this rank pledged.
 
@@ -131,7 +161,7 @@ class StopAgreement(_Agreement):
         return self._reached(step, last)
 
 
-class SaveAgreement(_Agreement):
+class SaveAgreement(Agreement):
     """One rank's part in agreeing on the step after which all save, once for each time that somebody asks.
 
     A request is known again by its inode and time. Ranks may see different ones where somebody asks twice at the same
@@ -155,6 +185,9 @@ class SaveAgreement(_Agreement):
         identity = f"{found.st_ino}.{found.st_mtime_ns}"
         return None if identity in self._served else identity
 
+    def _served_in_vain(self) -> None:
+        self._served.add(self._asked_for)
+
     def step_completed(self, step: int, last: int | None = None) -> bool:
         """Main thread, after each step: whether all ranks save here. Waits only after the step this rank pledged.
 
@@ -169,3 +202,12 @@ class SaveAgreement(_Agreement):
             self._round += 1
             self._begin(f"ack-checkpoint-{self._round}")
         return True
+
+
+def _pledge(path: Path) -> tuple[int, str] | None:
+    """The step that a rank has pledged and the request that it saw; None where it has not, or something else lies there."""
+    try:
+        found = _PLEDGE.fullmatch(read_small(path, 256))
+    except OSError:
+        return None
+    return (int(found[1]), (found[2] or b"").decode(errors="replace")) if found else None

@@ -21,7 +21,7 @@ from lorawatch.checkpoints import Checkpoint
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import RunDir
-from lorawatch.training import fast, quantization, shortage
+from lorawatch.training import fast, quantization, shortage, space
 from lorawatch.training import model as models
 from lorawatch.training.adapter import save_adapter
 from lorawatch.training.attention import check_apart
@@ -248,7 +248,7 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     observer.phase("saving", "adapter")
     if place.rank == 0:
         folders.recover(run.adapter)
-        save_adapter(run.adapter, model, tokenizer)
+        space.save_when_it_fits(partial(save_adapter, run.adapter, model, tokenizer), "the adapter", observer)
     # The last reference to a gloo process group, dropped with the interpreter's lock held, waits for threads that want
     # that lock: seen to hang a rank that had finished. The rank leaves by os._exit, so that nothing needs to be freed.
     _kept.append((trainer, model))

@@ -16,7 +16,7 @@ from lorawatch import recipe as recipes
 from lorawatch.errors import LossNotFinite, NoSuitableGpu
 from lorawatch.quiet import QUIET
 from lorawatch.rundir import RunDir
-from lorawatch.training import compile_cache, guards
+from lorawatch.training import compile_cache, guards, space
 from lorawatch.training.observer import Observer
 from lorawatch.training.outcome import ExitReport
 from lorawatch.training.place import Place, stand_alone
@@ -43,11 +43,10 @@ def main() -> NoReturn:
     observer = Observer(run, place).start()
 
     def terminated(number: int) -> None:
-        # The agent ends the siblings of a dead rank so.
+        # The agent ends the siblings of a dead rank so; sent by anybody else it is what ends the run.
         report.step = observer.stopping.completed
-        report.ended("stopped")
-        observer.close()
-        os._exit(128 + number)
+        report.ended("stopped", signal=number)
+        _leave(observer, report, 128 + number)
 
     guards.on_termination(terminated)
     try:
@@ -56,7 +55,7 @@ def main() -> NoReturn:
         report.step = observer.stopping.completed
         code = end.code if isinstance(end.code, int) else 1
         report.failed(RuntimeError(f"something in the process called sys.exit({end.code!r})"))
-        _leave(observer, code or 1)
+        _leave(observer, report, code or 1)
     except BaseException as error:  # noqa: BLE001  every end leaves a record
         import traceback
 
@@ -64,8 +63,8 @@ def main() -> NoReturn:
         code = report.failed(error)
         traceback.print_exception(error)
         # torchrun starts the ranks again for any other status, and they would meet the same loss.
-        _leave(observer, 0 if isinstance(error, LossNotFinite) else code)
-    _leave(observer, 0)
+        _leave(observer, report, 0 if isinstance(error, LossNotFinite) else code)
+    _leave(observer, report, 0, wait_s=space.wait_s())
 
 
 def _train(run: RunDir, place: Place, observer: Observer, report: ExitReport) -> None:
@@ -96,9 +95,14 @@ def _train(run: RunDir, place: Place, observer: Observer, report: ExitReport) ->
     entry()
 
 
-def _leave(observer: Observer, code: int) -> NoReturn:
-    """End without the interpreter's teardown, where a broken process group or driver could hang."""
-    observer.close()
+def _leave(observer: Observer, report: ExitReport, code: int, *, wait_s: float = 0.0) -> NoReturn:
+    """End without the interpreter's teardown, where a broken process group or driver could hang.
+
+    Args:
+        wait_s: How long to wait for a full disk to take the last lines.
+    """
+    unwritten = observer.close(wait_s)
+    report.write(steps_made=observer.steps_made, unwritten=unwritten)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

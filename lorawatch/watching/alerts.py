@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lorawatch.live import silent_words
 from lorawatch.records import Event
 from lorawatch.sanitize import clean
 from lorawatch.watching.frame import Alert
@@ -96,3 +97,20 @@ def restarted(attempt: int) -> Alert | None:
 def no_recorder(run_id: str) -> Alert:
     text = "its recorder is gone: a adopts the run, so that it is recorded on"
     return Alert("no_recorder", "error", "✗", "LOST", text)
+
+
+def not_reporting(ranks: list[int], world_size: int) -> Alert | None:
+    """Ranks without the callback, or with a home of their own."""
+    if not ranks:
+        return None
+    text = silent_words(ranks, world_size)
+    return Alert("partial", "warning", "!", f"{world_size - len(ranks)} of {world_size} ranks", text)
+
+
+def silent(words: str) -> Alert:
+    """A recorder on another host that was not heard for a while.
+
+    Args:
+        words: Whose, and for how long.
+    """
+    return Alert("silent", "warning", "?", "no word", f"{words}: the run may still go on there")

@@ -14,7 +14,8 @@ class Alert:
     """Something that a person should see, told by a glyph and a word and not by colour alone.
 
     Attributes:
-        kind: straggler, throttled, vram, nan_loss, stale, slow, restarted, gpu_lost or no_recorder.
+        kind: straggler, throttled, vram, nan_loss, stale, slow, restarted, gpu_lost, no_recorder, silent or
+            partial.
         where: The pane's key it belongs to; None for the whole run.
     """
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorawatch.files import read_json
 from lorawatch.records import ExitRecord
-from lorawatch.rundir import RunDir, read_json
+from lorawatch.rundir import RunDir
 from lorawatch.sanitize import clean
+from lorawatch.verdict import cause
 
 TAIL_BYTES = 64 << 10
 WIDEST = 2000  # characters of a line
@@ -81,9 +83,10 @@ def _by_rank(folder: Path) -> list[Path]:
 
 
 def _first(run: RunDir, files: list[Path]) -> Path:
-    for path in files:
-        record = read_json(path.with_name(path.stem + ".exit.json"), ExitRecord)
-        if record is not None and record.status == "failed":
+    records = {path: read_json(path.with_name(f"{path.stem}.exit.json"), ExitRecord) for path in files}
+    first = cause(r for r in records.values() if r is not None)
+    for path, record in records.items():
+        if record is not None and record is first:
             return path
     for path in files:
         try:

@@ -141,8 +141,15 @@ class Watch:
 
     # --- the frame
 
-    def frame(self, at: float, state: RunState | None = None, *, recorder_alive: bool = True) -> Frame:
-        """What is shown at unix time `at`."""
+    def frame(
+        self, at: float, state: RunState | None = None, *, recorder_alive: bool = True, silence: str = ""
+    ) -> Frame:
+        """What is shown at unix time `at`.
+
+        Args:
+            recorder_alive: Whether the run has its recorder, as far as can be seen from here.
+            silence: For how long a recorder on another host was not heard, in words; empty where it is heard.
+        """
         ended = state is not None and state.state in ENDED
         until = min(at, state.ended_at or at) if state is not None and ended else at
         began = min(self._first_at or until, until - 1.0)
@@ -154,6 +161,8 @@ class Watch:
             state = state or RunState()
             head = self._head(self.info, state, until, recorder_alive)
             everywhere = [*self._run_alerts(head, until), *everywhere]
+            if silence and not ended:
+                everywhere.insert(0, alerts.silent(silence))
         return Frame(
             at=until,
             begin=begin,
@@ -175,7 +184,11 @@ class Watch:
         view = self.view
         # A number that is none cannot stand in a journal's line: the rank that saw it tells it as an event.
         told = next((e for e in reversed(view.events) if e.kind == "nan_loss"), None)
-        found = [alerts.bad_loss(told), alerts.restarted(head.attempt)]
+        found = [
+            alerts.bad_loss(told),
+            alerts.restarted(head.attempt),
+            alerts.not_reporting(view.silent_ranks, view.world_size),
+        ]
         if not head.recorder_alive:
             found.insert(0, alerts.no_recorder(head.run_id))
         if head.state not in ENDED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ import msgspec
 from lorawatch import paths
 from lorawatch.errors import HistoryError, LorawatchError
 from lorawatch.live import Follower
+from lorawatch.liveness import Liveness, liveness
 from lorawatch.records import Event, GpuSample, HostSample, Record
 from lorawatch.rundir import ENDED, Gpu, RunDir, RunState
 from lorawatch.sanitize import clean
@@ -66,6 +68,7 @@ class Watcher:
         self._machine: Watch | None = None
         self._follower: Follower | None = None
         self._watch: Watch | None = None
+        self._liveness = Liveness("recorded")
         self._replay: Replay | None = None
         self._live: tuple[str, ...] = ()
         self._notice = ""
@@ -162,12 +165,11 @@ class Watcher:
             return replace(self._replay.frame(), notice=notice, others=self._live)
         if self._follower is not None and self._watch is not None:
             run = self._follower.run
-            state, alive = RunState(), True
+            state = RunState()
             try:
                 info = run.info()
                 self._watch.info = info
                 state = run.state()
-                alive = state.recorder is None or state.state in ENDED or state.recorder.alive()
             except FileNotFoundError:
                 notice = f"the run directory {run.root} was deleted; this is the last that was seen"
             except (OSError, msgspec.MsgspecError) as error:
@@ -177,7 +179,10 @@ class Watcher:
                 notice = notice or f"reading the journals: {unread / 2**20:,.0f} MiB to go"
             if self._follower.broken:
                 notice = notice or f"{self._follower.broken} broken journal lines were stepped over"
-            frame = self._watch.frame(time.time(), state, recorder_alive=alive)
+            found = self._liveness
+            alive = state.state in ENDED or found.kind not in ("unrecorded", "over")
+            silence = found.words if found.kind == "silent" else ""
+            frame = self._watch.frame(time.time(), state, recorder_alive=alive, silence=silence)
             attempt = frame.head.attempt if frame.head else 0
             return replace(frame, notice=notice, others=self._live, log=self._read_log(run, attempt))
         if self._machine is not None:
@@ -195,13 +200,19 @@ class Watcher:
         return taken
 
     def _look_around(self) -> None:
-        """Which runs live; without a choice of the user's, the latest of them is shown."""
+        """Which runs live, and whether the shown one is recorded; without a choice of the user's the latest is shown."""
         self._live = live_runs()
+        self._look_at_recorder()
         if self._picked or self._replay is not None:
             return
         current = self._follower.run.run_id if self._follower else None
         if self._live and current not in self._live and (current is None or self._live[-1] > current):
             self._follow(self._live[-1], picked=False)
+
+    def _look_at_recorder(self) -> None:
+        if self._follower is not None:
+            with contextlib.suppress(OSError):  # what is wrong with its directory is this frame's notice
+                self._liveness = liveness(self._follower.run)
 
     def _follow(self, run_id: str | None, *, picked: bool = True) -> None:
         self._notice = ""
@@ -215,6 +226,7 @@ class Watcher:
         self._picked = picked
         self._watch = Watch(run.info())
         self._follower = Follower(run, feed=self._watch.feed)
+        self._look_at_recorder()
         if self._follower.unread_bytes() > SEED_BYTES:
             past = self._read_past(run_id)
             if past is not None:

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from lorawatch import recipe as recipes
+from lorawatch.files import read_json
 from lorawatch.journal import JournalTail
 from lorawatch.records import ExitRecord, PhaseChange, RankStarted, Step
-from lorawatch.rundir import RunDir, RunInfo, read_json
+from lorawatch.rundir import RunDir, RunInfo
 
 Start = Callable[..., tuple[RunDir, "subprocess.Popen[bytes]"]]
 

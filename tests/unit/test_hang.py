@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from helpers import wait_for
 from history import make_run, step
@@ -21,10 +22,19 @@ from lorawatch.recorder.workers import Workers
 from lorawatch.records import Event, PhaseChange, RankStarted
 from lorawatch.rundir import RunDir
 
+# A launcher with two ranks below it, which say that they are ready.
+LAUNCHER = """
+import subprocess, sys
+ranks = [subprocess.Popen([sys.executable, "-c", sys.argv[1], path]) for path in sys.argv[2:]]
+for rank in ranks:
+    rank.wait()
+"""
 RANK = """
 import faulthandler, signal, sys, time
+from lorawatch.processes import ProcessId
+import msgspec
 faulthandler.register(signal.SIGUSR1, file=open(sys.argv[1], "a"))
-print("ready", flush=True)
+print(msgspec.json.encode(ProcessId.own()).decode(), flush=True)
 time.sleep(600)
 """
 
@@ -47,45 +57,40 @@ def test_the_surest_sign_is_told(
 
 
 @pytest.fixture
-def ranks(lorawatch_home: Path) -> Iterator[tuple[RunDir, list[subprocess.Popen[str]]]]:
-    """Two ranks that answer when they are asked for their stacks, and a run of theirs."""
+def ranks(lorawatch_home: Path) -> Iterator[tuple[RunDir, Workers, list[ProcessId]]]:
+    """Two ranks that answer when they are asked for their stacks, below a launcher of a run."""
     run = make_run()
     run.stacks.mkdir()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(run.stacks / f"rank-{rank}.txt")], stdout=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    yield run, processes
-    for process in processes:
-        process.kill()
-        process.communicate()
+    stacks = [str(run.stacks / f"rank-{rank}.txt") for rank in (0, 1)]
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, RANK, *stacks], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    launcher = ProcessId.of(process.pid)
+    assert launcher is not None
+    workers = Workers(launcher, process)
+    said = [msgspec.json.decode(process.stdout.readline(), type=ProcessId) for _ in stacks]
+    yield run, workers, said
+    workers.kill()
+    process.communicate()
 
 
 def test_a_stopped_rank_is_named_and_the_run_ended(
-    ranks: tuple[RunDir, list[subprocess.Popen[str]]], monkeypatch: pytest.MonkeyPatch
+    ranks: tuple[RunDir, Workers, list[ProcessId]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hang, "WARN_AT_LEAST_S", 0.3)
     monkeypatch.setattr(hang, "ANSWER_S", 0.5)
-    run, processes = ranks
+    run, workers, processes = ranks
     view = LiveView(2)
     for rank, process in enumerate(processes):
         view.feed(
             RankStarted(
-                at=0, attempt=0, rank=rank, local_rank=rank, world_size=2, host="h", pid=process.pid, device="cpu"
+                at=0, attempt=0, rank=rank, local_rank=rank, world_size=2, host="h", pid=process.pid, device="cpu",
+                process=process,
             )
-        )
+        )  # fmt: skip
         view.feed(PhaseChange(at=0, attempt=0, rank=rank, name="training"))
         view.feed(step(1, rank, duration_s=0.01))
-    launcher = ProcessId.of(processes[0].pid)
-    assert launcher is not None
-    workers = Workers(launcher, processes[0])  # type: ignore[arg-type]
-    for process in processes:
-        workers.note_rank(process.pid)
-    processes[1].send_signal(signal.SIGSTOP)
+        assert workers.note_rank(rank, process) == "ours"
+    assert processes[1].send(signal.SIGSTOP)
     told: list[Event] = []
     watch = HangWatch(run, view, 1.2, told.append)
 
@@ -99,8 +104,9 @@ def test_a_stopped_rank_is_named_and_the_run_ended(
     assert (event.kind, event.severity, event.rank) == ("hang", "error", 1)
     assert event.message.startswith("no step for ") and named in event.message
     assert watch.verdict is not None and "; rank 1 is stopped; the ranks' stacks" in watch.verdict
-    assert "line 5 in <module>" in (run.stacks / "rank-0.txt").read_text()
-    assert not workers.any_alive()
+    stacks = "".join(path.read_text() for path in run.stacks.iterdir())
+    assert "line 7 in <module>" in stacks, "the rank that waits shows where"
+    assert workers.look() == []
 
 
 def test_a_process_without_a_handler_is_not_asked_for_its_stacks() -> None:
@@ -108,7 +114,7 @@ def test_a_process_without_a_handler_is_not_asked_for_its_stacks() -> None:
         launcher = ProcessId.of(process.pid)
         assert launcher is not None
         workers = Workers(launcher)
-        workers.note_rank(process.pid)
+        assert workers.note_rank(0, launcher) == "ours"
         assert workers.ask_stacks() == []
         time.sleep(0.2)
         assert process.poll() is None  # SIGUSR1 would have ended it

@@ -14,8 +14,8 @@ from lorawatch import fit
 from lorawatch import recipe as recipes
 from lorawatch.analysis.memory import CUDA_CONTEXT_BYTES, DRIVER_BYTES, estimate
 from lorawatch.errors import DataError, ModelNotFound
+from lorawatch.files import read_json
 from lorawatch.records import ExitRecord, Failure
-from lorawatch.rundir import read_json
 from lorawatch.training import shortage
 from lorawatch.training.outcome import ExitReport, classify
 from lorawatch.training.place import Place
@@ -60,6 +60,7 @@ def test_where_it_is_known_what_the_run_needs_the_hint_says_what_would_fit(tmp_p
     report.what_would_fit = lambda: "what would fit: a smaller batch"
     books = " Including non-PyTorch memory, this process has 77.8 GiB memory in use. If reserved but unallocated …"
     assert report.failed(torch.cuda.OutOfMemoryError(OOM + books)) == 1
+    report.write(steps_made=0, unwritten=0)
     record = read_json(tmp_path / "e.json", ExitRecord)
     assert record is not None
     assert record.hint == "it wanted 2.00 GiB where 1.31 GiB was free: what would fit: a smaller batch"
@@ -106,12 +107,15 @@ def test_a_failure_is_recorded_once_with_message_hint_and_status(tmp_path: Path)
         raise ModelNotFound("model 'x' is nowhere", hint="fetch it")
     except ModelNotFound as error:
         assert report.failed(error) == 3
-    report.ended("stopped")  # the agent's SIGTERM comes later and changes nothing
+    report.ended("stopped", signal=15)  # the agent's SIGTERM comes later and changes nothing
+    report.write(steps_made=7, unwritten=2)
+    report.write(steps_made=9, unwritten=9)
     record = read_json(path, ExitRecord)
     assert record is not None
     assert (record.rank, record.attempt, record.status, record.step) == (1, 3, "failed", 7)
     assert record.exception == "ModelNotFound: model 'x' is nowhere"
     assert (record.hint, record.exit_code) == ("fetch it", 3)
+    assert (record.steps_made, record.unwritten, record.signal) == (7, 2, None)
     assert "test_a_failure_is_recorded_once" in (record.traceback or "")
     assert [p.name for p in path.parent.iterdir()] == ["rank-1.exit.json"]
 
@@ -131,6 +135,7 @@ def test_a_full_disk_still_takes_the_record(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "open", refuse)
     report.failed(OSError(errno.ENOSPC, "No space left on device"))
+    report.write(steps_made=3, unwritten=1)
     record = read_json(tmp_path / "e.json", ExitRecord)
     assert record is not None
     assert record.failure == "disk_full"

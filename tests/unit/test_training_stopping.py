@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
 from pathlib import Path
 
-from lorawatch.rundir import write_atomically
+import pytest
+
+from lorawatch.files import write_atomically
+from lorawatch.training import stopping
 from lorawatch.training.place import Place
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
 
@@ -156,3 +160,63 @@ def test_all_ranks_save_at_the_same_steps_however_often_somebody_asks(tmp_path: 
         assert not together.broken, f"trial {trial}: a rank waited for ever"
         assert len({tuple(steps) for steps in saved.values()}) == 1, f"trial {trial}: {saved}"
         assert len(saved[0]) > 2
+
+
+def test_a_rank_that_never_answers_is_waited_for_a_while_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script with the callback on ranks 0 and 2 of 3: they train on, and the request is not tried again."""
+    monkeypatch.setattr(stopping, "ANSWER_S", 0.3)
+    kinds = {"stop": StopAgreement, "checkpoint": SaveAgreement}
+    for request, kind in kinds.items():
+        control = tmp_path / request
+        control.mkdir()
+        agreement = kind(control, Place(rank=0, world_size=3))
+        assert not agreement.step_completed(4)
+        write_atomically(control / request, b"")
+        other = kind(control, Place(rank=2, world_size=3))
+        assert not other.step_completed(4)
+        agreement.tick()
+        other.tick()
+        began = time.monotonic()
+        assert not agreement.step_completed(5)
+        assert 0.25 < time.monotonic() - began < 5
+        assert agreement.unanswered == [1]
+        for step in (6, 7):
+            agreement.tick()
+            began = time.monotonic()
+            assert not agreement.step_completed(step)
+            assert time.monotonic() - began < 0.2, "it waits once"
+        assert [p.name for p in control.iterdir() if "rank-0" in p.name] == [], "its pledge is withdrawn"
+
+
+def test_a_checkpoint_asked_for_again_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "ANSWER_S", 0.1)
+    ranks = [SaveAgreement(tmp_path, Place(rank=r, world_size=2)) for r in (0, 1)]
+    write_atomically(tmp_path / "checkpoint", b"")
+    ranks[0].tick()
+    assert not ranks[0].step_completed(1)
+    assert ranks[0].unanswered == [1]
+    write_atomically(tmp_path / "checkpoint", b"")
+    for _ in range(2):
+        for rank in ranks:
+            rank.tick()
+    assert [rank.step_completed(2) for rank in ranks] == [True, True]
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe", "folder", "words", "huge", "minus"])
+def test_whatever_lies_in_a_pledges_place_blocks_no_rank(tmp_path: Path, planted: str) -> None:
+    place = tmp_path / "ack-attempt_0-rank-1"
+    (tmp_path / "elsewhere").write_text("7")
+    if planted == "link":
+        place.symlink_to(tmp_path / "elsewhere")
+    elif planted == "pipe":
+        os.mkfifo(place)
+    elif planted == "folder":
+        place.mkdir()
+    else:
+        place.write_text({"words": "soon", "huge": "9" * 5000, "minus": "-3"}[planted])
+    (tmp_path / "stop").touch()
+    agreement = StopAgreement(tmp_path, Place(rank=0, world_size=2))
+    agreement.tick()
+    assert agreement.stop_at is None

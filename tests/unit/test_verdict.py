@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from lorawatch.records import ExitRecord
-from lorawatch.verdict import Evidence, judge
+import pytest
 
-KILLED_LOG = """
-E torch/distributed/elastic/multiprocessing/api.py] failed (exitcode: -9) local_rank: 1 (pid: 123) of binary: python
+from lorawatch.records import ExitRecord
+from lorawatch.verdict import Evidence, Verdict, judge
+
+# As torchrun of torch 2.13 ends.
+FAILED_LOG = """
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+lorawatch.training.worker FAILED
+------------------------------------------------------------
+Failures:
+{others}
+------------------------------------------------------------
 Root Cause (first observed failure):
-  exitcode  : -9 (pid: 123)
+{root}
+============================================================"""
+RANK_LOG = """[0]:
+  time      : 2026-11-30_10:01:12
+  host      : localhost
+  rank      : {rank} (local_rank: {rank})
+  exitcode  : {code} (pid: {pid}) {name}
   error_file: <N/A>
+  traceback : {says}"""
+AGENT_LOG = """
+    raise SignalException(f"Process {os.getpid()} got signal: {sigval}", sigval=sigval)
+torch.distributed.elastic.multiprocessing.api.SignalException: Process 10918 got signal: 15
 """
+
+
+def rank_log(rank: int, code: int, name: str = "") -> str:
+    says = (
+        f"Signal {-code} {name} received by PID 12" if code < 0 else "To enable traceback see: https://pytorch.org/docs"
+    )
+    return RANK_LOG.format(rank=rank, code=code, pid=12, name=name, says=says)
+
+
+KILLED_LOG = FAILED_LOG.format(others="  <NO_OTHER_FAILURES>", root=rank_log(1, -9, "(SIGKILL)"))
+LOST = "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:37062"
 
 
 def record(rank: int, status: str, **more: object) -> ExitRecord:
@@ -105,3 +135,89 @@ def test_a_hang_and_a_second_stop() -> None:
 
 def test_a_lost_gpu() -> None:
     assert judge(Evidence(1, [], 2, gpu_lost=["GPU-1"])).failure == "gpu_lost"
+
+
+@pytest.mark.parametrize("at", [(1.0, 1.2), (1.2, 1.0)])
+def test_the_rank_that_got_a_signal_first_is_named_and_not_the_one_that_lost_it(at: tuple[float, float]) -> None:
+    """SIGTERM to rank 1: torchrun then ends rank 0, or its next collective does."""
+    lost = record(0, "failed", failure="nccl_timeout", exception=LOST, at=at[1], step=9)
+    killed = record(1, "stopped", signal=15, step=9, at=at[0])
+    log = FAILED_LOG.format(others=rank_log(0, 1), root=rank_log(1, 143))
+    verdict = judge(Evidence(1, [lost, killed], 2, log_tail=log))
+    assert (verdict.failure, verdict.message) == ("signal", "rank 1 at step 9 was ended by signal 15 (SIGTERM)")
+    both = judge(Evidence(1, [record(0, "stopped", signal=15, at=2.0), killed], 2, log_tail=log))
+    assert both.message == "rank 1 at step 9 was ended by signal 15 (SIGTERM)"
+
+
+def test_a_signal_to_torchruns_agent_names_the_agent_and_not_the_ranks_that_it_ends() -> None:
+    ended = [record(rank, "stopped", signal=15, step=6) for rank in (0, 1)]
+    assert (
+        judge(Evidence(1, ended, 2, log_tail=AGENT_LOG)).message == "torchrun's agent was ended by signal 15 (SIGTERM)"
+    )
+    lost = [record(0, "failed", failure="nccl_timeout", exception=LOST), ended[1]]
+    assert "agent" in (judge(Evidence(1, lost, 2, log_tail=AGENT_LOG)).message or "")
+
+
+def test_a_rank_that_failed_before_torchrun_ended_the_others_is_the_cause() -> None:
+    failed = record(0, "failed", failure="python_exception", exception="ValueError: boom", at=1.0)
+    ended = record(1, "stopped", signal=15, at=1.1)
+    assert judge(Evidence(1, [ended, failed], 2)).failure == "python_exception"
+
+
+def test_a_rank_killed_while_the_other_had_no_record_either_is_the_only_one_blamed() -> None:
+    log = FAILED_LOG.format(others=rank_log(1, -15, "(SIGTERM)"), root=rank_log(0, -9, "(SIGKILL)"))
+    assert judge(Evidence(1, [], 2, log_tail=log)).message == "rank 0 was ended by signal 9 (SIGKILL)"
+
+
+def test_a_rank_that_exited_by_itself_before_it_could_leave_a_record_got_no_signal() -> None:
+    log = "Traceback (most recent call last):\nOSError: [Errno 24] Too many open files\n" + FAILED_LOG.format(
+        others="  <NO_OTHER_FAILURES>", root=rank_log(1, 1)
+    )
+    verdict = judge(Evidence(1, [record(0, "stopped", signal=15)], 2, log_tail=log))
+    assert verdict.failure == "nonzero_exit"
+    assert verdict.message == (
+        "rank 1 exited with status 1 before it could say why: OSError: [Errno 24] Too many open files"
+    )
+
+
+def test_a_torchrun_that_ended_before_its_ranks_got_no_signal() -> None:
+    verdict = judge(Evidence(2, [], 2, log_tail="usage: run.py\nMemoryError: \n"))
+    assert (verdict.failure, verdict.message) == ("nonzero_exit", "torchrun ended with status 2: MemoryError: ")
+
+
+def test_all_done_but_records_missing_is_completed_with_a_warning() -> None:
+    assert judge(Evidence(0, [], 2)).message == "how ranks 0, 1 ended is not written down"
+    verdict = judge(Evidence(0, [record(0, "completed")], 2))
+    assert (verdict.state, verdict.message) == ("completed", "how rank 1 ended is not written down")
+
+
+def test_lines_that_the_disk_did_not_take_are_named_in_every_end() -> None:
+    words = "112 lines of its ranks are not recorded: the disk took no more"
+    done = [record(0, "completed", unwritten=12), record(1, "completed", unwritten=100)]
+    assert judge(Evidence(0, done, 2)) == Verdict("completed", message=words)
+    stopped = [record(0, "stopped", step=7), record(1, "stopped", step=7, unwritten=112)]
+    assert judge(Evidence(0, stopped, 2, stop_requested="stop")).message == f"stopped together at step 7\n{words}"
+    failed = [record(1, "failed", failure="disk_full", exception="OSError: full", unwritten=112)]
+    assert (judge(Evidence(1, failed, 2)).message or "").endswith(f"\n{words}")
+    assert judge(Evidence(0, own_command=True, lines_lost=112)) == Verdict("completed", message=words)
+
+
+def test_a_stop_that_saved_nothing_says_so() -> None:
+    ended = [record(0, "stopped", signal=15, step=70), record(1, "stopped", signal=15, step=70)]
+    why = "the ranks did not stop within 60 s"
+    verdict = judge(Evidence(1, ended, 2, stop_requested="stop", not_saved=why))
+    assert verdict == Verdict("stopped", message=f"ended while stopping, and nothing was saved: {why}")
+    own = judge(Evidence(-15, own_command=True, stop_requested="stop", not_saved="rank 1 of 2 cannot be asked"))
+    assert own.message == "stopped on request; nothing was saved: rank 1 of 2 cannot be asked"
+
+
+def test_a_users_own_torchrun_is_read_too() -> None:
+    assert judge(Evidence(1, own_command=True, log_tail=KILLED_LOG)).message == "rank 1 was ended by signal 9 (SIGKILL)"
+    verdict = judge(Evidence(1, own_command=True, log_tail=AGENT_LOG))
+    assert (verdict.failure, verdict.message) == ("signal", "the command's torchrun was ended by signal 15 (SIGTERM)")
+    failed = FAILED_LOG.format(others="  <NO_OTHER_FAILURES>", root=rank_log(1, 1))
+    assert judge(Evidence(1, own_command=True, log_tail=failed)).failure == "python_exception"
+
+
+def test_a_signal_without_a_name_is_a_number() -> None:
+    assert judge(Evidence(-40, own_command=True)).message == "the command was ended by signal 40"

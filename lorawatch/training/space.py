@@ -1,0 +1,48 @@
+"""Waiting for a full disk at the end of a training, before what was trained is given up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from lorawatch.training.observer import Observer
+from lorawatch.training.outcome import classify
+
+WAIT_VARIABLE = "LORAWATCH_DISK_WAIT_S"
+_WAIT_S = 60.0
+_RETRY_S = 1.0
+
+
+def wait_s() -> float:
+    """Seconds to wait for space: 60, or what LORAWATCH_DISK_WAIT_S says."""
+    try:
+        return max(float(os.environ.get(WAIT_VARIABLE, _WAIT_S)), 0.0)
+    except ValueError:
+        return _WAIT_S
+
+
+def save_when_it_fits(save: Callable[[], None], what: str, observer: Observer) -> None:
+    """Save something; while the disk is full try again, for a bounded time.
+
+    Args:
+        save: Saves it whole or not at all; raises where the disk refuses.
+        what: For people: `the adapter`.
+        observer: Reports the wait.
+
+    Raises:
+        Exception: What `save` raised last.
+    """
+    deadline = time.monotonic() + wait_s()
+    waits = False
+    while True:
+        try:
+            return save()
+        except Exception as error:
+            if classify(error).failure != "disk_full" or time.monotonic() > deadline:
+                raise
+            if not waits:
+                waits = True
+                words = f"{what} does not fit on the disk: waiting {wait_s():.0f} s for space"
+                observer.tell("disk_full", words, "warning")
+            time.sleep(_RETRY_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import msgspec
 
-from lorawatch.files import write_atomically
+from lorawatch.files import beside, write_atomically
 from lorawatch.records import AnyLine, LinesLost, Record, Step
 
 _RESERVED_BYTES = 4096
 _RETRY_S = 0.2
+_LOOK_EVERY_S = 1.0
 _encoder = msgspec.json.Encoder()
 line_decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
@@ -48,6 +50,7 @@ class JournalWriter:
         self._batch = b""  # what the disk takes at the moment, and how much of it it has taken
         self._written = 0
         self._descriptor: int | None = None
+        self._looked_at = time.monotonic()
         self._lock = threading.Lock()
         self._lost = _Lost()
         self.error: str | None = None
@@ -119,6 +122,8 @@ class JournalWriter:
     def _flush(self) -> bool:
         if not self._waiting and not self._rest() and not self._lost.lines:
             return True
+        if self._descriptor is not None and time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._look_at_file(self._descriptor)
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if _ends_torn(self.path):
@@ -135,6 +140,20 @@ class JournalWriter:
             self._written += os.write(self._descriptor, memoryview(self._batch)[self._written :])
         self.error = None
         return True
+
+    def _look_at_file(self, descriptor: int) -> None:
+        """Put a file that was deleted back under its name: as long as it is open here its lines are still there."""
+        self._looked_at = time.monotonic()
+        if os.fstat(descriptor).st_nlink == 0 and not self.path.exists():
+            copy = beside(self.path)
+            with contextlib.suppress(OSError):  # no space, or its folder is gone too: asked again in a second
+                shutil.copyfile(f"/proc/self/fd/{descriptor}", copy)
+                copy.chmod(0o600)
+                self._descriptor = os.open(copy, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                os.close(descriptor)
+                copy.rename(self.path)
+            with contextlib.suppress(OSError):
+                copy.unlink(missing_ok=True)
 
     def _rest(self, *, whole: bool = False) -> bytes:
         """What of the last batch is not on the disk.
@@ -162,7 +181,7 @@ class _Lost:
     def add(self, record: Record | None) -> None:
         self.lines += 1
         if isinstance(record, Step):
-            self.steps, self.last_step = self.steps + 1, record.step
+            self.steps, self.last_step = self.steps + 1, max(self.last_step or 0, record.step)
 
 
 def _decoded(line: bytes) -> Record | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -133,3 +134,56 @@ def test_a_long_line_is_read_whole(tmp_path: Path) -> None:
     (event,) = JournalTail(tmp_path / "j.jsonl").records(limit=100)
     assert isinstance(event, Event)
     assert len(event.message) == 10_000
+
+
+def test_a_journal_that_was_deleted_comes_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorawatch.journal._LOOK_EVERY_S", 0.0)
+    path = tmp_path / "journal" / "j.jsonl"
+    path.parent.mkdir()
+    writer, tail = JournalWriter(path), JournalTail(path)
+    for n in range(3):
+        writer.append(step(n))
+    writer.flush()
+    assert len(list(tail.records())) == 3
+    path.unlink()
+    assert list(tail.records()) == []
+    writer.append(step(3))
+    assert writer.flush()
+    assert [r.step for r in tail.records() if isinstance(r, Step)] == [3]
+    assert [r.step for r in JournalTail(path).records() if isinstance(r, Step)] == [0, 1, 2, 3]
+    shutil.rmtree(path.parent)
+    writer.append(step(4))
+    assert writer.flush(), "the lines are in the deleted file, and wait there"
+    path.parent.mkdir()
+    writer.append(step(5))
+    writer.close()
+    assert [r.step for r in JournalTail(path).records() if isinstance(r, Step)] == [0, 1, 2, 3, 4, 5]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_lines_that_the_disk_never_took_are_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = JournalWriter(tmp_path / "j.jsonl", rank=3, keep=4)
+    writer.reserve()
+    writer.append(step(1))
+    writer.flush()
+    real = os.write
+    full = True
+
+    def write(descriptor: int, data: bytes) -> int:
+        if full and len(data) > 50 and b"lines_lost" not in bytes(data):
+            return real(descriptor, data[:50]) if len(data) > 400 else raise_full()
+        return real(descriptor, data)
+
+    def raise_full() -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    for n in range(2, 8):  # two more than may wait
+        writer.append(step(n))
+    assert not writer.flush()
+    assert writer.close(0.3) == 6
+    *steps, last = JournalTail(tmp_path / "j.jsonl").records()
+    assert [r.step for r in steps if isinstance(r, Step)] == [1]
+    assert isinstance(last, LinesLost)
+    assert (last.lines, last.steps, last.last_step, last.rank) == (6, 6, 7, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["j.jsonl"], "the room is given back"

@@ -39,14 +39,28 @@ held = torch.empty(max(free - int(sys.argv[2]), 1), dtype=torch.uint8, device=f"
 print("held", flush=True)
 time.sleep(600)
 """
-WANTED = {"kill": ("signal", "SIGKILL"), "stop": ("hang", "is stopped"), "oom": ("cuda_oom", "OutOfMemoryError")}
-"""Failure, and a word of the message; all name the rank."""
+AGENT = "torchrun's agent"
+WANTED = {
+    "kill": ("signal", "SIGKILL", f"rank {VICTIM}"),
+    "term": ("signal", "SIGTERM", f"rank {VICTIM}"),
+    "agent": ("signal", "SIGTERM", AGENT),
+    "stop": ("hang", "is stopped", f"rank {VICTIM}"),
+    "oom": ("cuda_oom", "OutOfMemoryError", f"rank {VICTIM}"),
+}
+"""Failure, a word of the message, and whom it must name."""
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "agent": signal.SIGTERM, "stop": signal.SIGSTOP}
 
 
 def faults(report: Report, ranks: int, *, cpu: bool, settings: list[str], left_s: Callable[[], float]) -> None:
     """Bring each fault about and judge what lorawatch made of it."""
-    words = {"kill": "kill -9 of a rank", "stop": "SIGSTOP of a rank", "oom": "CUDA out of memory on one rank"}
-    for fault, needs_s in (("kill", 60), ("stop", 60 + HANG_TIMEOUT_S), ("oom", 75)):
+    words = {
+        "kill": "kill -9 of a rank",
+        "term": "SIGTERM to a rank",
+        "agent": "SIGTERM to torchrun's agent",
+        "stop": "SIGSTOP of a rank",
+        "oom": "CUDA out of memory on one rank",
+    }
+    for fault, needs_s in (("kill", 60), ("term", 60), ("agent", 60), ("stop", 60 + HANG_TIMEOUT_S), ("oom", 75)):
         print(f"  {words[fault]}, of {ranks}:", flush=True)
         if fault == "oom" and cpu:
             print(
@@ -54,7 +68,7 @@ def faults(report: Report, ranks: int, *, cpu: bool, settings: list[str], left_s
                 flush=True,
             )
             continue
-        if left_s() < (20 if cpu and fault == "kill" else needs_s):
+        if left_s() < (20 if cpu and fault in ("kill", "term", "agent") else needs_s):
             print(f"    left out: {left_s():.0f} s are left", flush=True)
             continue
         try:
@@ -68,14 +82,14 @@ def faults(report: Report, ranks: int, *, cpu: bool, settings: list[str], left_s
 
 def judge(report: Report, fault: str, found: dict[str, Any]) -> None:
     """Print what came of a fault, and whether it is as it should be."""
-    failure, word = WANTED[fault]
+    failure, word, who = WANTED[fault]
     print(f"    {found['state']}, {found['failure']}: {found['message']}", flush=True)
     for event in found["events"]:
         print(f"    after {event['after_s']:6.1f} s {event['kind']}: {event['message'][:160]}", flush=True)
-    named = f"rank {VICTIM}" in (found["message"] or "")
+    named = who in (found["message"] or "")
     right = found["failure"] == failure and word in (found["message"] or "")
     report.figure(f"{fault}: failure is {failure}", float(right), "", least=1)
-    report.figure(f"{fault}: rank {VICTIM} is named", float(named), "", least=1)
+    report.figure(f"{fault}: {who} is named", float(named), "", least=1)
     report.figure(f"{fault}: time to the verdict", found["verdict_s"], "s")
     report.figure(f"{fault}: processes left over", len(found["orphans"]), "", most=0)
     if found["vram_back_s"] is not None:
@@ -98,7 +112,8 @@ def bring_about(fault: str, ranks: int, *, cpu: bool, settings: list[str], timeo
             if fault != "oom":
                 until(lambda: run.state().step >= 10 or run.state().state in ENDED, timeout_s, "ten steps")
                 began = time.time()
-                rank(run, VICTIM).send_signal(signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+                victim = agent(run) if fault == "agent" else rank(run, VICTIM)
+                victim.send_signal(SIGNALS[fault])
             until(lambda: run.state().state in ENDED, timeout_s, "the run's end")
             state = run.state()
             ended = state.ended_at or time.time()
@@ -193,6 +208,18 @@ def of_run(run: RunDir) -> list[psutil.Process]:
 def recorders(run: RunDir) -> bool:
     recorder = run.state().recorder
     return recorder is not None and recorder.alive()
+
+
+def agent(run: RunDir) -> psutil.Process:
+    """torchrun's agent.
+
+    Raises:
+        LookupError: It has not begun.
+    """
+    launcher = run.state().launcher
+    if launcher is None:
+        raise LookupError("torchrun has not begun")
+    return psutil.Process(launcher.pid)
 
 
 def rank(run: RunDir, number: int) -> psutil.Process:

@@ -115,26 +115,26 @@ def deciding(run: RunDir, *, host_gone: bool = False) -> Iterator[Liveness]:
         OSError: The run's directory cannot be read.
     """
     with run.locked():
-        found = liveness(run)
-        if found.kind == "elsewhere" or (found.kind == "silent" and not host_gone):
-            raise elsewhere(run, found)
-        yield found
+        status = liveness(run)
+        if status.kind == "elsewhere" or (status.kind == "silent" and not host_gone):
+            raise elsewhere(run, status)
+        yield status
 
 
-def elsewhere(run: RunDir, found: Liveness) -> RunElsewhere:
+def elsewhere(run: RunDir, status: Liveness) -> RunElsewhere:
     """The error for a run that another host looks after, or may still do."""
-    if found.kind == "elsewhere":
+    if status.kind == "elsewhere":
         return RunElsewhere(
-            f"run {run.run_id} is recorded on {found.host}",
+            f"run {run.run_id} is recorded on {status.host}",
             hint=f"act on it there; lorawatch attach {run.run_id} follows it",
         )
     return RunElsewhere(
-        f"run {run.run_id}: {found.words}, which was recording it",
-        hint=f"if {found.host} does not come back: lorawatch stop {run.run_id} --host-gone, and then try again",
+        f"run {run.run_id}: {status.words}, which was recording it",
+        hint=f"if {status.host} does not come back: lorawatch stop {run.run_id} --host-gone, and then try again",
     )
 
 
-def refuse_living(run: RunDir, found: Liveness, action: str) -> None:
+def refuse_living(run: RunDir, status: Liveness, action: str) -> None:
     """Refuse what only a run without processes allows.
 
     Args:
@@ -146,7 +146,7 @@ def refuse_living(run: RunDir, found: Liveness, action: str) -> None:
     ways: dict[Kind, tuple[str, str]] = {
         "starting": ("is about to start", f"lorawatch attach {run.run_id} follows it"),
         "recorded": (
-            f"lives (pid {found.recorder.pid if found.recorder else '?'} records it)",
+            f"lives (pid {status.recorder.pid if status.recorder else '?'} records it)",
             f"lorawatch stop {run.run_id} --wait ends it first",
         ),
         "unrecorded": (
@@ -154,8 +154,8 @@ def refuse_living(run: RunDir, found: Liveness, action: str) -> None:
             f"lorawatch adopt {run.run_id} records on; lorawatch stop {run.run_id} asks them to stop",
         ),
     }
-    if found.kind in ways:
-        what, hint = ways[found.kind]
+    if status.kind in ways:
+        what, hint = ways[status.kind]
         raise UsageError(f"run {run.run_id} {what}: it cannot be {action}", hint=hint)
 
 

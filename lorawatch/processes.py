@@ -134,11 +134,11 @@ def machine_digest() -> str:
     """A digest of the machine's id (man 5 machine-id asks not to show the id itself); empty where there is none."""
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         try:
-            found = Path(path).read_bytes().strip()
+            machine_id = Path(path).read_bytes().strip()
         except OSError:
             continue
-        if found:
-            return hashlib.sha256(b"lorawatch " + found).hexdigest()[:16]
+        if machine_id:
+            return hashlib.sha256(b"lorawatch " + machine_id).hexdigest()[:16]
     return ""
 
 
@@ -170,15 +170,15 @@ def descendants(roots: Collection[int], table: dict[int, Process]) -> list[Proce
     children: dict[int, list[Process]] = {}
     for process in table.values():
         children.setdefault(process.parent, []).append(process)
-    found: list[Process] = []
+    result: list[Process] = []
     waiting, seen = list(roots), set(roots)
     while waiting:
         for child in children.get(waiting.pop(), ()):
             if child.pid not in seen:
                 seen.add(child.pid)
-                found.append(child)
+                result.append(child)
                 waiting.append(child.pid)
-    return found
+    return result
 
 
 def environment_of(pid: int) -> dict[str, str]:
@@ -190,23 +190,23 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(os.fsdecode(w).split("=", 1) for w in words if b"=" in w)
 
 
-def match(said: ProcessId, among: Iterable[Process]) -> ProcessId | None:
+def match(claim: ProcessId, among: Iterable[Process]) -> ProcessId | None:
     """Which of these processes is the one that says this of itself; None where none of them is.
 
     A process in a PID namespace below this one's has another pid there than here: /proc/PID/status names both.
 
     Args:
-        said: What the process wrote of itself.
+        claim: What the process wrote of itself.
         among: Processes that this process has found by itself.
     """
-    if said.boot_id != boot_id():
+    if claim.boot_id != boot_id():
         return None
     for process in among:
-        if process.ended or process.started != said.started:
+        if process.ended or process.started != claim.started:
             continue
         inside = _status(process.pid, "NSpid")[-1:] or [str(process.pid)]
         namespace = _pid_namespace(process.pid)  # None where another user's namespace may not be read
-        if inside == [str(said.pid)] and namespace in (None, said.pid_namespace):
+        if inside == [str(claim.pid)] and namespace in (None, claim.pid_namespace):
             return ProcessId.seen(process.pid, process.started)
     return None
 

@@ -85,8 +85,8 @@ def judge(evidence: Evidence) -> Verdict:
 def cause(records: Iterable[ExitRecord]) -> ExitRecord | None:
     """The record of the rank that ended the others: the first that failed by itself or got a signal; None where each only
     lost its peer. torchrun ends the siblings of whoever ended first by a signal of its own."""
-    found = (r for r in records if r.signal is not None or (r.status == "failed" and not _lost_its_peer(r)))
-    return min(found, key=lambda r: r.at, default=None)
+    candidates = (r for r in records if r.signal is not None or (r.status == "failed" and not _lost_its_peer(r)))
+    return min(candidates, key=lambda r: r.at, default=None)
 
 
 def _not_recorded(evidence: Evidence) -> str:
@@ -142,8 +142,8 @@ def _lost_its_peer(record: ExitRecord) -> bool:
         return True
     if record.failure != "python_exception" or record.exit_code is not None:
         return False
-    said = record.exception or ""
-    return bool(_PEER_LOST.search(said) and _COLLECTIVE.search(f"{said} {record.traceback}"))
+    text = record.exception or ""
+    return bool(_PEER_LOST.search(text) and _COLLECTIVE.search(f"{text} {record.traceback}"))
 
 
 def _from_record(record: ExitRecord) -> Verdict:
@@ -161,8 +161,8 @@ def _agent_ended(evidence: Evidence) -> Verdict | None:
     """The verdict where torchrun's agent itself was ended by a signal, which its ranks only followed."""
     if evidence.exit_code is not None and evidence.exit_code < 0:
         return _signal("torchrun's agent", -evidence.exit_code, evidence.oom_kills)
-    said = _AGENT_SIGNAL.findall(evidence.log_tail)
-    return _signal("torchrun's agent", int(said[-1])) if said else None
+    signals = _AGENT_SIGNAL.findall(evidence.log_tail)
+    return _signal("torchrun's agent", int(signals[-1])) if signals else None
 
 
 def _silent_rank(evidence: Evidence) -> Verdict | None:
@@ -172,16 +172,18 @@ def _silent_rank(evidence: Evidence) -> Verdict | None:
     for rank, code in sorted(ends.items(), key=lambda end: (end[1] >= 0, end[1] == -signal.SIGTERM, end[0])):
         if code < 0:
             return _signal(f"rank {rank}", -code, evidence.oom_kills)
-        said = _last_exception(evidence.log_tail, skip="ChildFailedError")
-        words = f"rank {rank} exited with status {code} before it could say why" + (f": {said}" if said else "")
+        cause_text = _last_exception(evidence.log_tail, skip="ChildFailedError")
+        words = f"rank {rank} exited with status {code} before it could say why" + (
+            f": {cause_text}" if cause_text else ""
+        )
         return Verdict("failed", "nonzero_exit", words, 1)
     if not silent or evidence.exit_code == 0:
         return None
     if evidence.oom_kills:
         return _signal(_were(silent), signal.SIGKILL, evidence.oom_kills)
     if evidence.exit_code is not None and len(silent) == evidence.world_size:  # torchrun never came to its ranks
-        said = _last_exception(evidence.log_tail)
-        words = f"torchrun ended with status {evidence.exit_code}" + (f": {said}" if said else "")
+        cause_text = _last_exception(evidence.log_tail)
+        words = f"torchrun ended with status {evidence.exit_code}" + (f": {cause_text}" if cause_text else "")
         return Verdict("failed", "nonzero_exit", words, 1)
     return Verdict("failed", "signal", f"{_were(silent)} ended by a signal, or without a word", 1)
 
@@ -232,8 +234,8 @@ def _judge_command(evidence: Evidence) -> Verdict:
             "lost", message="the command ended while no recorder watched; its exit status is not known", exit_code=1
         )
     if _OOM_TEXT.search(evidence.log_tail):
-        said = _last_exception(evidence.log_tail) or "CUDA out of memory"
-        return Verdict("failed", "cuda_oom", f"{said}\na smaller batch or shorter sequences need less", 1)
+        cause_text = _last_exception(evidence.log_tail) or "CUDA out of memory"
+        return Verdict("failed", "cuda_oom", f"{cause_text}\na smaller batch or shorter sequences need less", 1)
     if code < 0:
         return _signal("the command", -code, evidence.oom_kills)
     return _torchrun_of_a_user(evidence) or _from_status(evidence, code)
@@ -241,9 +243,9 @@ def _judge_command(evidence: Evidence) -> Verdict:
 
 def _torchrun_of_a_user(evidence: Evidence) -> Verdict | None:
     """What a torchrun inside an own command says of a signal, to itself or to a rank."""
-    said = _AGENT_SIGNAL.findall(evidence.log_tail)
-    if said:
-        return _signal("the command's torchrun", int(said[-1]))
+    signals = _AGENT_SIGNAL.findall(evidence.log_tail)
+    if signals:
+        return _signal("the command's torchrun", int(signals[-1]))
     ends = [(int(rank), int(code)) for rank, code in _RANK_EXIT.findall(evidence.log_tail) if int(code) < 0]
     # One that it ended itself, after another, got its SIGTERM.
     ends.sort(key=lambda end: (end[1] == -signal.SIGTERM, end[0]))
@@ -261,5 +263,5 @@ def _exited(code: int | None) -> str:
 
 
 def _last_exception(log: str, skip: str = " ") -> str | None:
-    found = [line for line in _EXCEPTION.findall(log) if skip not in line.split(":")[0]]
-    return found[-1][:500] if found else None
+    exceptions = [line for line in _EXCEPTION.findall(log) if skip not in line.split(":")[0]]
+    return exceptions[-1][:500] if exceptions else None

@@ -23,41 +23,41 @@ _FLOOD = 1000
 @click.option("--host-gone", is_flag=True, help="The run's host does not come back: judge the run by what it left.")
 def stop(run: str, now: bool, wait: bool, host_gone: bool) -> int:
     """Stop RUN (an id, its beginning, a name, or `last`) at its next step and save; asking twice ends it at once."""
-    found = RunDir.find(run)
+    run_dir = RunDir.find(run)
     if host_gone:
-        return _give_up(found)
-    seen = liveness(found)
-    if seen.kind == "ended":
+        return _give_up(run_dir)
+    status = liveness(run_dir)
+    if status.kind == "ended":
         raise LorawatchError(
-            f"run {found.run_id} has ended already ({found.state().state})", hint="lorawatch show tells how"
+            f"run {run_dir.run_id} has ended already ({run_dir.state().state})", hint="lorawatch show tells how"
         )
-    if seen.kind == "over":
+    if status.kind == "over":
         raise LorawatchError(
-            f"run {found.run_id} has no process left, and no recorder saw its end",
-            hint=f"lorawatch show {found.run_id} tells what it left",
+            f"run {run_dir.run_id} has no process left, and no recorder saw its end",
+            hint=f"lorawatch show {run_dir.run_id} tells what it left",
         )
-    again = found.requested("stop")
+    again = run_dir.requested("stop")
     try:
-        found.request("kill" if now or again else "stop")
+        run_dir.request("kill" if now or again else "stop")
     except OSError as error:
         raise LorawatchError(
-            f"run {found.run_id} cannot be asked: {error.strerror or error}: {found.control}",
+            f"run {run_dir.run_id} cannot be asked: {error.strerror or error}: {run_dir.control}",
             hint="whoever may write to its directory may stop it",
         ) from None
-    if seen.kind == "unrecorded":
+    if status.kind == "unrecorded":
         # The ranks see the request by themselves; writing down how they ended is a recorder's work.
-        click.echo(f"run {found.run_id} has no recorder: lorawatch adopt {found.run_id} records its end", err=True)
+        click.echo(f"run {run_dir.run_id} has no recorder: lorawatch adopt {run_dir.run_id} records its end", err=True)
         return 0
-    where = f" ({seen.words})" if seen.words else ""
-    click.echo(f"run {found.run_id}: {'ending at once' if now or again else 'stopping at the next step'}{where}")
-    if seen.kind == "silent":
+    where = f" ({status.words})" if status.words else ""
+    click.echo(f"run {run_dir.run_id}: {'ending at once' if now or again else 'stopping at the next step'}{where}")
+    if status.kind == "silent":
         click.echo(
-            f"if {seen.host} does not come back: lorawatch stop {found.run_id} --host-gone judges the run by what it left",
+            f"if {status.host} does not come back: lorawatch stop {run_dir.run_id} --host-gone judges the run by what it left",
             err=True,
         )
         return 0
     if wait:
-        _wait_for_end(found)
+        _wait_for_end(run_dir)
     return 0
 
 
@@ -98,53 +98,53 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
     from lorawatch.cli.summary import print_summary
     from lorawatch.live import Follower
 
-    found = RunDir.find(run)
-    follower = Follower(found)
+    run_dir = RunDir.find(run)
+    follower = Follower(run_dir)
     display = make_display(as_json)
-    display.start(found.info())
+    display.start(run_dir.info())
     begun = silent = False
     try:
         while True:
-            state = found.state()  # before the poll: lines written before the end are then seen
+            state = run_dir.state()  # before the poll: lines written before the end are then seen
             lines = follower.poll()
             if begun or len(lines) <= _FLOOD:  # a long past is the curve, not a flood of old events
                 for event in (line for line in lines if isinstance(line, Event)):
                     display.event(event)
             begun = True
-            display.update(found.info(), state, follower.view)
+            display.update(run_dir.info(), state, follower.view)
             if state.state in ENDED:
                 break
-            silent = _check_recorder(found, silent)
+            silent = _check_recorder(run_dir, silent)
             time.sleep(0.25)
     except FileNotFoundError:
-        raise LorawatchError(f"run {found.run_id} was deleted meanwhile") from None
+        raise LorawatchError(f"run {run_dir.run_id} was deleted meanwhile") from None
     except KeyboardInterrupt:
         display.stop()
-        click.echo(f"left; run {found.run_id} goes on", err=True)
+        click.echo(f"left; run {run_dir.run_id} goes on", err=True)
         return 0
     finally:
         display.stop()
     if not as_json:
-        print_summary(found.run_id)
+        print_summary(run_dir.run_id)
     return exit_code(state, None)
 
 
 def _check_recorder(run: RunDir, silent: bool) -> bool:
-    """See that somebody records the run. Returns whether its host is silent, which is said once.
+    """See that somebody records the run. Returns whether its host is silent, which is reported once.
 
     Raises:
         LorawatchError: Its recorder is gone, or the run was deleted.
     """
     if not run.root.is_dir():
         raise LorawatchError(f"run {run.run_id} was deleted meanwhile")
-    seen = liveness(run)
-    if seen.kind in ("unrecorded", "over"):
+    status = liveness(run)
+    if status.kind in ("unrecorded", "over"):
         raise LorawatchError(
             f"run {run.run_id} has lost its recorder", hint=f"lorawatch adopt {run.run_id} takes it over"
         )
-    if seen.kind == "silent" and not silent:
-        click.echo(f"run {run.run_id}: {seen.words}; it may still go on there", err=True)
-    return seen.kind == "silent"
+    if status.kind == "silent" and not silent:
+        click.echo(f"run {run.run_id}: {status.words}; it may still go on there", err=True)
+    return status.kind == "silent"
 
 
 @click.command()
@@ -166,12 +166,13 @@ def adopt(run: str, as_json: bool) -> int:
 )
 def replay(run: str, speed: float) -> int:
     """Watch RUN (an id, its beginning, a name, or `last`) again on the Live screen; space pauses, arrows seek."""
-    found = RunDir.find(run)
-    if not any(found.journal.glob("*.jsonl")):
+    run_dir = RunDir.find(run)
+    if not any(run_dir.journal.glob("*.jsonl")):
         raise LorawatchError(
-            f"run {found.run_id} has no journal left to replay", hint=f"lorawatch show {found.run_id} has its figures"
+            f"run {run_dir.run_id} has no journal left to replay",
+            hint=f"lorawatch show {run_dir.run_id} has its figures",
         )
-    return open_tui(found.run_id, replay_speed=speed)
+    return open_tui(run_dir.run_id, replay_speed=speed)
 
 
 def open_tui(run_id: str | None = None, *, replay_speed: float | None = None) -> int:

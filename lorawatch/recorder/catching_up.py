@@ -53,17 +53,17 @@ def judge_lost(run: RunDir) -> RunState:
         RunBusy, RunNotFound: As `RunDir.locked`.
         UsageError: The run has ended, or is not silent.
     """
-    with deciding(run, host_gone=True) as found:
-        if found.kind == "ended":
+    with deciding(run, host_gone=True) as status:
+        if status.kind == "ended":
             raise UsageError(
                 f"run {run.run_id} has ended already ({run.state().state})",
                 hint=f"lorawatch show {run.run_id} tells how",
             )
-        if found.kind not in ("silent", "over"):
+        if status.kind not in ("silent", "over"):
             raise UsageError(
                 f"the host of run {run.run_id} is not gone: the run lives here", hint="leave --host-gone out"
             )
-        return _judge(run, found)
+        return _judge(run, status)
 
 
 def _caught_up(run: RunDir) -> bool:
@@ -77,13 +77,13 @@ def _caught_up(run: RunDir) -> bool:
         return False
     try:
         with run.locked(_BRIEFLY_S):  # whoever decides about it meanwhile goes first
-            found = liveness(run)
-            if found.kind == "over":
-                _judge(run, found)
-            elif found.kind != "ended":
+            status = liveness(run)
+            if status.kind == "over":
+                _judge(run, status)
+            elif status.kind != "ended":
                 return False
             finish_run(run)
-            if found.kind == "over" and journal_missing_steps(run, _exit_records(run, run.info())):
+            if status.kind == "over" and journal_missing_steps(run, _exit_records(run, run.info())):
                 finish_run(run)
     except (RunBusy, RunNotFound):
         return False
@@ -102,13 +102,13 @@ def _drop(marker: Path) -> None:
             marker.unlink()
 
 
-def _judge(run: RunDir, found: Liveness) -> RunState:
+def _judge(run: RunDir, status: Liveness) -> RunState:
     """Write down how a run ended that no recorder watched to its end. The caller has its lock."""
     try:
         state = run.state()
     except (OSError, msgspec.MsgspecError):
         state = RunState()
-    verdict = _verdict(run, run.info(), found)
+    verdict = _verdict(run, run.info(), status)
     state.state = verdict.state
     state.failure = verdict.failure
     state.message = verdict.message
@@ -118,12 +118,12 @@ def _judge(run: RunDir, found: Liveness) -> RunState:
     return state
 
 
-def _verdict(run: RunDir, info: RunInfo, found: Liveness) -> Verdict:
+def _verdict(run: RunDir, info: RunInfo, status: Liveness) -> Verdict:
     records = _exit_records(run, info)
     if not records:
-        if found.silent_s is not None and found.host:
-            how = "the host restarted" if found.kind == "over" else f"{found.words}, and it is given up"
-            return Verdict("lost", "host_lost", f"{found.host} was recording the run: {how}", 1)
+        if status.silent_s is not None and status.host:
+            how = "the host restarted" if status.kind == "over" else f"{status.words}, and it is given up"
+            return Verdict("lost", "host_lost", f"{status.host} was recording the run: {how}", 1)
         return Verdict("lost", message="the recorder and the workers ended together, without a word", exit_code=1)
     return judge(
         Evidence(
@@ -138,5 +138,5 @@ def _verdict(run: RunDir, info: RunInfo, found: Liveness) -> Verdict:
 
 def _exit_records(run: RunDir, info: RunInfo) -> list[ExitRecord]:
     attempt = run.last_attempt()
-    found = (read_json(run.exit_record(attempt, rank), ExitRecord) for rank in range(info.world_size))
-    return [record for record in found if record is not None]
+    records = (read_json(run.exit_record(attempt, rank), ExitRecord) for rank in range(info.world_size))
+    return [record for record in records if record is not None]

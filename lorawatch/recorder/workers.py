@@ -73,23 +73,23 @@ class Workers:
                 self._family[process.pid] = ProcessId.seen(process.pid, process.started)
         return [*([self.launcher] if alive else []), *self._family.values()]
 
-    def note_rank(self, rank: int, said: ProcessId | None) -> Literal["ours", "ended", "foreign"]:
+    def note_rank(self, rank: int, claim: ProcessId | None) -> Literal["ours", "ended", "foreign"]:
         """Find the process of a rank.
 
         Args:
-            said: What the rank wrote of itself; None where its lorawatch is too old for it.
+            claim: What the rank wrote of itself; None where its lorawatch is too old for it.
 
         Returns:
             `ours`: it is one of the run's processes here. `ended`: it is gone already. `foreign`: it runs where this
             recorder cannot see it, or does not descend from the launcher: it is never signalled.
         """
-        mine = {p.pid for p in self.look()}
-        found = match(said, (p for p in process_table().values() if p.pid in mine)) if said is not None else None
+        pids = {p.pid for p in self.look()}
+        process = match(claim, (p for p in process_table().values() if p.pid in pids)) if claim is not None else None
         self._ranks.pop(rank, None)
-        if found is not None:
-            self._ranks[rank] = found
+        if process is not None:
+            self._ranks[rank] = process
             return "ours"
-        return "ended" if said is not None and said.here and not said.alive() else "foreign"
+        return "ended" if claim is not None and claim.here and not claim.alive() else "foreign"
 
     @property
     def ranks(self) -> Mapping[int, ProcessId]:
@@ -189,5 +189,5 @@ class Workers:
 
 
 def _is_there(known: ProcessId, table: dict[int, Process]) -> bool:
-    found = table.get(known.pid)
-    return found is not None and not found.ended and found.started == known.started
+    process = table.get(known.pid)
+    return process is not None and not process.ended and process.started == known.started

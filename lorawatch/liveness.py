@@ -19,6 +19,7 @@ import msgspec
 
 from lorawatch.errors import RunElsewhere, UsageError
 from lorawatch.files import beside
+from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId
 from lorawatch.rundir import ENDED, RunDir, RunState
 from lorawatch.text import duration
@@ -71,7 +72,7 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
     except msgspec.MsgspecError:  # nothing of ours writes such a state; what it says of a recorder is not known
         state = RunState()
     recorder = state.recorder
-    host = recorder.host if recorder is not None else ""
+    host = recorder.host or _host_of(run) if recorder is not None else ""
     if state.state in ENDED:
         return Liveness("ended", host, recorder=recorder)
     if recorder is None:
@@ -83,7 +84,8 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
     silent = heartbeat_age(run)
     if silent < SILENT_S:
         return Liveness("elsewhere", host, silent, recorder)
-    return Liveness("over" if recorder.before_reboot else "silent", host, silent, recorder)
+    gone = recorder.before_reboot or (not recorder.host and host == host_name())
+    return Liveness("over" if gone else "silent", host, silent, recorder)
 
 
 def workers_alive(state: RunState) -> bool:
@@ -157,6 +159,14 @@ def refuse_living(run: RunDir, status: Liveness, action: str) -> None:
     if status.kind in ways:
         what, hint = ways[status.kind]
         raise UsageError(f"run {run.run_id} {what}: it cannot be {action}", hint=hint)
+
+
+def _host_of(run: RunDir) -> str:
+    """The host that a run was started on: recorders of older versions did not write their own."""
+    try:
+        return run.info().host
+    except (OSError, msgspec.MsgspecError):
+        return ""
 
 
 def _signs_of_life(run: RunDir) -> list[Path]:

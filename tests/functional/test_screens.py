@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from history import DATA, T0, a_whole_run, an_evaluated_run, make_run, step, write
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
+from lorawatch.processes import ProcessId
 from lorawatch.records import Event, RankStarted
 from lorawatch.rundir import RunDir, RunState
 from lorawatch.screens.app import LorawatchApp
@@ -178,9 +180,8 @@ def test_a_journal_that_was_cut_and_a_clock_that_steps_back_leave_the_screen_ali
 def test_a_lost_recorder_is_said_and_adopting_is_offered() -> None:
     run = make_run("orphan", ranks=1)
     write(run.rank_journal(0), step(1))
-    from lorawatch.processes import ProcessId
-
-    run.write_state(RunState(state="running", started_at=T0, recorder=ProcessId(999_999, 1, "x")))
+    gone = msgspec.structs.replace(ProcessId.own(), pid=999_999, started=1)
+    run.write_state(RunState(state="running", started_at=T0, recorder=gone))
 
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
         await until(pilot, lambda: "LOST" in screen_text(app) and "a adopts" in screen_text(app))

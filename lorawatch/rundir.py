@@ -11,6 +11,7 @@ import msgspec
 
 from lorawatch import paths
 from lorawatch.errors import RunNotFound
+from lorawatch.permissions import make_private
 from lorawatch.processes import ProcessId
 from lorawatch.records import Failure
 
@@ -174,7 +175,7 @@ class RunDir:
             OSError: The home cannot be written.
         """
         folder = paths.runs_folder()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         at = info.created_at
         while True:
             info.run_id = new_run_id(at)
@@ -186,9 +187,9 @@ class RunDir:
                 at += 0.1
         run = cls(root)
         for sub in (run.journal, run.logs, run.control, run.attempt_logs(0)):
-            sub.mkdir()
+            make_private(sub)
         run.write_info(info)
-        paths.open_runs_folder().mkdir(exist_ok=True)
+        make_private(paths.open_runs_folder())
         (paths.open_runs_folder() / info.run_id).touch()
         return run
 

@@ -11,8 +11,9 @@ import click
 from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError
 from lorawatch.figures import summary_lines
+from lorawatch.masking import mask_text
 from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean
+from lorawatch.sanitize import clean, json_text
 from lorawatch.text import hanging
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
     """The last words of a recorder: how the run ended, what was measured, where it lies."""
     state = recorder.state
     if as_json:
-        import msgspec
-
         summary = None if recorder.history_waits else run_figures(run.run_id)
         words: dict[str, Any] = {
             "type": "end",
@@ -35,7 +34,7 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
             "run_dir": str(run.root),
             "summary": summary,
         }
-        _out(msgspec.json.encode(words).decode())
+        _out(json_text(words))
         return
     if recorder.history_waits is None:
         print_summary(run.run_id)
@@ -68,7 +67,7 @@ def log_end(run: RunDir, attempt: int, lines: int = 8) -> list[str]:
     from lorawatch.recorder.logs import tail
 
     for path in (*failed, run.logs / "command.log", run.logs / "torchrun.log"):
-        text = [clean(line)[:200] for line in tail(path).splitlines() if line.strip()]
+        text = [clean(mask_text(line))[:200] for line in tail(path).splitlines() if line.strip()]
         if text:
             return [f"{path}:", *text[-lines:]]
     return []

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorawatch import interconnect
 from lorawatch.adapters import best_of
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.journal import JournalWriter
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
 from lorawatch.live import Follower, LiveView, eval_every, is_separate
+from lorawatch.masking import mask_output
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, oom_kills
 from lorawatch.recipe import Recipe
@@ -38,6 +40,7 @@ from lorawatch.records import (
     Step,
 )
 from lorawatch.rundir import ENDED, RunDir, RunState, read_json
+from lorawatch.sanitize import encodable
 from lorawatch.telemetry.sampler import Sampler
 from lorawatch.verdict import Evidence, Verdict, judge
 
@@ -57,6 +60,7 @@ class Recorder:
         run: The run's directory, prepared.
         placement: Where the ranks go; None for an own command.
         recipe: The recipe; None for an own command.
+        command: The own command as it was typed, which is in no file; None for a recipe, and to adopt.
         nvml: The driver's readings; None on a machine without an NVIDIA driver.
         on_tick: Called every tick and once at the end, for a display.
         on_event: Called for each event, for a display.
@@ -68,6 +72,7 @@ class Recorder:
         *,
         placement: Placement | None = None,
         recipe: Recipe | None = None,
+        command: Sequence[str] | None = None,
         nvml: Nvml | None = None,
         on_tick: Callable[[Recorder], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -79,6 +84,7 @@ class Recorder:
         self.history_waits: str | None = None
         """After the end: why the history lacks lines that the journals have, or None."""
         self._placement, self._nvml = placement, nvml
+        self._command = command
         self._on_tick = on_tick
         self._show_event = on_event
         self._host = host_name()
@@ -143,9 +149,13 @@ class Recorder:
         self._log_begins = size_of(log)
         try:
             if self.info.own_command:
-                assert self.info.command is not None
+                if self._command is None:
+                    raise UsageError(
+                        f"the command of run {self.run_dir.run_id} was given to another recorder and is in no file",
+                        hint="start it again: lorawatch --record -- CMD",
+                    )
                 env = {**os.environ, "LORAWATCH_RUN_DIR": str(self.run_dir.root), "PYTHONUNBUFFERED": "1"}
-                process = torchrun.start(self.info.command, env, log)
+                process = torchrun.start(list(self._command), env, log)
             else:
                 assert self._placement is not None
                 assert self.recipe is not None
@@ -155,7 +165,7 @@ class Recorder:
                     max_restarts=self.recipe.launch.max_restarts,
                     separate=self.view.separate,
                 )
-                self.info.command = command
+                self.info.command = [encodable(word) for word in command]
                 self.run_dir.write_info(self.info)
                 env = torchrun.environment(
                     self.run_dir,
@@ -251,6 +261,8 @@ class Recorder:
     def _end(self, verdict: Verdict) -> RunState:
         self._sampler.stop(timeout_s=2.0)
         self._take_inbox()
+        if verdict.message is not None:  # often a line of the command's own output
+            verdict = replace(verdict, message=mask_output(verdict.message, self._command or ()))
         state = self.state
         if state.state not in ENDED:
             self._ended_event(verdict)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from lorawatch.journal import JournalWriter
+from lorawatch.permissions import make_private
 from lorawatch.records import Event, PhaseChange, Record, Severity
 from lorawatch.rundir import RunDir
 from lorawatch.training.place import Place
@@ -41,8 +42,8 @@ class Observer:
     def start(self) -> Observer:
         """Begin looking; returns itself."""
         with contextlib.suppress(OSError):
-            self.run.journal.mkdir(parents=True, exist_ok=True)
-            self.run.control.mkdir(parents=True, exist_ok=True)
+            make_private(self.run.journal)  # this may be a program of the user's, under any umask
+            make_private(self.run.control)
         self._thread.start()
         return self
 

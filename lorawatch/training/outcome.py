@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import sys
 import threading
 import time
 import traceback
@@ -16,8 +17,11 @@ from typing import Literal
 import msgspec
 
 from lorawatch.errors import LorawatchError, LossNotFinite
+from lorawatch.masking import mask_output
+from lorawatch.permissions import make_private
 from lorawatch.records import ExitRecord, Failure
 from lorawatch.rundir import write_atomically
+from lorawatch.sanitize import encodable
 from lorawatch.training.place import Place
 
 _RESERVED_BYTES = 32 << 10
@@ -127,7 +131,7 @@ class ExitReport:
         self.what_would_fit: Callable[[], str] | None = None
         """Says what to do where a GPU's memory ran out, once it is known what the run needs."""
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
             self._reserved.write_bytes(b" " * _RESERVED_BYTES)
 
     def ended(self, status: Literal["completed", "stopped"]) -> None:
@@ -143,9 +147,8 @@ class ExitReport:
         if verdict.failure == "cuda_oom":
             # What follows are PyTorch's own books and its advice, which the traceback has too.
             message = message.partition("Including non-PyTorch memory")[0]
-        record.exception = f"{type(error).__name__}: {' '.join(message.split())}"[:2000]
-        lines = traceback.format_exception(error)
-        record.traceback = "".join(lines)[-_TRACEBACK_CHARACTERS:]
+        record.exception = _told(f"{type(error).__name__}: {' '.join(message.split())}"[:2000])
+        record.traceback = _told("".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:])
         record.hint = verdict.hint
         record.exit_code = verdict.exit_code
         self._write(record)
@@ -172,3 +175,8 @@ class ExitReport:
             with contextlib.suppress(OSError):
                 write_atomically(self._path, data)
                 self._reserved.unlink(missing_ok=True)
+
+
+def _told(text: str) -> str:
+    """An error's text as a file may keep it: UTF-8, and without the secrets of this program's command line."""
+    return encodable(mask_output(text, sys.argv))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 __all__ = ["StepCallback", "__version__"]
+
+TYPE_CHECKING = False  # as typing's, which a typing.py of the user's could not stand in for here
 
 if TYPE_CHECKING:
     from lorawatch.training.callback import StepCallback

@@ -32,12 +32,12 @@ def parse_gpus(text: str | int | list[int]) -> DeviceRequest:
     text = text.strip().lower()
     if text == "all":
         return DeviceRequest()
-    if match := re.fullmatch(r"cpu(?::(\d+))?", text):
+    if match := re.fullmatch(r"cpu(?::(\d{1,6}))?", text):
         ranks = int(match[1] or 1)
         if not 1 <= ranks <= 64:
             raise ValueError("cpu:N takes 1 to 64 ranks")
         return DeviceRequest(cpu_ranks=ranks)
-    if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
+    if not re.fullmatch(r"\d{1,6}(\s*,\s*\d{1,6})*", text):
         raise ValueError("allowed: all, GPU indices such as 0,2, or cpu:N for N ranks on the CPU")
     indices = tuple(int(i) for i in text.split(","))
     if len(set(indices)) < len(indices):

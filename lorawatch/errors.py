@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lorawatch.sanitize import clean
+
 
 class LorawatchError(Exception):
     """Base class of every error that lorawatch reports to its user as one clean message.
@@ -24,7 +26,7 @@ class LorawatchError(Exception):
 
     def __rich__(self) -> str:
         # A crash report prints this one line, never a frame's locals.
-        return str(self).replace("[", r"\[")
+        return clean(str(self)).replace("[", r"\[")
 
 
 class UsageError(LorawatchError):

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
+from lorawatch.permissions import make_private
+
 LARGEST = 16 << 20
 """Bytes; a small file of ours is a thousandth of it."""
 _T = TypeVar("_T")
@@ -83,7 +85,7 @@ class Reserve:
         self._path, self._size = path, size
         self._reserved = path.with_name(f".{path.name}.reserved")
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(path.parent)
             self._reserved.unlink(missing_ok=True)
             write_atomically(self._reserved, b" " * size)
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,9 +13,11 @@ import yaml
 from lorawatch.analysis.memory import GIB, TIGHT_SHARE, Workload, estimate, verdict, what_would_fit
 from lorawatch.analysis.shape import LINEARS, LoraShape, ModelShape
 from lorawatch.errors import LorawatchError, ModelNotFound, RecipeError
+from lorawatch.reading import expanded, read_bounded
 from lorawatch.recipe import Recipe
 from lorawatch.training import hub
 
+_LARGEST_CONFIG = 16 << 20  # bytes of a config.json
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -108,7 +109,7 @@ def model_shape(name: str) -> ModelShape:
 
 
 def _config_file(name: str) -> Any:
-    where = Path(name).expanduser()
+    where = expanded(name)
     folder = where if (where / "config.json").is_file() else hub.cached_snapshot(name)
     if folder is None:
         reason = (
@@ -122,8 +123,8 @@ def _config_file(name: str) -> Any:
         )
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_bounded(path, _LARGEST_CONFIG).decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelNotFound(f"the shape of {name!r} is not known here: {path}: {error}") from None
 
 

@@ -6,15 +6,30 @@ import os
 import socket
 from pathlib import Path
 
+from lorawatch.errors import UsageError
+from lorawatch.reading import expanded
+from lorawatch.sanitize import encodable
+
 
 def home() -> Path:
-    """The folder of runs and history: `$LORAWATCH_HOME`, else the platform's state folder."""
+    """The folder of runs and history: `$LORAWATCH_HOME`, else the platform's state folder.
+
+    Raises:
+        UsageError: Its path is no UTF-8, which neither the history nor a journal can hold.
+    """
     named = os.environ.get("LORAWATCH_HOME")
     if named:
-        return Path(named).expanduser().absolute()
-    import platformdirs  # 13 ms: only where the variable is not set
+        folder = expanded(named).absolute()
+    else:
+        import platformdirs  # 13 ms: only where the variable is not set
 
-    return Path(platformdirs.user_state_dir("lorawatch"))
+        folder = Path(platformdirs.user_state_dir("lorawatch"))
+    if encodable(str(folder)) != str(folder):
+        raise UsageError(
+            f"the home {encodable(str(folder))} has a path that is no UTF-8",
+            hint="set LORAWATCH_HOME to a folder whose path is UTF-8 text",
+        )
+    return folder
 
 
 def runs_folder() -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 from lorawatch.errors import UsageError
 from lorawatch.printed import count, number, seconds
 from lorawatch.published import PublishedRow
+from lorawatch.reading import read_bounded
 from lorawatch.sanitize import clean
 
 LARGEST = 16 << 20
@@ -134,16 +135,15 @@ class _Problem:
 def read(path: Path, source: str, named: Callable[[str], str]) -> list[PublishedRow]:
     """See `lorawatch.published.read_csv`."""
     try:
-        with open(path, "rb") as file:
-            raw = file.read(LARGEST + 1)
+        raw = read_bounded(path, LARGEST)
         text = raw.decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror or error}", hint="a published table is a few rows in a CSV file"
+        ) from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path} line {line} is not UTF-8 text", hint="save it as CSV in UTF-8") from None
-    if len(raw) > LARGEST:
-        raise UsageError(f"{path} is larger than {LARGEST >> 20} MiB", hint="a published table is a few rows")
     return parse(text, clean(str(path)), source, named)
 
 

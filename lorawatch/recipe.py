@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
-import re
 import types
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-import yaml
 
 from lorawatch.devices import parse_gpus
 from lorawatch.errors import RecipeError
+from lorawatch.reading import expanded, read_bounded
+from lorawatch.sanitize import encodable
+from lorawatch.yaml_text import LARGEST, parse_yaml, write_yaml
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Strategy = Literal["ddp", "separate"]
+_DEEPEST_KEY = 8
+_LONGEST_SHOWN = 120
+_LARGEST_NUMBER = 10**15
+_LONGEST_TEXT = 4096  # a path may have so many
+_LONGEST_LIST = 1000
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 """Of the data files that can be read."""
 
@@ -168,50 +175,6 @@ class Recipe(_Section):
         return write_yaml(ordered)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `2e-4` is a number (YAML 1.1 reads a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML text as plain data.
-
-    Raises:
-        RecipeError: It is not YAML; names the line.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader with one more number format
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(
-            f"{where}{line}: {problem}", hint="see `lorawatch --record --help` for a recipe's form"
-        ) from None
-
-
-def write_yaml(data: Any, **style: Any) -> str:
-    """Plain data as YAML that `parse_yaml` reads back, keys in their order.
-
-    Letters beyond ASCII stand as they are, but not beside a line break of theirs, which would be read as a space.
-
-    Args:
-        style: Of `yaml.safe_dump`.
-    """
-    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, **style)
-    if any(line_break in text for line_break in "\x85\u2028\u2029"):
-        text = yaml.safe_dump(data, sort_keys=False, **style)
-    return text
-
-
 def builtin_names() -> list[str]:
     """Names of the recipes that come with lorawatch."""
     folder = resources.files("lorawatch.assets") / "recipes"
@@ -224,22 +187,13 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: There is no such recipe, or it is not valid.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in builtin_names() and not path.is_file():
         text = (resources.files("lorawatch.assets") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
         where = name
     else:
         where = str(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            close = difflib.get_close_matches(name, builtin_names(), n=1)
-            suggestion = f"did you mean {close[0]!r}? " if close else ""
-            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-            raise RecipeError(
-                f"recipe {name!r}: {reason}, and no built-in recipe has that name",
-                hint=f"{suggestion}built in: {', '.join(builtin_names())}",
-            ) from None
+        text = _file_text(name, path)
     data = parse_yaml(text, where)
     if not isinstance(data, dict):
         raise RecipeError(
@@ -248,6 +202,36 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply(data, override)
     return from_dict(data, where)
+
+
+def read_text(path: Path) -> str:
+    """A recipe file's text, whatever it says.
+
+    Raises:
+        OSError: It cannot be read, is no file, or is far too large for a recipe; `strerror` says what is wrong.
+    """
+    data = read_bounded(path, LARGEST)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise OSError(errno.EILSEQ, f"it is not a text file: line {line} is no UTF-8") from None
+
+
+def _file_text(name: str, path: Path) -> str:
+    try:
+        return read_text(path)
+    except FileNotFoundError:
+        close = difflib.get_close_matches(name[:100], builtin_names(), n=1)
+        suggestion = f"did you mean {close[0]!r}? " if close else ""
+        raise RecipeError(
+            f"recipe {_shown(name)}: no such file, and no built-in recipe has that name",
+            hint=f"{suggestion}built in: {', '.join(builtin_names())}",
+        ) from None
+    except OSError as error:
+        raise RecipeError(
+            f"recipe {_shown(name)}: {error.strerror or error}", hint=f"built in: {', '.join(builtin_names())}"
+        ) from None
 
 
 def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -277,15 +261,19 @@ def from_dict(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
-        raise RecipeError(f"--set {override!r}: not of the form key=value", hint="for example --set train.steps=100")
+        raise RecipeError(
+            f"--set {_shown(override)}: not of the form key=value", hint="for example --set train.steps=100"
+        )
     *parents, last = key.strip().split(".")
+    if len(parents) > _DEEPEST_KEY:
+        raise RecipeError(f"--set {_shown(override)}: there is no such key", hint="for example --set train.steps=100")
     place = data
     for parent in parents:
         inner = place.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override!r}: {parent} is a value, not a section")
+            raise RecipeError(f"--set {_shown(override)}: {parent[:100]} is a value, not a section")
         place = inner
-    place[last] = parse_yaml(text, f"--set {key}")
+    place[last] = parse_yaml(text, f"--set {key[:100]}")
 
 
 def _check(value: Any, kind: Any, path: str, where: str) -> None:
@@ -296,10 +284,10 @@ def _check(value: Any, kind: Any, path: str, where: str) -> None:
         hints = get_type_hints(kind, include_extras=True)
         for key in value:
             if key not in hints:
-                close = difflib.get_close_matches(str(key), hints, n=1)
+                close = difflib.get_close_matches(str(key)[:100], hints, n=1)
                 hint = f"did you mean {_join(path, close[0])}? " if close else _elsewhere(str(key))
                 raise RecipeError(
-                    f"{where}: unknown key {_join(path, str(key))} (value {value[key]!r})",
+                    f"{where}: unknown key {_join(path, str(key)[:100])} (value {_shown(value[key])})",
                     hint=f"{hint}allowed: {_keys(kind)}",
                 )
         for field in msgspec.structs.fields(kind):
@@ -308,12 +296,14 @@ def _check(value: Any, kind: Any, path: str, where: str) -> None:
             if field.name in value:
                 _check(value[field.name], hints[field.name], _join(path, field.name), where)
         return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"{where}: {path} is {value}, not a finite number")
+    if beyond := out_of_bounds(value):
+        raise RecipeError(f"{where}: {path} is {_shown(value)}, {beyond}")
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{where}: {path} is {value!r} ({_describe(value)}), but must be {_allowed(kind)}") from error
+        raise RecipeError(
+            f"{where}: {path} is {_shown(value)} ({_describe(value)}), but must be {_allowed(kind)}"
+        ) from error
 
 
 def _check_values(recipe: Recipe, where: str) -> None:
@@ -327,7 +317,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
     try:
         parse_gpus(recipe.launch.gpus)
     except ValueError as error:
-        raise RecipeError(f"{where}: launch.gpus is {recipe.launch.gpus!r}: {error}") from None
+        raise RecipeError(f"{where}: launch.gpus is {_shown(recipe.launch.gpus)}: {error}") from None
 
 
 def _check_fp8(recipe: Recipe, where: str) -> None:
@@ -356,7 +346,7 @@ def _check_evaluation(recipe: Recipe, where: str) -> None:
     if data.eval_share and (data.eval_source or data.eval_split):
         other = "eval_source" if data.eval_source else "eval_split"
         raise RecipeError(
-            f"{where}: data.eval_share is {data.eval_share:g} and data.{other} {getattr(data, other)!r}: "
+            f"{where}: data.eval_share is {data.eval_share:g} and data.{other} {_shown(getattr(data, other))}: "
             "rows to evaluate on come from one of them",
             hint=f"leave one out: data.eval_share: 0, or data.{other}: null",
         )
@@ -368,12 +358,12 @@ def _check_evaluation(recipe: Recipe, where: str) -> None:
     source = data.eval_source or data.source
     if data.eval_split and (source in ("synthetic", "demo") or Path(source).suffix in SUFFIXES):
         raise RecipeError(
-            f"{where}: data.eval_split is {data.eval_split!r}, but {source!r} is no hub data set and has no splits",
+            f"{where}: data.eval_split is {_shown(data.eval_split)}, but {_shown(source)} is no hub data set and has no splits",
             hint="data.eval_share holds some of its rows out",
         )
     if data.evaluates and not data.eval_share and (source, data.eval_split or data.split) == (data.source, data.split):
         raise RecipeError(
-            f"{where}: the rows to evaluate on would be those that are trained on ({source!r})",
+            f"{where}: the rows to evaluate on would be those that are trained on ({_shown(source)})",
             hint="data.eval_share holds some of them out, data.eval_split names another split of a hub data set",
         )
 
@@ -394,6 +384,29 @@ def _elsewhere(key: str) -> str:
             if key in names:
                 return f"{key} belongs to {section.name}: {section.name}.{key}. "
     return ""
+
+
+def out_of_bounds(value: Any) -> str | None:
+    """Why no key can have a value, whatever its type, in a few words; None where one might."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a finite number"
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        return f"larger than {_LARGEST_NUMBER:.0e}"
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"longer than {_LONGEST_TEXT:,} characters"
+    if isinstance(value, str) and encodable(value) != value:
+        return "no UTF-8 text"
+    if isinstance(value, list):
+        if len(value) > _LONGEST_LIST:
+            return f"longer than {_LONGEST_LIST:,} entries"
+        return next((f"with an entry that is {words}" for words in map(out_of_bounds, value) if words), None)
+    return None
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, not longer than a line or two."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text):,} characters)"
 
 
 def _describe(value: Any) -> str:

@@ -6,7 +6,6 @@ import ast
 import functools
 import inspect
 import itertools
-import math
 import sys
 import types
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 import msgspec
 
 from lorawatch.errors import RecipeError
-from lorawatch.recipe import Recipe, _allowed, parse_yaml, write_yaml
+from lorawatch.recipe import Recipe, _allowed, out_of_bounds
+from lorawatch.yaml_text import parse_yaml, write_yaml
 
 Kind = Literal["text", "number", "choice", "list", "value"]
 ABSENT: Final = object()
@@ -132,8 +132,8 @@ def problem(key: Field, value: Any) -> str | None:
     """What is wrong with a key's value, in a few words; None where nothing is."""
     if value is ABSENT:
         return "is missing" if key.required else None
-    if isinstance(value, float) and not math.isfinite(value):
-        return "not a finite number"
+    if beyond := out_of_bounds(value):
+        return beyond
     try:
         msgspec.convert(value, key.type)
     except msgspec.ValidationError:

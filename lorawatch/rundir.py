@@ -15,6 +15,7 @@ import msgspec
 from lorawatch import paths
 from lorawatch.errors import LorawatchError, RunBusy, RunNotFound
 from lorawatch.files import read_small, write_atomically
+from lorawatch.permissions import make_private
 from lorawatch.processes import ProcessId
 from lorawatch.records import Failure
 
@@ -184,7 +185,7 @@ class RunDir:
             OSError: The home cannot be written.
         """
         folder = paths.runs_folder()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         at = info.created_at
         while True:
             info.run_id = new_run_id(at)
@@ -196,14 +197,14 @@ class RunDir:
                 at += 0.1
         run = cls(root)
         for sub in (run.journal, run.logs, run.control, run.attempt_logs(0)):
-            sub.mkdir(mode=0o700)
+            make_private(sub)
         run.write_info(info)
         run.mark_open()
         return run
 
     def mark_open(self) -> None:
         """Say that the history lacks something of this run."""
-        paths.open_runs_folder().mkdir(exist_ok=True, mode=0o700)
+        make_private(paths.open_runs_folder())
         (paths.open_runs_folder() / self.run_id).touch()
 
     @classmethod

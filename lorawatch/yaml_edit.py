@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lorawatch.errors import RecipeError
-from lorawatch.recipe import parse_yaml, write_yaml
+from lorawatch.yaml_text import compose_yaml, parse_yaml, write_yaml
 
 
 def set_value(text: str, path: str, value: Any, order: Sequence[str] = ()) -> str:
@@ -18,7 +18,7 @@ def set_value(text: str, path: str, value: Any, order: Sequence[str] = ()) -> st
     Args:
         order: Dotted paths; a new key comes before the first of those behind it here that is there, or else last.
 
-    Where the text's form does not let one value be replaced (anchors, a value over several lines), it is written anew.
+    Where the text's form does not let one value be replaced (a value over several lines), all of it is written again.
 
     Raises:
         RecipeError: The text is not YAML, or not a mapping.
@@ -58,8 +58,8 @@ def remove(text: str, path: str) -> str:
 def line_of(text: str, path: str) -> int | None:
     """The line, from 1, where the value at a dotted path stands, or the innermost section on the way to it."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+        node = compose_yaml(text)
+    except RecipeError:
         return None
     line = None
     for key in path.split("."):
@@ -95,7 +95,7 @@ def _checked(edited: str | None, wanted: dict[str, Any]) -> str:
 
 
 def _with_value(text: str, keys: Sequence[str], value: Any, order: Sequence[str]) -> str | None:
-    place: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    place: Any = compose_yaml(text)
     if place is None:
         return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{keys[0]}: {_flow(_nested(keys[1:], value))}\n"
     found = None
@@ -110,7 +110,7 @@ def _with_value(text: str, keys: Sequence[str], value: Any, order: Sequence[str]
 
 
 def _without(text: str, keys: Sequence[str]) -> str | None:
-    place: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    place: Any = compose_yaml(text)
     for key in keys[:-1]:
         pair = _find(place, key)
         if pair is None:

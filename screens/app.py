@@ -19,7 +19,9 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from lorawatch.errors import LorawatchError
+from lorawatch.interpreter import own_module
 from lorawatch.paths import host_name
+from lorawatch.permissions import users_umask
 from lorawatch.rundir import ENDED, Gpu, RunDir
 from lorawatch.screens.background import Answered, Background
 from lorawatch.screens.garbage import EVERY_S, Collector
@@ -213,8 +215,8 @@ class LorawatchApp(App[None]):
         try:
             with open(RunDir.find(run_id).logs / "recorder.log", "ab") as log:
                 subprocess.Popen(
-                    [sys.executable, "-m", "lorawatch", "adopt", run_id], stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=subprocess.STDOUT, start_new_session=True,
+                    own_module("lorawatch", "adopt", run_id), stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=subprocess.STDOUT, start_new_session=True, umask=users_umask(),
                 )  # fmt: skip
         except (LorawatchError, OSError) as error:
             self.notify(str(error), severity="error", markup=False)

@@ -16,6 +16,8 @@ import msgspec
 from lorawatch.analysis import cost
 from lorawatch.analysis.epoch import parse_tokens
 from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.permissions import make_private
+from lorawatch.reading import expanded
 from lorawatch.sanitize import clean
 from lorawatch.screens.widgets.figure_table import EMPTY, Line, Table
 
@@ -112,7 +114,7 @@ def read_tokens(text: str) -> int | Path:
             raise
         if not _LIKE_A_FILE.search(name):
             raise ValueError(f"{error}; or name a data file") from None
-    return Path(name).expanduser()
+    return expanded(name)
 
 
 def read_price(text: str) -> float | None:
@@ -345,7 +347,7 @@ def remember(words: Mapping[str, str]) -> None:
     """Write them down: nobody wants to type prices each day. Where that is not possible a convenience is lost."""
     path = _memory()
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.write_bytes(msgspec.json.encode(_Remembered(**{n: words.get(n, "") for n in REMEMBERED})))
         part.replace(path)

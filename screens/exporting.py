@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.permissions import write_export
+from lorawatch.reading import expanded
 from lorawatch.sanitize import clean
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def export(comparison: Comparison, name: str, *, replace_it: bool) -> str | None
     """
     from lorawatch.comparing import formats
 
-    path = Path(name).expanduser().absolute()
+    path = expanded(name).absolute()
     form = FORMS.get(path.suffix.lower())
     if form is None:
         raise UsageError(f"{clean(path.name)!r} tells no format", hint=f"end it in {', '.join(FORMS)}")
@@ -66,7 +67,7 @@ def export(comparison: Comparison, name: str, *, replace_it: bool) -> str | None
             if path.is_dir():
                 raise IsADirectoryError(0, "it is a folder")
             return None
-        path.write_text(formats.write(comparison, form) + "\n", encoding="utf-8")
+        write_export(path, formats.write(comparison, form) + "\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise LorawatchError(f"{clean(str(path))} cannot be written: {why}", hint="e asks for another name") from None

@@ -6,21 +6,22 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from lorawatch import paths, recipe, yaml_edit
+from lorawatch import paths, recipe, yaml_edit, yaml_text
 from lorawatch.devices import parse_gpus
 from lorawatch.errors import LorawatchError, RecipeError, UsageError
+from lorawatch.interpreter import own_module
 from lorawatch.launch.placement import Placement, place
+from lorawatch.permissions import make_private, users_umask
+from lorawatch.reading import expanded
 from lorawatch.recipe_fields import problems
 from lorawatch.rundir import Gpu, RunDir
 from lorawatch.sanitize import clean
@@ -29,10 +30,9 @@ from lorawatch.text import duration, gib, number
 RECENT = 12
 EPOCH_TOKENS = 50_000_000
 LITTLE_DISK = 5 << 30
-LARGEST_FILE = 256 << 10
 TAKE_OVER_S = 20.0
 _LOG_LINES = 24
-_CLI = (sys.executable, "-m", "lorawatch")
+_CLI = tuple(own_module("lorawatch"))
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def recent_choices() -> list[Choice]:
             data = RunDir(root).info().recipe
             if not data or (key := identity(data)) in found:
                 continue
-            text = (root / "recipe.yaml").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
+            text = recipe.read_text(root / "recipe.yaml")
+        except (OSError, msgspec.MsgspecError):
             continue
         found[key] = Choice(str(data.get("name") or "run"), clean(text), root.name, key)
         if len(found) >= RECENT:
@@ -107,7 +107,7 @@ def history_choices() -> list[Choice]:
     for row in distinct_recipes(deadline_s=0.3):
         data = row["recipe"]
         runs = f" · {row['runs']} runs" if row["runs"] > 1 else ""
-        text = clean(recipe.write_yaml({"name": data.get("name", "run"), **data}))
+        text = clean(yaml_text.write_yaml({"name": data.get("name", "run"), **data}))
         found.append(Choice(str(data.get("name") or "run"), text, row["run_id"] + runs, identity(data)))
     return found
 
@@ -125,17 +125,13 @@ def read_recipe_file(name: str) -> Choice:
     Raises:
         RecipeError: It cannot be read, or is no text, or far too large for a recipe.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
-        if not path.is_file():
-            raise RecipeError(f"{path}: " + ("it is a folder" if path.is_dir() else "there is no such file"))
-        if path.stat().st_size > LARGEST_FILE:
-            raise RecipeError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe")
-        text = path.read_text(encoding="utf-8")
+        text = recipe.read_text(path)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such file") from None
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: it is not a text file") from None
     return Choice(path.stem, clean(text), str(path), str(path.absolute()).encode())
 
 
@@ -292,13 +288,14 @@ def start(text: str, tags: Sequence[str], closing: threading.Event) -> str:
     """
     folder = paths.home() / "launch"
     file = folder / f"{time.time_ns()}.yaml"
-    words = [*_CLI, "--record", str(file), "--detach", "--json", *(w for tag in tags for w in ("--tag", tag))]
+    tagged = [word for tag in tags for word in ("--tag", tag)]
+    words = [*_CLI, "--record", str(file), "--detach", "--json", *tagged]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         file.write_text(text, encoding="utf-8")
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            errors="replace", start_new_session=True,
+            errors="replace", start_new_session=True, umask=users_umask(),
         )  # fmt: skip
     except OSError as error:
         raise StartFailed(f"the recorder did not start: {error.strerror or error}: {error.filename}") from None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lorawatch.masking import mask_command_line
 from lorawatch.sanitize import clean
 from lorawatch.screens.run_words import one_line, state_words, where_words
 from lorawatch.text import MISSING, duration, hanging, number
@@ -135,17 +136,18 @@ def event_lines(row: dict[str, Any], events: Sequence[dict[str, Any]], width: in
 
 def recipe_lines(row: dict[str, Any]) -> list[str]:
     """The recipe page: YAML, or an own command."""
-    command = [clean(str(row["command"]))] if row.get("command") else []
+    command = [clean(mask_command_line(str(row["command"])))] if row.get("command") else []
     if row.get("own_command"):
         return command or ["no command was recorded"]
     recipe = row.get("recipe")
     if not recipe:
         return ["no recipe was recorded"]
     import msgspec
-    import yaml
+
+    from lorawatch.yaml_text import write_yaml
 
     try:
-        text = yaml.safe_dump(msgspec.json.decode(recipe), sort_keys=False, allow_unicode=True)
-    except (msgspec.MsgspecError, yaml.YAMLError):
+        text = write_yaml(msgspec.json.decode(recipe))
+    except msgspec.MsgspecError:
         text = str(recipe)
     return [clean(line) for line in text.splitlines()]

@@ -16,7 +16,8 @@ import msgspec
 
 from lorawatch.errors import UsageError
 from lorawatch.files import write_atomically
-from lorawatch.sanitize import clean
+from lorawatch.permissions import export_mode
+from lorawatch.sanitize import clean, json_text
 from lorawatch.storage.sql import Result, copy_select, run_select
 
 _WIDEST = 60
@@ -37,15 +38,19 @@ def write_result(query: str, form: str, output: Path | None = None, *, timeout_s
         if output is None:
             raise UsageError("parquet is no text", hint="name a file: -o FILE")
         temporary = output.with_name(f".{output.name}.{os.getpid()}")
+        mode = export_mode(output)
         try:
             copy_select(query, temporary, timeout_s=timeout_s)
+            temporary.chmod(mode)
             temporary.replace(output)
         finally:
             temporary.unlink(missing_ok=True)
         return
     lines = {"table": table, "csv": csv_lines, "json": json_array}[form](run_select(query, timeout_s=timeout_s))
     if output is not None:
-        write_atomically(output, "".join(lines).encode())
+        mode = export_mode(output)
+        write_atomically(output, "".join(lines).encode("utf-8", "backslashreplace"))
+        output.chmod(mode)
         return
     try:
         for line in lines:
@@ -70,7 +75,7 @@ def json_array(result: Result) -> Iterator[str]:
     """One JSON array of objects, one object a line; what JSON cannot say (NaN) is null."""
     for number, row in enumerate(result.rows):
         pairs = {name: _plain(value) for name, value in zip(result.columns, row, strict=True)}
-        yield ("[" if number == 0 else ",\n ") + msgspec.json.encode(pairs, enc_hook=str).decode()
+        yield ("[" if number == 0 else ",\n ") + json_text(pairs, enc_hook=str)
     yield "]\n" if result.rows else "[]\n"
 
 

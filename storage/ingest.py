@@ -16,6 +16,7 @@ import msgspec
 
 from lorawatch import paths
 from lorawatch.errors import HistoryError
+from lorawatch.masking import mask_arguments
 from lorawatch.rundir import ENDED, RunDir, RunInfo, RunState
 from lorawatch.sanitize import clean, cleaned
 from lorawatch.storage.bulk import Loader, Position
@@ -197,7 +198,7 @@ def _facts(run: RunDir) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
         "message": state.message,
         "exit_code": state.exit_code,
         "recipe": msgspec.json.encode(cleaned(info.recipe)).decode() if info.recipe is not None else None,
-        "command": shlex.join(info.command) if info.command else None,
+        "command": shlex.join(mask_arguments(info.command)) if info.command else None,
         "own_command": info.own_command,
         "host": info.host,
         "user": info.user,

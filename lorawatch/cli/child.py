@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from types import FrameType
 
 from lorawatch.errors import LorawatchError
+from lorawatch.interpreter import own_module
+from lorawatch.permissions import users_umask
 from lorawatch.quiet import QUIET
 
 
@@ -45,8 +46,9 @@ def run_module(
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            own_module(module, *arguments),
             env=environment,
+            umask=users_umask(),  # it fills the cache of models, which others may share
             stdin=None if given is None else subprocess.PIPE,
             stdout=subprocess.PIPE if capture else None,
         )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
-
-import msgspec
 
 from lorawatch.figures import evaluation_words
 from lorawatch.live import LiveView, StepTotal
 from lorawatch.records import Evaluation, Event
 from lorawatch.rundir import RunInfo, RunState
-from lorawatch.sanitize import clean
+from lorawatch.sanitize import clean, json_text
+from lorawatch.terminal import raw_stdout
 from lorawatch.text import duration, gib, number
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.live import Live
 
 PLAIN_EVERY_S = 5.0
@@ -108,7 +107,7 @@ class PlainLines:
         self._write("  ".join(parts))
 
     def event(self, event: Event) -> None:
-        self._write(f"{event.severity}: {clean(event.message)}")
+        self._write(f"{event.severity}: {event.message}")
 
     def stop(self) -> None:
         return
@@ -160,14 +159,14 @@ class JsonLines:
         return
 
     def _write(self, data: dict[str, object]) -> None:
-        _say(self._out, msgspec.json.encode(data).decode())
+        _say(self._out, json_text(data))
 
 
 class LiveTable:
     """A table that stays in place: progress, ETA, loss, and a row a GPU (or CPU rank)."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = clean_console() if console is None else console
         self._live: Live | None = None
         self._drawn_at = 0.0
 
@@ -175,7 +174,10 @@ class LiveTable:
         from rich.live import Live
 
         if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            # Standard output and error stay as they are: they clean what is written to them, and rich's stand-ins do not.
+            self._live = Live(
+                console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
             self._live.start()
 
     def update(self, info: RunInfo, state: RunState, view: LiveView) -> None:
@@ -198,6 +200,21 @@ class LiveTable:
             self._live = None
 
 
+def clean_console() -> Console:
+    """rich on standard output, whose own control sequences pass, and none of a text."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class CleanConsole(Console):
+        """Cleans the text of every segment that it draws."""
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(clean(segment.text), segment.style)
+
+    return CleanConsole(file=raw_stdout(), markup=False)
+
+
 def render(info: RunInfo, state: RunState, view: LiveView, width: int) -> RenderableType:
     """One frame of the live table."""
     from rich.console import Group
@@ -206,7 +223,7 @@ def render(info: RunInfo, state: RunState, view: LiveView, width: int) -> Render
     from rich.text import Text
 
     head = Text.assemble(
-        (f"{info.run_id} {info.name}", "bold"), "  ", (state.state.upper(), _STATE_STYLE.get(state.state, ""))
+        (f"{info.run_id} {clean(info.name)}", "bold"), "  ", (state.state.upper(), _STATE_STYLE.get(state.state, ""))
     )
     if view.attempt:
         head.append(f"  attempt {view.attempt}", "yellow")
@@ -272,7 +289,7 @@ def _devices(info: RunInfo, view: LiveView) -> RenderableType:
             limit = (now.power_limit_w if now else None) or gpu.power_limit_w
             stale = now is not None and now.sampled_at and time.time() - now.sampled_at > 3
             table.add_row(
-                f"{gpu.gpu_index} {gpu.sku.removeprefix('NVIDIA ')}"
+                f"{gpu.gpu_index} {clean(gpu.sku).removeprefix('NVIDIA ')}"
                 + (f" stale {time.time() - now.sampled_at:.0f} s" if stale and now else ""),
                 number(rank.tok_s if rank else None),
                 f"{number(now.power_w if now else None)}/{number(limit)} W",
@@ -289,7 +306,7 @@ def _devices(info: RunInfo, view: LiveView) -> RenderableType:
         table.add_row(
             f"{rank.rank} cpu",
             number(rank.tok_s),
-            str(last.step) if last else rank.phase,
+            str(last.step) if last else clean(rank.phase),
             number(last.loss if last else None, 4),
             number(last.data_wait_s * 1000 if last and last.data_wait_s is not None else None, 1, "ms"),
         )
@@ -298,7 +315,7 @@ def _devices(info: RunInfo, view: LiveView) -> RenderableType:
 
 def _phase(view: LiveView) -> str:
     ranks: Sequence[str] = [
-        f"{r.phase}{': ' + clean(r.phase_detail) if r.phase_detail else ''}" for r in view.ranks.values()
+        clean(f"{r.phase}{': ' + r.phase_detail if r.phase_detail else ''}") for r in view.ranks.values()
     ]
     return ranks[0] if ranks else "starting the workers"
 
@@ -311,7 +328,7 @@ def _used(info: RunInfo) -> set[str] | None:
 def _say(out: TextIO, text: str) -> None:
     """Print a line; a terminal that has gone away, or a full disk behind a redirection, must not end a recorder."""
     try:
-        out.write(text + "\n")
+        out.write(clean(text) + "\n")
         out.flush()
     except (OSError, ValueError):
         return

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from lorawatch.cli.check import Check, CheckStatus
-from lorawatch.sanitize import clean
+from lorawatch.sanitize import clean, escaped_json
 
 __all__ = ["Check", "render", "run_checks", "to_json"]
 
@@ -61,7 +61,7 @@ def render(checks: list[Check]) -> str:
 
 def to_json(checks: list[Check]) -> str:
     """The findings as one JSON array, for machines."""
-    return json.dumps([asdict(c) for c in checks], indent=1, ensure_ascii=False)
+    return escaped_json(json.dumps([asdict(c) for c in checks], indent=1, ensure_ascii=False))
 
 
 def _wrapped(text: str, head: str) -> list[str]:

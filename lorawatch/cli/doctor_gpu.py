@@ -128,7 +128,7 @@ def _torch(nvml: Nvml | None) -> list[Check]:
         return [Check("torch", "fail", "not installed", f"{sys.executable} -m pip install torch")]
     try:
         result = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_WAIT_S, check=False
+            [sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_WAIT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return [Check("torch", "fail", f"did not load within {_TORCH_WAIT_S:.0f} s", "does nvidia-smi answer?")]

@@ -15,6 +15,7 @@ from pathlib import Path
 from lorawatch import __version__, paths
 from lorawatch.cli.check import Check, gib
 from lorawatch.errors import HistoryBusy, LorawatchError
+from lorawatch.permissions import shared_folders
 from lorawatch.processes import usable_cores
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -106,6 +107,15 @@ def storage() -> list[Check]:
     while not there.exists() and there != there.parent:
         there = there.parent
     checks = [_writable(home, there)]
+    checks += [
+        Check(
+            "shared",
+            "warn",
+            f"{folder} may be written by {who}, who can stop runs and change records",
+            f"chmod go-w {folder}, if you do not share it on purpose",
+        )
+        for folder, who in shared_folders((home, paths.runs_folder(), paths.open_runs_folder()))
+    ]
     kind = _file_system(there)
     if kind.startswith(_NETWORK_FILE_SYSTEMS):
         checks.append(

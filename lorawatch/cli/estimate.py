@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lorawatch.errors import UsageError
+from lorawatch.reading import expanded
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 
@@ -46,7 +47,7 @@ def estimate(
         count = parse_tokens(tokens or "50M")
     except ValueError as error:
         raise UsageError(str(error)) from None
-    own = Path(loaded.data.source).expanduser()
+    own = expanded(loaded.data.source)
     if tokens is None and dataset is None and own.is_file():
         dataset = own
     if dataset is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 
 import click
 
-from lorawatch import __version__
+from lorawatch import __version__, terminal
+from lorawatch.sanitize import clean, encodable
 
 # name → (module, one line of help). The module's command object has the name, dashes as underscores.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -35,6 +37,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
 HIDDEN = frozenset({"record", "supervise"})
 
 
+# May name a file, whose name may be any bytes; a terminal may give a prompt with half a letter.
+_ANY_BYTES = frozenset({"recipe", "prompt"})
+
+
+class _Utf8Text(click.types.StringParamType):
+    """Text that the history and a recipe can hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        if isinstance(text, str) and encodable(text) != text:
+            self.fail(f"{encodable(text)[:200]!r} is no UTF-8 text.", param, ctx)
+        return text
+
+
 class _Root(click.Group):
     """A group whose commands are imported when they are called: `--help` must cost no more than click itself."""
 
@@ -46,6 +62,9 @@ class _Root(click.Group):
             return None
         module = importlib.import_module(f"lorawatch.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        for parameter in command.params:
+            if parameter.type is click.STRING and parameter.name not in _ANY_BYTES:
+                parameter.type = _Utf8Text()
         return command
 
     def resolve_command(
@@ -120,23 +139,43 @@ def run(args: Sequence[str]) -> int:
     except click.Abort:
         return 130
     except click.ClickException as error:
-        error.show()
+        from lorawatch.masking import mask_forms
+
+        vars(error)["message"] = mask_forms(error.message)  # a command without its `--`
+        with contextlib.suppress(OSError):  # a standard error that takes nothing
+            error.show()
         return error.exit_code
-    except BrokenPipeError:  # `lorawatch runs | head`
-        sys.stdout = None  # nothing is left to flush to
-        return 0
     except KeyboardInterrupt:
         return 130
+    except SystemExit:  # click's end for a broken pipe
+        if terminal.has_no_reader():  # `lorawatch runs | head`
+            return 0
+        raise
     except Exception as error:
+        if terminal.refused(error):  # a full disk behind `>`
+            return 1
         if debug:
             raise
-        from lorawatch.errors import LorawatchError
+        return _report(error)
 
-        if isinstance(error, LorawatchError):
-            click.echo(f"lorawatch: {error}", err=True)
-            return error.exit_code
-        click.echo(
-            f"lorawatch: {type(error).__name__}: {error}\n  this is a defect in lorawatch; --debug shows where",
-            err=True,
+
+def _report(error: Exception) -> int:
+    """Say on standard error, where that works, what ended the command. Returns the exit status."""
+    from lorawatch.errors import LorawatchError, UsageError
+
+    if isinstance(error, UnicodeEncodeError) and clean(error.object) != error.object:
+        shown = clean(error.object[max(error.start - 40, 0) : error.end + 40])
+        error = UsageError(f"{shown!r} is no UTF-8 text", hint="an argument or a name has bytes that are no letter")
+    if isinstance(error, OSError) and error.filename is not None:  # what the machine refuses is no defect
+        name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+        error = LorawatchError(
+            f"{name}: {error.strerror or error}",
+            hint="see that it is there and that you may use it",
         )
-        return 1
+    text = str(error)
+    if not isinstance(error, LorawatchError):
+        text = f"{type(error).__name__}: {error}\n  this is a defect in lorawatch; --debug shows where"
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"lorawatch: {text}\n")
+        sys.stderr.flush()
+    return error.exit_code if isinstance(error, LorawatchError) else 1

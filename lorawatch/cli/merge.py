@@ -10,9 +10,10 @@ import msgspec
 
 from lorawatch.adapters import MergeReport, MergeRequest, Which, recipe_of, refuse_random, require_adapter
 from lorawatch.cli.child import run_module
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.reading import expanded
 from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean
+from lorawatch.sanitize import clean, encodable, json_text
 from lorawatch.text import gib
 
 
@@ -40,7 +41,9 @@ def merge(run: str, folder: Path, adapter: Which, dtype: str | None, force: bool
     recipe = recipe_of(found)
     require_adapter(found, adapter)
     refuse_random(found, recipe, "the merged model", force=force)
-    request = MergeRequest(folder=str(folder.expanduser().resolve()), adapter=adapter, dtype=dtype, force=force)
+    if encodable(str(folder)) != str(folder):
+        raise UsageError(f"{folder} has a name that is no UTF-8", hint="give a folder whose name is UTF-8 text")
+    request = MergeRequest(folder=str(expanded(str(folder)).resolve()), adapter=adapter, dtype=dtype, force=force)
     code, out = run_module(
         "lorawatch.training.merge", [str(found.root), msgspec.json.encode(request).decode()], given=b"", capture=True
     )
@@ -51,7 +54,7 @@ def merge(run: str, folder: Path, adapter: Which, dtype: str | None, force: bool
     except msgspec.MsgspecError as error:
         raise LorawatchError(f"the merge ended without a report: {error}") from None
     if as_json:
-        click.echo(msgspec.json.encode(report).decode())
+        click.echo(json_text(report))
         return 0
     for name, value in _lines(report):
         click.echo(f"{name:<14} {value}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import msgspec
 
 from lorawatch.cli.machine import gpus_of, open_driver
 from lorawatch.errors import LorawatchError, UsageError
+from lorawatch.interpreter import own_module
+from lorawatch.permissions import users_umask
 from lorawatch.processes import ProcessId
 from lorawatch.rundir import RunDir, RunState
 
@@ -133,26 +134,38 @@ def record(
                 run.write_info(info)
             runs.append(run)
     if detach:
-        return detach_runs(runs, as_json)
-    return supervise_all(runs, as_json=as_json, nvml=nvml)
+        return detach_runs(runs, as_json, own_command)
+    return supervise_all(runs, as_json=as_json, nvml=nvml, command=own_command)
 
 
 @click.command(hidden=True)
 @click.argument("run_ids", nargs=-1, required=True)
 def supervise(run_ids: tuple[str, ...]) -> int:
-    """Record prepared runs, one after the other."""
-    return supervise_all([RunDir.find(i) for i in run_ids], as_json=False, nvml=open_driver())
+    """Record prepared runs, one after the other; an own command's arguments come on standard input."""
+    runs = [RunDir.find(i) for i in run_ids]
+    command = None
+    if runs[0].info().own_command and not sys.stdin.isatty():
+        from lorawatch.launch.handover import receive
+
+        command = receive(sys.stdin.buffer)
+    return supervise_all(runs, as_json=False, nvml=open_driver(), command=command)
 
 
-def supervise_all(runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None) -> int:
-    """Record prepared runs one after the other, with a display. Returns the first bad exit status."""
+def supervise_all(
+    runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None, command: Sequence[str] | None = None
+) -> int:
+    """Record prepared runs one after the other, with a display. Returns the first bad exit status.
+
+    Args:
+        command: Of an own command's run: its arguments as they were typed.
+    """
     worst = 0
     for run in runs:  # the queue has somebody who answers for it
         state = run.state()
-        state.recorder = ProcessId.of(os.getpid())
+        state.recorder = ProcessId.own()
         run.write_state(state)
     for index, run in enumerate(runs):
-        state, stopped_by = supervise_one(run, as_json=as_json, nvml=nvml)
+        state, stopped_by = supervise_one(run, as_json=as_json, nvml=nvml, command=command)
         code = exit_code(state, stopped_by)
         worst = worst or code
         if stopped_by or state.state == "stopped" or state.exit_code in (2, 3):
@@ -166,9 +179,17 @@ def supervise_all(runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None) -
 
 
 def supervise_one(
-    run: RunDir, *, as_json: bool = False, nvml: Nvml | None = None, adopt: bool = False
+    run: RunDir,
+    *,
+    as_json: bool = False,
+    nvml: Nvml | None = None,
+    adopt: bool = False,
+    command: Sequence[str] | None = None,
 ) -> tuple[RunState, signal.Signals | None]:
     """Record one prepared run, or adopt a living one, with a display and signal handling.
+
+    Args:
+        command: Of an own command's run that is started: its arguments as they were typed.
 
     Returns:
         The final state, and the signal that asked for the stop, if one did.
@@ -183,6 +204,7 @@ def supervise_one(
         run,
         placement=placement,
         recipe=recipe,
+        command=command,
         nvml=nvml,
         on_tick=lambda r: display.update(r.info, r.state, r.view),
         on_event=display.event,
@@ -224,9 +246,7 @@ def make_display(as_json: bool) -> Display:
     if as_json:
         return JsonLines(sys.stdout)
     if sys.stdout.isatty():
-        from rich.console import Console
-
-        return LiveTable(Console())
+        return LiveTable()
     return PlainLines(sys.stdout)
 
 
@@ -308,19 +328,31 @@ def plan_sweep(
     return once * repeat
 
 
-def detach_runs(runs: Sequence[RunDir], as_json: bool) -> int:
-    """Hand the runs to a recorder in a session of its own."""
+def detach_runs(runs: Sequence[RunDir], as_json: bool, command: Sequence[str] | None = None) -> int:
+    """Hand the runs to a recorder in a session of its own.
+
+    Args:
+        command: Of an own command's run: its arguments as they were typed.
+
+    Raises:
+        LorawatchError: The recorder does not take it.
+    """
     with open(runs[0].logs / "recorder.log", "ab") as log:
         recorder = subprocess.Popen(
-            [sys.executable, "-m", "lorawatch", "supervise", *(r.run_id for r in runs)],
-            stdin=subprocess.DEVNULL,
+            own_module("lorawatch", "supervise", *(r.run_id for r in runs)),
+            stdin=subprocess.DEVNULL if command is None else subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=users_umask(),  # what it starts for the user has the user's
         )
+    if recorder.stdin is not None and command is not None:
+        from lorawatch.launch.handover import send
+
+        send(command, recorder.stdin, runs[0].logs / "recorder.log")
     for run in runs:  # a resumed one is old: without a recorder anybody might take it for given up
         state = run.state()
-        if state.recorder is not None and state.recorder.pid == os.getpid():
+        if state.recorder == ProcessId.own():
             state.recorder = ProcessId.of(recorder.pid)
             run.write_state(state)
     if as_json:

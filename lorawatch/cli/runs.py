@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from lorawatch.sanitize import clean
+from lorawatch.masking import mask_command_line
+from lorawatch.sanitize import clean, json_text
 from lorawatch.text import duration, gib, hanging, number
 
 
@@ -38,10 +39,8 @@ def runs(limit: int, everything: bool, state: str | None, name: str | None, tag:
 
     rows = list_runs(limit=None if everything else limit, state=state, name=name, tag=tag)
     if as_json:
-        import msgspec
-
         for row in rows:
-            click.echo(msgspec.json.encode(row).decode())
+            click.echo(json_text(row))
         return 0
     if not rows:
         click.echo("no run yet; start one: lorawatch --record", err=True)
@@ -81,12 +80,12 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     if row is None:
         hint = "it is starting; lorawatch attach follows it" if folder else "lorawatch runs lists them"
         raise RunNotFound(f"run {run_id!r} is not in the history", hint=hint)
+    if row.get("command"):
+        row["command"] = mask_command_line(row["command"])  # an older version kept it as it was typed
     happened, evaluated = run_events(run_id, events), run_evaluations(run_id)
     if as_json:
-        import msgspec
-
         more = {"evaluations": evaluated, "events": happened, "run_dir": folder}
-        click.echo(msgspec.json.encode({**row, **more}).decode())
+        click.echo(json_text({**row, **more}))
         return 0
     from lorawatch.figures import evaluation_lines, event_words, summary_lines
 
@@ -113,7 +112,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     if recipe and row.get("recipe"):
         import msgspec
 
-        from lorawatch.recipe import write_yaml
+        from lorawatch.yaml_text import write_yaml
 
         click.echo("\nrecipe")
         text = write_yaml(msgspec.json.decode(row["recipe"]))

@@ -12,10 +12,11 @@ from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError
 from lorawatch.figures import summary_lines
 from lorawatch.files import read_json
+from lorawatch.masking import mask_text
 from lorawatch.recorder.logs import tail
 from lorawatch.records import ExitRecord
 from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean
+from lorawatch.sanitize import clean, json_text
 from lorawatch.text import hanging
 from lorawatch.verdict import cause
 
@@ -29,8 +30,6 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
     """The last words of a recorder: how the run ended, what was measured, where it lies."""
     state = recorder.state
     if as_json:
-        import msgspec
-
         summary = None if recorder.history_waits else run_figures(run.run_id)
         words: dict[str, Any] = {
             "type": "end",
@@ -41,7 +40,7 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
             "run_dir": str(run.root),
             "summary": summary,
         }
-        _out(msgspec.json.encode(words).decode())
+        _out(json_text(words))
         return
     if recorder.history_waits is None:
         print_summary(run.run_id)
@@ -71,7 +70,7 @@ def log_end(run: RunDir, attempt: int, *, whole: bool = False) -> list[str]:
         return []  # bad input: its message says everything
     failed = [run.rank_log(attempt, first.rank)] if first is not None else []
     for path in (*failed, run.logs / "command.log", run.logs / "torchrun.log"):
-        text = [clean(line)[:200] for line in tail(path).splitlines() if line.strip(" =-")]
+        text = [clean(mask_text(line))[:200] for line in tail(path).splitlines() if line.strip(" =-")]
         if text:
             return [f"{'log':<14} {path}", *(f"  | {line}" for line in text[-_LINES if whole else -1 :])]
     return []

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import msgspec
 
 from lorawatch.analysis.interval import Figure, pooled
 from lorawatch.analysis.scaling import LossSplit, coupling_efficiency_pct, efficiency_pct, speedup, split_loss
 from lorawatch.cli.summary import run_figures
+from lorawatch.sanitize import json_text
 from lorawatch.text import MISSING, number
 
 Row = Mapping[str, Any]
@@ -147,7 +147,7 @@ def _json(rows: Sequence[Row], found: Sequence[Configuration]) -> str:
         ],
         "configurations": found,
     }  # fmt: skip
-    return msgspec.json.encode(words).decode()
+    return json_text(words)
 
 
 def _coupled(ranks: int, coupling: str) -> str:

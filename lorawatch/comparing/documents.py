@@ -17,6 +17,8 @@ from lorawatch.comparing import work as works
 from lorawatch.comparing.estimating import Estimate, Place, about
 from lorawatch.comparing.words import tokens_words, with_interval
 from lorawatch.errors import LorawatchError
+from lorawatch.permissions import write_export
+from lorawatch.sanitize import json_text
 from lorawatch.text import MISSING, gib, long_duration
 
 _ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
@@ -64,7 +66,7 @@ def write(document: Document, form: str) -> str:
             return buffer.getvalue().rstrip("\n")
         case "json":
             told = {"answer": document.answer, "work": document.work, "rows": document.records, "notes": document.notes}
-            return msgspec.json.format(msgspec.json.encode(told), indent=1).decode()
+            return msgspec.json.format(json_text(told), indent=1)
         case "html":
             from lorawatch.comparing.html import document_page
 
@@ -106,7 +108,7 @@ def save(text: str, output: Path | None, what: str = "") -> None:
         sys.stdout.write(text + "\n")
         return
     try:
-        output.write_text(text + "\n", encoding="utf-8")
+        write_export(output, text + "\n")
     except OSError as error:
         raise LorawatchError(
             f"{output} cannot be written: {error.strerror}", hint="choose another place with -o"

@@ -13,6 +13,7 @@ from lorawatch.analysis.interval import Figure
 from lorawatch.comparing import sheets, words
 from lorawatch.comparing.comparison import LADDER, Comparison, Row
 from lorawatch.comparing.configuration import epoch_cell
+from lorawatch.sanitize import json_text
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 
@@ -111,7 +112,7 @@ def as_json(comparison: Comparison) -> str:
         "excluded": [{"run_id": e.run_id, "name": e.name, "why": e.why} for e in comparison.excluded],
         "not_extrapolated": list(comparison.refused),
     }
-    return msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
+    return msgspec.json.format(json_text(document), indent=1)
 
 
 def record(comparison: Comparison, row: Row) -> dict[str, Any]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_FORMULAS = "=+-@|%＝＋－＠"
 
 
 def csv_cell(value: Any) -> Any:
     """A cell as CSV holds it: a missing figure is empty, and no text is a formula.
 
-    A spreadsheet takes text for a formula that begins with one of these, in full width too, maybe after white space.
+    A spreadsheet takes text for a formula that begins with one of these, in full width too, maybe after white space or a
+    character without a width.
     """
     if isinstance(value, str):
         text = " ".join(value.split())
-        return "'" + text if text[:1] in tuple("=+-@|%＝＋－＠") else text
+        seen = next((c for c in text if not c.isspace() and unicodedata.category(c) != "Cf"), "")
+        return "'" + text if seen and seen in _FORMULAS else text
     return "" if value is None else value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 import msgspec
 
 from lorawatch.errors import DataError, LorawatchError, UsageError
+from lorawatch.interpreter import own_module
+from lorawatch.permissions import users_umask
 from lorawatch.sanitize import clean
 
 BYTES_PER_TOKEN = 4.0
@@ -71,9 +72,11 @@ def count_tokens(
     """
     where = clean(str(path))
     _check(path, where)
-    command = [sys.executable, "-m", "lorawatch.training.counting", str(path), model, str(sequence_length)]
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            own_module("lorawatch.training.counting", str(path), model, str(sequence_length)),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, umask=users_umask(),
+        )  # fmt: skip
     except OSError as error:
         raise LorawatchError(f"the counting did not start: {error}") from None
     out, err = _finished(process, where, timeout_s, cancelled or threading.Event())

@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from lorawatch.errors import MissingDependency
+from lorawatch.interpreter import SAFE_PATH, own_module
 from lorawatch.launch.placement import Placement
+from lorawatch.masking import mask_text
+from lorawatch.permissions import users_umask
 from lorawatch.rundir import RunDir
 
 # Longer than a step plus a save of an adapter, shorter than a person's patience.
@@ -54,7 +56,7 @@ def arguments(run: RunDir, placement: Placement, *, max_restarts: int, separate:
         known = ""
     flags = [f"{name}={value}" for name, value in optional.items() if name in known]  # older torchruns lack some
     return [
-        sys.executable, "-m", "torch.distributed.run",
+        *own_module("torch.distributed.run"),
         "--nnodes=1", f"--nproc-per-node={placement.world_size}", f"--max-restarts={max_restarts}",
         "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--rdzv-id={run.run_id}", "--local-addr=127.0.0.1",
         *flags,
@@ -76,7 +78,7 @@ def environment(
         first_attempt: How many attempts the run had before: torchrun counts its own from 0.
         resumed_at: The step of the checkpoint that a resumed run goes on from.
     """
-    env = dict(os.environ if base is None else base)
+    env = dict(os.environ if base is None else base) | SAFE_PATH
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # left over from an outer torchrun
         env.pop(name, None)
     env.update(placement.environment())
@@ -109,10 +111,12 @@ def start(command: list[str], env: Mapping[str, str], log: Path, cwd: Path | Non
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=users_umask(),
             )
         except FileNotFoundError:
             raise MissingDependency(
-                f"there is no program {command[0]!r}", hint="give its path, or put it on PATH"
+                f"there is no program {mask_text(command[0])!r}", hint="give its path, or put it on PATH"
             ) from None
         except PermissionError:
-            raise MissingDependency(f"{command[0]!r} may not be executed", hint=f"chmod +x {command[0]}") from None
+            program = mask_text(command[0])
+            raise MissingDependency(f"{program!r} may not be executed", hint=f"chmod +x {program}") from None

@@ -11,13 +11,38 @@ from pathlib import Path
 
 from lorawatch import __version__
 from lorawatch.devices import parse_gpus
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.files import write_atomically
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement, place
+from lorawatch.masking import mask_arguments, mask_text
 from lorawatch.paths import host_name
 from lorawatch.recipe import Recipe
 from lorawatch.rundir import Gpu, RunDir, RunInfo
+from lorawatch.sanitize import clean, encodable
+
+MOST_TAGS = 32
+LONGEST_TAG = 100
+
+
+def check_tags(tags: Sequence[str]) -> list[str]:
+    """Words to find a run by, as they are kept.
+
+    Raises:
+        UsageError: One is empty, too long, or no text; or there are too many.
+    """
+    hint = f"a tag is a word or a few, at most {LONGEST_TAG} characters"
+    if len(tags) > MOST_TAGS:
+        raise UsageError(f"{len(tags)} tags are too many for a run", hint=f"give at most {MOST_TAGS}")
+    for tag in tags:
+        shown = clean(tag)[:LONGEST_TAG] + ("…" if len(tag) > LONGEST_TAG else "")
+        if len(tag) > LONGEST_TAG:
+            raise UsageError(f"--tag {shown!r} has {len(tag):,} characters", hint=hint)
+        if not tag.strip():
+            raise UsageError(f"--tag {shown!r} is empty", hint=hint)
+        if clean(tag) != tag or any(c in tag for c in "\n\t"):
+            raise UsageError(f"--tag {shown!r} has characters that are no text", hint=hint)
+    return list(tags)
 
 
 def prepare_recipe(
@@ -53,7 +78,7 @@ def prepare_recipe(
             gpus=_marked(gpus, placement.gpu_uuids),
             torch_version=version,
             driver_version=driver_version,
-            tags=list(tags),
+            tags=check_tags(tags),
             sweep_id=sweep_id,
             **_who_and_where(),  # type: ignore[arg-type]
         )
@@ -82,15 +107,15 @@ def prepare_command(
     return _create(
         RunInfo(
             run_id="",
-            name=Path(command[0]).name[:64],
+            name=clean(mask_text(Path(command[0]).name))[:64] or "command",
             world_size=0,
-            command=list(command),
+            command=[encodable(word) for word in mask_arguments(command)],
             own_command=True,
             sample_hz=sample_hz,
             gpus=_marked(gpus, ()),
             torch_version=version,
             driver_version=driver_version,
-            tags=list(tags),
+            tags=check_tags(tags),
             **_who_and_where(),  # type: ignore[arg-type]
         )
     )
@@ -117,13 +142,17 @@ def _who_and_where() -> dict[str, object]:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
+    try:
+        cwd = encodable(str(Path.cwd()))
+    except OSError:  # somebody has removed it
+        cwd = None
     return {
         "created_at": time.time(),
         "host": host_name(),
-        "user": user,
+        "user": clean(user),
         "lorawatch_version": __version__,
         "git_commit": _git_commit(),
-        "cwd": str(Path.cwd()),
+        "cwd": cwd,
     }
 
 

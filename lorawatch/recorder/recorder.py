@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +16,23 @@ from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.files import read_json
 from lorawatch.journal import JournalWriter
-from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
-from lorawatch.live import Follower, LiveView, eval_every, is_separate, silent_words
+from lorawatch.live import Follower, LiveView, eval_every, is_separate
 from lorawatch.liveness import deciding
+from lorawatch.masking import mask_output
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, in_initial_namespace, keep_orphans, oom_kills
 from lorawatch.recipe import Recipe
 from lorawatch.recorder.accounting import journal_missing_steps
 from lorawatch.recorder.hang import STEPPING, HangWatch
+from lorawatch.recorder.infofile import InfoFile
 from lorawatch.recorder.ingesting import Ingesting
 from lorawatch.recorder.leftovers import settle
 from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.logs import tail as tail
+from lorawatch.recorder.notices import Notices
+from lorawatch.recorder.showing import Showing
+from lorawatch.recorder.starting import start_command, start_recipe
 from lorawatch.recorder.statefile import StateFile
 from lorawatch.recorder.stopping import Stopping
 from lorawatch.recorder.workers import Workers
@@ -44,7 +48,7 @@ from lorawatch.records import (
     Severity,
     Step,
 )
-from lorawatch.rundir import RunDir, RunState
+from lorawatch.rundir import RunDir, RunInfo, RunState
 from lorawatch.telemetry.sampler import Sampler
 from lorawatch.verdict import Evidence, Verdict, judge
 
@@ -65,6 +69,7 @@ class Recorder:
         run: The run's directory, prepared.
         placement: Where the ranks go; None for an own command.
         recipe: The recipe; None for an own command.
+        command: The own command as it was typed, which is in no file; None for a recipe, and to adopt.
         nvml: The driver's readings; None on a machine without an NVIDIA driver.
         on_tick: Called every tick and once at the end, for a display.
         on_event: Called for each event, for a display.
@@ -76,18 +81,19 @@ class Recorder:
         *,
         placement: Placement | None = None,
         recipe: Recipe | None = None,
+        command: Sequence[str] | None = None,
         nvml: Nvml | None = None,
         on_tick: Callable[[Recorder], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.run_dir = run
-        self.info = run.info()
+        self._facts = InfoFile(run)
         self.recipe = recipe
         self.history_waits: str | None = None
         """After the end: why the history lacks lines that the journals have, or None."""
         self._placement, self._nvml = placement, nvml
-        self._on_tick = on_tick
-        self._show_event = on_event
+        self._command = command
+        self._showing = Showing(on_tick, on_event, lambda words: self._say("display_lost", words, "warning"))
         self._host = host_name()
         self._host_journal = JournalWriter(run.host_journal(self._host))
         self._events_journal = JournalWriter(run.events_journal)
@@ -120,9 +126,12 @@ class Recorder:
         self._log_begins = 0
         self._pids: list[int] = []
         self._pids_at = -WORKER_PIDS_EVERY_S
-        self._disk_full = False
-        self._reports_missing = False
-        self._foreign: set[tuple[int, int]] = set()  # attempt and rank of processes that are not signalled
+        self._notices = Notices(self._say, self._host)
+
+    @property
+    def info(self) -> RunInfo:
+        """What was asked, and what the ranks have said since."""
+        return self._facts.info
 
     @property
     def state(self) -> RunState:
@@ -159,7 +168,13 @@ class Recorder:
         self._log_begins = size_of(log)
         orphans = keep_orphans()
         try:
-            process = self._start(log)
+            if self.info.own_command:
+                process = start_command(self.run_dir, self._command, log)
+            else:
+                assert self._placement is not None
+                assert self.recipe is not None
+                more = self._interconnect(self.recipe, self._placement.gpu_uuids)
+                process = start_recipe(self.run_dir, self._facts, self.state, self.recipe, self._placement, more, log)
         except (LorawatchError, OSError) as error:
             self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
             raise
@@ -173,48 +188,14 @@ class Recorder:
         )
         return self._supervise()
 
-    def _start(self, log: Path) -> subprocess.Popen[bytes]:
-        """Start the launcher.
-
-        Raises:
-            MissingDependency, OSError: It cannot be started.
-        """
-        if self.info.own_command:
-            assert self.info.command is not None
-            env = {**os.environ, "LORAWATCH_RUN_DIR": str(self.run_dir.root), "PYTHONUNBUFFERED": "1"}
-            return torchrun.start(self.info.command, env, log)
-        assert self._placement is not None
-        assert self.recipe is not None
-        command = torchrun.arguments(
-            self.run_dir,
-            self._placement,
-            max_restarts=self.recipe.launch.max_restarts,
-            separate=self.view.separate,
-        )
-        self.info.command = command
-        self.run_dir.write_info(self.info)
-        env = torchrun.environment(
-            self.run_dir,
-            self._placement,
-            first_attempt=self._first_attempt,
-            resumed_at=self.state.resumed_at,
-        )
-        env.update(self._interconnect())
-        return torchrun.start(command, env, log)
-
-    def _interconnect(self) -> dict[str, str]:
+    def _interconnect(self, recipe: Recipe, uuids: Sequence[str]) -> dict[str, str]:
         """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose."""
-        assert self.recipe is not None
-        assert self._placement is not None
-        uuids = self._placement.gpu_uuids
         linked = self._nvml is not None and len(uuids) > 1 and self._nvml.linked(uuids)
-        found = interconnect.environment(self.recipe, len(uuids), linked=linked, base=os.environ)
-        if found:
-            words = (
-                f"gradients go through the host's memory, so that NVLink sleeps (launch.p2p: {self.recipe.launch.p2p})"
-            )
+        variables = interconnect.environment(recipe, len(uuids), linked=linked, base=os.environ)
+        if variables:
+            words = f"gradients go through the host's memory, so that NVLink sleeps (launch.p2p: {recipe.launch.p2p})"
             self._say("p2p", words)
-        return found
+        return variables
 
     def adopt(self) -> RunState:
         """Take over the workers of a run whose recorder is gone, and record them until they have ended.
@@ -284,6 +265,8 @@ class Recorder:
     def _end(self, verdict: Verdict) -> RunState:
         self._sampler.stop(timeout_s=2.0)
         self._take_inbox()
+        if verdict.message is not None:  # often a line of the command's own output
+            verdict = replace(verdict, message=mask_output(verdict.message, self._command or ()))
         state = self.state
         self._ended_event(verdict)
         self._host_journal.close()
@@ -303,7 +286,7 @@ class Recorder:
             if not self._state_file.end() and self._state_file.lost is None:
                 self._show_only("state_not_written", f"the end of the run cannot be written: {self.run_dir.root}")
             self.history_waits = self._into_history()
-        self._show_tick()
+        self._showing.tick(self)
         return state
 
     def _into_history(self) -> str | None:
@@ -318,7 +301,7 @@ class Recorder:
             return None
         waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
         if waits is None and (event := journal_missing_steps(self.run_dir, self._exit_records())):
-            self._show(event)
+            self._showing.event(event)
             waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
         return waits
 
@@ -332,7 +315,7 @@ class Recorder:
         )
 
     def _waiting_for_history(self, reason: str) -> None:
-        self._show(Event(at=time.time(), kind="history_waits", severity="warning", message=reason))
+        self._showing.event(Event(at=time.time(), kind="history_waits", severity="warning", message=reason))
 
     # --- each tick
 
@@ -351,7 +334,7 @@ class Recorder:
                     if line.kind == "stop_unanswered":
                         self._stopping.unanswered(line.message)
                     if line.at >= self._began_at:
-                        self._show(line)  # a rank's own news; its journal has it
+                        self._showing.event(line)  # a rank's own news; its journal has it
         self.state.step = self.view.step or self.state.step
         if self.state.state == "starting" and (
             self.view.steps or any(r.phase in STEPPING for r in self.view.ranks.values())
@@ -364,8 +347,9 @@ class Recorder:
         self._watch_for_hang(workers)
         self._host_journal.flush()
         self._events_journal.flush()
-        self._watch_disk()
-        self._watch_reports()
+        if self._state_file.lost is None:
+            self._notices.disk(self._host_journal.error or self._events_journal.error)
+        self._notices.reports(self.view)
         now = time.monotonic()
         if now - self._pids_at >= WORKER_PIDS_EVERY_S:
             self._pids, self._pids_at = [p.pid for p in workers.look()], now
@@ -374,7 +358,7 @@ class Recorder:
             self._beat(workers)
             if self.info.own_command:
                 self._find_used_gpus()
-        self._show_tick()
+        self._showing.tick(self)
 
     def _beat(self, workers: Workers) -> None:
         self.state.ranks = list(workers.ranks.values())
@@ -389,27 +373,10 @@ class Recorder:
             self._show_only("taken", "another recorder has taken the run over: the processes here are ended")
             workers.kill()
 
-    def _watch_disk(self) -> None:
-        """Say once that the disk takes no lines, and that it does again."""
-        error = self._host_journal.error or self._events_journal.error
-        if error and not self._disk_full and self._state_file.lost is None:
-            self._disk_full = True
-            self._say("journal_waits", f"no line can be journaled, so they wait in memory: {error}", "warning")
-        elif self._disk_full and not error:
-            self._disk_full = False
-            self._say("journal_back", "lines are journaled again")
-
-    def _watch_reports(self) -> None:
-        """Say once that some ranks do not report their steps."""
-        silent = [] if self._reports_missing else self.view.silent_ranks
-        if silent:
-            self._reports_missing = True
-            self._say("ranks_missing", silent_words(silent, self.view.world_size), "warning")
-
     def _rank_started(self, line: RankStarted) -> None:
         assert self._workers is not None
         if self._workers.note_rank(line.rank, line.process) == "foreign":
-            self._tell_foreign(line)
+            self._notices.foreign(line)
         self.state.steps_total = line.steps_total or self.state.steps_total
         if line.attempt > self.state.attempt:
             self.state.attempt = line.attempt
@@ -424,27 +391,7 @@ class Recorder:
                     message=f"attempt {line.attempt} began: the ranks were started again after a failure",
                 )
             )
-        changed = False
-        if self.info.world_size != line.world_size:
-            self.info.world_size, changed = line.world_size, True
-        if self.info.device is None:
-            self.info.device, changed = ("cuda" if line.device == "cuda" else "cpu"), True
-        for gpu in self.info.gpus:
-            if gpu.gpu_uuid == line.gpu_uuid and not gpu.used:
-                gpu.used, changed = True, True
-        if changed:
-            self._quietly(lambda: self.run_dir.write_info(self.info))
-
-    def _tell_foreign(self, line: RankStarted) -> None:
-        if (line.attempt, line.rank) in self._foreign:
-            return
-        self._foreign.add((line.attempt, line.rank))
-        where = "this host" if line.host.split(".")[0] == self._host else line.host
-        self._say(
-            "foreign_rank",
-            f"rank {line.rank} (process {line.pid} on {where}, by its own numbering) is none that this recorder started and "
-            "can see: it can be asked to stop, but it is never signalled",
-        )
+        self._facts.rank_started(line)
 
     def _find_used_gpus(self) -> None:
         """An own command's GPUs are those that a process of it computes on."""
@@ -452,11 +399,7 @@ class Recorder:
             return
         pids = set(self._pids)
         busy = {n.gpu.gpu_uuid for n in self._sampler.latest().gpus if any(p.pid in pids for p in n.processes)}
-        found = [g for g in self.info.gpus if g.gpu_uuid in busy and not g.used]
-        for gpu in found:
-            gpu.used = True
-        if found:
-            self._quietly(lambda: self.run_dir.write_info(self.info))
+        self._facts.uses(busy)
 
     def _watch_window(self, line: Step) -> None:
         """Read the energy counters close to the edges of the measured window."""
@@ -521,41 +464,14 @@ class Recorder:
 
     def _show_only(self, kind: str, message: str) -> None:
         """An event that cannot be journaled any more."""
-        self._show(Event(at=time.time(), kind=kind, severity="error", message=message))
+        self._showing.event(Event(at=time.time(), kind=kind, severity="error", message=message))
 
     def _event(self, event: Event) -> None:
         self._events_journal.append(event)
         self.view.feed(event)
         if event.kind == "gpu_lost":
             self._gpu_lost.append(str((event.detail or {}).get("gpu_uuid", "a GPU")))
-        self._show(event)
-
-    def _show_tick(self) -> None:
-        if self._on_tick is not None:
-            try:
-                self._on_tick(self)
-            except Exception as error:  # noqa: BLE001  a terminal that has gone must not end a recorder
-                self._lose_display(error)
-
-    def _show(self, event: Event) -> None:
-        if self._show_event is not None:
-            try:
-                self._show_event(event)
-            except Exception as error:  # noqa: BLE001  a terminal that has gone must not end a recorder
-                self._lose_display(error)
-
-    def _lose_display(self, error: Exception) -> None:
-        self._on_tick = self._show_event = None
-        self._say(
-            "display_lost", f"the display is gone ({type(error).__name__}: {error}); the recording goes on", "warning"
-        )
-
-    def _quietly(self, write: Callable[[], None]) -> None:
-        """A small file that cannot be written now (full disk) is written by a later tick."""
-        try:
-            write()
-        except OSError:
-            return
+        self._showing.event(event)
 
 
 def _known(state: RunState) -> list[ProcessId]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lorawatch import terminal
 from lorawatch.adapters import ChatRequest, Voice, adapter_words, recipe_of
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import RunDir
@@ -255,8 +256,7 @@ def _terminated(number: int, _frame: object) -> None:
 
 def main() -> int:
     """Answer. Returns the process's exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    terminal.guard()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return _run(RunDir(Path(sys.argv[1])), msgspec.json.decode(sys.argv[2], type=ChatRequest))
@@ -267,9 +267,8 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal and the parent may both have sent one
         return 130
     except BrokenPipeError:  # `lorawatch chat … | head`
-        sys.stdout = None
         return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.finish(main()))

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from lorawatch import paths
+from lorawatch.permissions import make_private
 from lorawatch.processes import usable_cores
 
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
@@ -29,7 +30,7 @@ def set_up(ranks_here: int, environment: MutableMapping[str, str] | None = None)
 
 def _own_folder(folder: Path) -> Path | None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         folder.chmod(0o700)  # refused where the folder is somebody else's
     except OSError:
         return None

@@ -5,15 +5,17 @@ Prints one JSON object: tokens, rows, rows cut and dropped at the sequence lengt
 
 from __future__ import annotations
 
-import json
 import sys
 from types import SimpleNamespace
 
+from lorawatch import terminal
 from lorawatch.errors import LorawatchError
+from lorawatch.sanitize import json_text
 
 
 def main() -> int:
     """Count, and print. Returns the process's exit status."""
+    terminal.guard()
     source, model, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
     try:
         from lorawatch.training import hub
@@ -33,7 +35,7 @@ def main() -> int:
 
 
 def _say(answer: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.write(json_text(answer) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a rank does before anything else, so that it never outlives its agent and its printing never ends a run.
 
-Standard library only: all of this happens before torch is imported.
+Standard library and small modules of ours only: all of this happens before torch is imported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from lorawatch.permissions import make_private
 
 RECORDER_VARIABLE = "LORAWATCH_RECORDER_PID"
 _PR_SET_PDEATHSIG = 1
@@ -39,7 +41,7 @@ def die_with_parent() -> None:
 def redirect_output(path: Path) -> None:
     """Send file descriptors 1 and 2 to the rank's log; where it cannot be opened they stay as they are."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
@@ -82,7 +84,7 @@ def dump_stacks_on_signal(path: Path) -> None:
     """SIGUSR1 appends all threads' Python stacks to a file and the rank goes on; a crash dumps them to the log."""
     file: IO[Any]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115  stays open as long as the process
     except OSError:
         file = os.fdopen(os.dup(2), "w")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorawatch.errors import ModelNotFound
+from lorawatch.reading import expanded
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -48,7 +49,7 @@ def find(name: str) -> ModelFiles:
     Raises:
         ModelNotFound: It is nowhere; the hint says what to do.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name.endswith(".gguf"):
         if not path.is_file():
             raise ModelNotFound(f"model.name is {name!r}: no such file")
@@ -78,7 +79,7 @@ def find(name: str) -> ModelFiles:
 
 def find_config(name: str) -> Path | None:
     """The folder of a model's config.json, for random weights: local, cached, or from the hub; None if nowhere."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if (path / "config.json").is_file():
         return path.absolute()
     if not _HUB_ID.fullmatch(name):

@@ -18,10 +18,11 @@ from typing import Any, get_args
 
 import msgspec
 
+from lorawatch import terminal
 from lorawatch.adapters import MergeReport, MergeRequest, Which, adapter_folder, adapter_step, adapter_words, recipe_of
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean
+from lorawatch.sanitize import clean, json_text
 
 PROMPT = "An adapter is merged when its product is added to the frozen weights."
 _GIB = 1 << 30
@@ -219,12 +220,13 @@ def _logits(folder: Path, ids: Any) -> Any:
         LorawatchError: Its tokenizer gives other tokens.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    again = AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt")["input_ids"]
+    from lorawatch.training.loading import model_of, tokenizer_of
+
+    again = tokenizer_of(folder)(PROMPT, return_tensors="pt")["input_ids"]
     if not torch.equal(again, ids):
         raise LorawatchError("the written tokenizer does not give the tokens of the base's; nothing was written")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model = model_of(folder, dtype="auto").eval()
     with torch.inference_mode():
         return model(input_ids=ids).logits.float()
 
@@ -265,6 +267,7 @@ def _terminated(number: int, _frame: object) -> None:
 
 def main() -> int:
     """Merge, and print the report. Returns the process's exit status."""
+    terminal.guard()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         report = merge(RunDir(Path(sys.argv[1])), msgspec.json.decode(sys.argv[2], type=MergeRequest))
@@ -274,9 +277,9 @@ def main() -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal and the parent may both have sent one
         return 130
-    sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    sys.stdout.write(json_text(report) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.finish(main()))

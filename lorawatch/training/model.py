@@ -13,15 +13,16 @@ from typing import Any
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
 from lorawatch.analysis.flops import lora_flops_per_token
 from lorawatch.analysis.weights import linear_bytes
-from lorawatch.errors import MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
+from lorawatch.errors import LorawatchError, MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
 from lorawatch.recipe import Recipe
 from lorawatch.training import fp8, hub, nf4, random_weights
 from lorawatch.training.facts import ModelFacts, context_length, is_linear, linear_layers, model_facts
+from lorawatch.training.loading import config_of, model_from, model_of, tokenizer_of
 from lorawatch.training.tokenization import byte_tokenizer
 
 _GIB = 1 << 30
@@ -79,7 +80,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     _check_length(recipe, config)
     stored_nf4 = files is not None and _check_stored(recipe, config)
     with torch.device("meta"), no_init_weights():
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        skeleton = model_from(config, dtype=dtype)
     skeleton.tie_weights()
     products, magnitudes = _adapter_parameters(skeleton, recipe)
     adapters = products + magnitudes
@@ -181,7 +182,7 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, 
         extra: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" or in_nf4 else {}
         if in_nf4 and not plan.stored_nf4:
             extra["quantization_config"] = nf4.config(plan.dtype)
-        base = AutoModelForCausalLM.from_pretrained(files.folder, config=plan.config, dtype=plan.dtype, **extra)
+        base = model_of(files.folder, config=plan.config, dtype=plan.dtype, **extra)
         return nf4.prepare(base, device) if in_nf4 else base
     unpacked: dict[str, Any] = {}
     try:
@@ -190,9 +191,7 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, 
         unpacked["quantization_config"] = GgufConfig(dequantize=True)
     except ImportError:
         pass  # older versions always unpack
-    base = AutoModelForCausalLM.from_pretrained(
-        files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked
-    )
+    base = model_of(files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked)
     # Unpacked it is a plain model; while it is marked as quantized, the Trainer refuses it and it cannot be saved.
     for mark in ("hf_quantizer", "quantization_method"):
         setattr(base, mark, None)
@@ -214,8 +213,10 @@ def load_tokenizer(plan: ModelPlan) -> Any:
         return byte_tokenizer()
     extra = {"gguf_file": plan.files.gguf} if plan.files and plan.files.gguf else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(plan.folder, **extra)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = tokenizer_of(plan.folder, **extra)
+    except LorawatchError:
+        raise
+    except Exception as error:  # transformers checks it with errors of many kinds
         if plan.files is None:
             return byte_tokenizer()
         raise ModelNotFound(f"{plan.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
@@ -312,7 +313,7 @@ def _shape(name: str) -> tuple[Any, Path | None]:
             f"the shape of {name!r} is not known here",
             hint=f"give a folder with its config.json, or one of {', '.join(sorted(shapes))}",
         )
-    return AutoConfig.from_pretrained(folder), folder
+    return read_config(hub.ModelFiles(folder)), folder
 
 
 def read_config(files: hub.ModelFiles) -> Any:
@@ -324,7 +325,9 @@ def read_config(files: hub.ModelFiles) -> Any:
     """
     if files.gguf is None:
         try:
-            return AutoConfig.from_pretrained(files.folder)
+            return config_of(files.folder)
+        except LorawatchError:
+            raise
         except Exception as error:  # transformers checks it with errors of many kinds
             raise ModelNotFound(f"{files.folder}/config.json cannot be used: {_first_line(error)}") from error
     try:
@@ -334,7 +337,7 @@ def read_config(files: hub.ModelFiles) -> Any:
             f"{files.gguf} is a GGUF file, which the package gguf reads", hint="pip install gguf"
         ) from None
     try:
-        return AutoConfig.from_pretrained(files.folder, gguf_file=files.gguf)
+        return config_of(files.folder, gguf_file=files.gguf)
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFound(f"{files.folder / files.gguf} cannot be used: {_first_line(error)}") from error
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from lorawatch.journal import JournalWriter
+from lorawatch.permissions import make_private
 from lorawatch.records import Event, PhaseChange, Record, Severity, Step
 from lorawatch.rundir import RunDir
 from lorawatch.training.place import Place
@@ -43,8 +44,8 @@ class Observer:
     def start(self) -> Observer:
         """Begin looking; returns itself."""
         with contextlib.suppress(OSError):
-            self.run.journal.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.run.control.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self.run.journal)  # this may be a program of the user's, under any umask
+            make_private(self.run.control)
             self._journal.reserve()
         self._thread.start()
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import sys
 import threading
 import time
 import traceback
@@ -17,7 +18,9 @@ import msgspec
 
 from lorawatch.errors import LorawatchError, LossNotFinite
 from lorawatch.files import Reserve
+from lorawatch.masking import mask_output
 from lorawatch.records import ExitRecord, Failure
+from lorawatch.sanitize import encodable
 from lorawatch.training.place import Place
 
 _RESERVED_BYTES = 32 << 10
@@ -146,9 +149,8 @@ class ExitReport:
         if verdict.failure == "cuda_oom":
             # What follows are PyTorch's own books and its advice, which the traceback has too.
             message = message.partition("Including non-PyTorch memory")[0]
-        record.exception = f"{type(error).__name__}: {' '.join(message.split())}"[:2000]
-        lines = traceback.format_exception(error)
-        record.traceback = "".join(lines)[-_TRACEBACK_CHARACTERS:]
+        record.exception = _told(f"{type(error).__name__}: {' '.join(message.split())}"[:2000])
+        record.traceback = _told("".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:])
         record.hint = verdict.hint
         record.exit_code = verdict.exit_code
         self._keep(record)
@@ -178,3 +180,8 @@ class ExitReport:
     def _keep(self, record: ExitRecord) -> None:
         with self._lock:
             self._record = self._record or record
+
+
+def _told(text: str) -> str:
+    """An error's text as a file may keep it: UTF-8, and without the secrets of this program's command line."""
+    return encodable(mask_output(text, sys.argv))

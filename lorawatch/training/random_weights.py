@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lorawatch.training.facts import is_linear
+from lorawatch.training.loading import model_from
 
 Exchange = Callable[[nn.Module], nn.Module]
 """What takes the place of a module whose weights have just been drawn."""
@@ -28,7 +29,7 @@ def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchan
         exchange: Of the linear layers, the output head left out.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = model_from(config, dtype=dtype)
     head = model.get_output_embeddings()
     exchanged: set[nn.Module] = set()
 

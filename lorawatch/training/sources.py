@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorawatch.errors import DataError, MissingDependency
+from lorawatch.reading import expanded
 from lorawatch.recipe import SUFFIXES
 from lorawatch.training import hub
 
@@ -40,7 +41,7 @@ def read_rows(source: str, split: str = "train", key: str = "data.source") -> It
         with resources.as_file(resources.files("lorawatch.assets") / "data" / "demo_chat.jsonl") as path:
             yield from _not_empty(_json_lines(path), str(path))
         return
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         yield from _not_empty(_file(path, key), source)
     elif path.suffix in SUFFIXES or source.startswith(("/", "./", "../", "~")):

@@ -9,7 +9,7 @@ from lorawatch.sanitize import clean
 
 # The beginning of a control sequence at the end of a text: the next piece may complete it.
 _UNFINISHED = re.compile(
-    r"(?:(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*\x1b?|\x1b)\Z",
+    r"(?:(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b\]|\x9d)[^\x07\x1b\x9c\x9d\n]*\x1b?|\x1b)\Z",
 )
 _LONGEST = 4096
 """Characters of an unfinished sequence that are held back; what comes after so many is shown, as plain text."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text
@@ -13,6 +12,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from lorawatch.reading import expanded
 from lorawatch.sanitize import clean
 from lorawatch.screens.background import Answered
 from lorawatch.screens.launching import Choice, read_recipe_file
@@ -27,7 +27,7 @@ _LOOKED_AT = 5000
 def completions(text: str) -> list[str]:
     """Folders and YAML files that continue a path, as the user writes it (`~` stays), in order; folders end in `/`."""
     typed, _, start = text.rpartition("/")
-    folder = Path((typed or "/") if "/" in text else ".").expanduser()
+    folder = expanded((typed or "/") if "/" in text else ".")
     prefix = f"{typed}/" if "/" in text else ""
     found = []
     try:

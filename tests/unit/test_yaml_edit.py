@@ -73,9 +73,16 @@ def test_text_with_meaning_in_yaml_is_quoted() -> None:
         assert mapping(set_value(FLOW, "lora.note", value))["lora"]["note"] == value
 
 
-def test_a_form_that_cannot_be_edited_is_written_anew() -> None:
-    text = "name: demo\nlora: &l {rank: 16}\nother: *l\n"
-    assert mapping(set_value(text, "lora", 3)) == {"name": "demo", "lora": 3, "other": {"rank": 16}}
+def test_a_form_that_cannot_be_edited_is_written_again_as_a_whole() -> None:
+    text = "name: >-\n  demo\n  of mine\nlora: {rank: 16}\n"
+    assert mapping(set_value(text, "name", "x")) == {"name": "x", "lora": {"rank": 16}}
+
+
+def test_a_text_with_aliases_is_refused_with_its_line() -> None:
+    for edit in (lambda text: set_value(text, "name", "x"), lambda text: remove(text, "name"), mapping):
+        with pytest.raises(RecipeError, match="line 2: anchors"):
+            edit("name: demo\nlora: &l {rank: 16}\nother: *l\n")
+    assert line_of("name: demo\nlora: &l {rank: 16}\n", "lora.rank") is None
 
 
 def test_what_is_no_mapping_is_refused_with_its_line() -> None:

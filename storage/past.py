@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from lorawatch import paths
 from lorawatch.records import AnyLine, Evaluation, Event, GpuSample, HostSample, PhaseChange, RankStarted, Step
+from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 
@@ -89,7 +89,7 @@ def read_past(run_id: str, *, deadline_s: float = 0.5) -> Past | None:
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
-    if not paths.history_file().exists():
+    if files.absent():
         return None
     with reading(deadline_s=deadline_s) as connection:
         connection.execute("BEGIN")  # one moment of the history: rows and offsets that belong together

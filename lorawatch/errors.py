@@ -89,9 +89,28 @@ class HistoryBusy(HistoryError):
     """Another process holds the history; what was to be written waits in the journals."""
 
 
+class JournalUnreadable(HistoryError):
+    """A journal cannot be read; all other journals of its run are in the history."""
+
+
 class HistoryTooNew(HistoryError):
     """The history was written by a newer lorawatch."""
 
 
 class HistoryDamaged(HistoryError):
-    """The file in the history's place is not a DuckDB database."""
+    """The history's file is damaged, is no DuckDB database, or is not whole yet after it was damaged.
+
+    Attributes:
+        certain: Whether its content says so; otherwise DuckDB failed inside, and damage may be behind it.
+        file: Which file that was (`storage.files.identity`), so that it is not taken for the one that replaces it.
+        answered: Whether a part of an answer is out already, so that it cannot be given again.
+    """
+
+    answered = False
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, certain: bool = True, file: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.certain = certain
+        self.file = file

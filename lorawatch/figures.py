@@ -24,6 +24,9 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if row.get("message"):
         lines.append(("", clean(row["message"])))
     lines.append(("duration", duration(row.get("duration_s"))))
+    missing = _missing_ranks(row)
+    if missing and row.get("tok_s") is None:
+        lines.append(("throughput", f"{MISSING}  {missing}"))
     if row.get("tok_s") is not None:
         ci = row.get("tok_s_ci95")
         interval = f" ± {number(ci, 0 if ci >= 10 else 1)} (95%)" if ci is not None else ""
@@ -52,11 +55,25 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if row.get("mfu") is not None:
         lines.append(("MFU", f"{100 * row['mfu']:.1f}%" + ("  implausible" if row["mfu"] > 0.75 else "")))
     if row.get("final_loss") is not None:
-        lines.append(("final loss", number(row["final_loss"], 4)))
+        of_some = f"  of {row['reporting_ranks']} of {row['world_size']} ranks" if missing else ""
+        lines.append(("final loss", number(row["final_loss"], 4) + of_some))
     if row.get("eval_step") is not None:
         words = evaluation_words(row["eval_loss"], row["eval_step"], row["best_eval_loss"], row["best_eval_step"])
         lines.append(("eval loss", f"{words}   {row['evaluated_steps']} evaluated"))
+    if row.get("broken_lines"):
+        files = ", ".join(clean(f) for f in row["broken_files"])
+        count = row["broken_lines"]
+        lines.append(("journals", f"{count:,} broken line{'' if count == 1 else 's'} left out: {files}"))
     return lines
+
+
+def _missing_ranks(row: Mapping[str, Any]) -> str | None:
+    """Why a run's totals are missing though steps were reported; None where all ranks report."""
+    reporting, ranks = row.get("reporting_ranks") or 0, row.get("world_size") or 1
+    if not 0 < reporting < ranks:
+        return None
+    words = f"{reporting} of {ranks} ranks report{'s' if reporting == 1 else ''} steps"
+    return f"{words}; add StepCallback on every rank" if row.get("own_command") else words
 
 
 def event_words(event: Mapping[str, Any], world_size: int | None) -> str:

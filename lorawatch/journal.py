@@ -11,10 +11,12 @@ import os
 import shutil
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -24,6 +26,8 @@ from lorawatch.records import AnyLine, LinesLost, Record, Step
 _RESERVED_BYTES = 4096
 _RETRY_S = 0.2
 _LOOK_EVERY_S = 1.0
+# How much of what was read last is looked at again: more than one line, so that two lines alike do not deceive.
+_MARKED = 256
 _encoder = msgspec.json.Encoder()
 line_decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
@@ -203,23 +207,34 @@ def _ends_torn(path: Path) -> bool:
 class JournalTail:
     """Follows one journal file from a byte offset, complete lines only.
 
+    Args:
+        offset: Bytes read before; just behind a newline.
+        mark: What `mark` was at that offset; None where it is not known.
+
     Attributes:
         offset: Bytes read so far; always just behind a newline.
-        broken: Lines that were no valid record: torn by a crash and closed by the next writer.
+        mark: A checksum of the last bytes read: what stands before the offset of a file that was only appended to. None
+            where nothing was read yet, or where it is not known.
+        broken: Lines that were no valid record: torn by a crash and closed by the next writer, or out of bounds.
+        error: Why the file could not be read the last time; None where it could, and where there is none.
+        cut: How often the file no longer had, before the offset, what was read there: it was cut or replaced. Lines may
+            be missed: it is read on from the beginning of the line in which the offset lies, or the new end.
     """
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    def __init__(self, path: Path, offset: int = 0, mark: int | None = None) -> None:
         self.path = path
         self.offset = offset
+        self.mark = mark
         self.broken = 0
+        self.cut = 0
+        self.error: str | None = None
 
     def read(self, limit: int = 4 << 20) -> bytes:
         """The next complete lines, at most about `limit` bytes; empty when there is nothing new."""
+        self.error = None
         try:
-            with open(self.path, "rb") as file:
-                # A file that was cut goes on at its new end: what stood behind it is gone, what comes is new.
-                self.offset = min(self.offset, file.seek(0, os.SEEK_END))
-                file.seek(self.offset)
+            with open(self.path, "rb", opener=_open_at_once) as file:
+                before = self._place(file)
                 data = file.read(limit)
                 end = data.rfind(b"\n") + 1
                 while not end and len(data) >= limit:  # one line longer than the limit
@@ -230,8 +245,26 @@ class JournalTail:
                     end = data.rfind(b"\n") + 1
         except FileNotFoundError:
             return b""
-        self.offset += end
+        except OSError as error:  # a folder in its place, no permission
+            self.error = error.strerror or str(error)
+            return b""
+        if end or self.mark is None:
+            self.offset += end
+            self.mark = _mark(before + data[max(end - _MARKED, 0) : end])
         return data[:end]
+
+    def _place(self, file: BinaryIO) -> bytes:
+        """Go to where reading goes on. Returns the last bytes before it."""
+        size = file.seek(0, os.SEEK_END)
+        if self.offset <= size:
+            before = _before(file, self.offset)
+            torn = bool(before) and not before.endswith(b"\n")
+            if not torn and self.mark in (None, _mark(before)):
+                return before
+        self.cut += 1
+        self.mark = None
+        self.offset = _line_begin(file, min(self.offset, size))
+        return _before(file, self.offset)
 
     def records(self, limit: int = 4 << 20) -> Iterator[AnyLine]:
         """The next complete lines, decoded; broken ones are counted and stepped over."""
@@ -240,3 +273,29 @@ class JournalTail:
                 yield line_decoder.decode(line)
             except msgspec.MsgspecError:
                 self.broken += bool(line.strip())
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe in the file's place is no reason to wait for somebody who writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _before(file: BinaryIO, offset: int, most: int = _MARKED) -> bytes:
+    """The last bytes before an offset, at which the file then is."""
+    file.seek(max(offset - most, 0))
+    return file.read(min(offset, most))
+
+
+def _line_begin(file: BinaryIO, offset: int) -> int:
+    """Where the line begins that an offset lies in."""
+    while offset:
+        piece = _before(file, offset, 1 << 16)
+        newline = piece.rfind(b"\n") + 1
+        if newline:
+            return offset - len(piece) + newline
+        offset -= len(piece)
+    return 0
+
+
+def _mark(tail: bytes) -> int:
+    return zlib.crc32(tail[-_MARKED:])

@@ -7,9 +7,10 @@ never 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from lorawatch.processes import ProcessId
 
@@ -31,6 +32,27 @@ Failure = Literal[
 Severity = Literal["info", "warning", "error"]
 Phase = Literal["warmup", "train"]
 
+# What a field may say: a line outside of these bounds is a broken line, for who watches a run as for the history, which
+# derives its conditions from them. They hold off what no machine measures, and sums of many rows stay within 64 bits.
+UnixTime = Annotated[float, Meta(ge=0, le=4_102_444_800)]
+"""Until the year 2100; a clock that was never set begins in 1970."""
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Attempt = Annotated[int, Meta(ge=0, le=1_000_000)]
+Rank = Annotated[int, Meta(ge=0, lt=65_536)]
+WorldSize = Annotated[int, Meta(ge=1, le=65_536)]
+Count = Annotated[int, Meta(ge=0, le=10**12)]
+Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1024)]
+"""Up to the last 64-bit integer that a double can hold: file systems without an end report about as much free space."""
+Number = Annotated[float, Meta(ge=-1e39, le=1e39)]
+"""Whatever fits a 32-bit float."""
+Amount = Annotated[float, Meta(ge=0, le=1e39)]
+Percent = Annotated[float, Meta(ge=0, le=1e6)]
+Watts = Annotated[float, Meta(ge=0, le=1e6)]
+Joules = Annotated[float, Meta(ge=0, le=1e15)]
+Celsius = Annotated[float, Meta(ge=-300, le=10_000)]
+Megahertz = Annotated[int, Meta(ge=0, le=1_000_000)]
+Mask = Annotated[int, Meta(ge=0, lt=2**53)]
+
 
 NOT_IN_HISTORY = frozenset({"process"})
 """Fields of lines that the history has no column for: they concern the recorder alone."""
@@ -46,13 +68,13 @@ class RankStarted(Record, tag="rank_started"):
     The model's facts are the same on every rank; `flops_per_token` follows DESIGN's LoRA formula.
     """
 
-    at: float
-    attempt: int
-    rank: int
-    local_rank: int
-    world_size: int
+    at: UnixTime
+    attempt: Attempt
+    rank: Rank
+    local_rank: Rank
+    world_size: WorldSize
     host: str
-    pid: int
+    pid: Count
     """As the rank itself counts: in a container another number than the host's."""
     device: str
     """`cuda` or `cpu`."""
@@ -60,10 +82,10 @@ class RankStarted(Record, tag="rank_started"):
     """NVML's UUID, `GPU-…`, whatever CUDA_VISIBLE_DEVICES says."""
     gpu_name: str | None = None
     torch_version: str | None = None
-    steps_total: int | None = None
-    parameters: int | None = None
-    lora_parameters: int | None = None
-    flops_per_token: float | None = None
+    steps_total: Count | None = None
+    parameters: Count | None = None
+    lora_parameters: Count | None = None
+    flops_per_token: Amount | None = None
     dtype: str | None = None
     """Base weights' number format, as torch names it: `bfloat16`."""
     process: ProcessId | None = None
@@ -77,25 +99,25 @@ class Step(Record, tag="step"):
     that the durations of a window add up to its wall time.
     """
 
-    attempt: int
-    rank: int
-    step: int
+    attempt: Attempt
+    rank: Rank
+    step: Count
     """Counts from 1, as the Trainer's global_step after the step."""
-    ended_at: float
-    duration_s: float
-    tokens: int | None = None
+    ended_at: UnixTime
+    duration_s: Seconds
+    tokens: Count | None = None
     """Positions computed on this rank, padding included."""
-    nonpad_tokens: int | None = None
-    label_tokens: int | None = None
+    nonpad_tokens: Count | None = None
+    label_tokens: Count | None = None
     """Positions that the loss is taken over."""
-    loss: float | None = None
+    loss: Number | None = None
     """Mean over this rank's label tokens."""
-    grad_norm: float | None = None
-    learning_rate: float | None = None
-    data_wait_s: float | None = None
-    memory_allocated_bytes: int | None = None
+    grad_norm: Amount | None = None
+    learning_rate: Number | None = None
+    data_wait_s: Seconds | None = None
+    memory_allocated_bytes: Bytes | None = None
     """Peak of torch's allocations on the rank's device since the attempt began."""
-    memory_reserved_bytes: int | None = None
+    memory_reserved_bytes: Bytes | None = None
     phase: Phase = "train"
     """`warmup`: the first `measure.exclude_steps` of an attempt; outside every window."""
     gpu_uuid: str | None = None
@@ -107,15 +129,15 @@ class Evaluation(Record, tag="evaluation"):
     Of ranks that train together rank 0 tells it for all; of ranks that train separately each tells its own.
     """
 
-    attempt: int
-    rank: int
-    step: int
+    attempt: Attempt
+    rank: Rank
+    step: Count
     """After which step."""
-    ended_at: float
-    duration_s: float | None = None
-    label_tokens: int | None = None
+    ended_at: UnixTime
+    duration_s: Seconds | None = None
+    label_tokens: Count | None = None
     """Positions that the loss is taken over, of all ranks that train together."""
-    loss: float | None = None
+    loss: Number | None = None
     """Mean over these; absent where it is no finite number."""
 
 
@@ -123,9 +145,9 @@ class PhaseChange(Record, tag="phase"):
     """What a rank is busy with, outside its steps: loading, tokenizing, compiling, waiting (for the other ranks), training,
     evaluating, saving, finished."""
 
-    at: float
-    attempt: int
-    rank: int
+    at: UnixTime
+    attempt: Attempt
+    rank: Rank
     name: str
     detail: str | None = None
 
@@ -133,61 +155,61 @@ class PhaseChange(Record, tag="phase"):
 class LinesLost(Record, tag="lines_lost"):
     """Journal lines that could not be kept while the disk refused them."""
 
-    at: float
-    lines: int
-    rank: int | None = None
-    steps: int = 0
+    at: UnixTime
+    lines: Count
+    rank: Rank | None = None
+    steps: Count = 0
     """How many of them were steps."""
-    last_step: int | None = None
+    last_step: Count | None = None
     """The last step among them."""
 
 
 class GpuSample(Record, tag="gpu"):
     """One GPU at a moment. Slow readings (energy, temperature, limit) are on one line a second only."""
 
-    sampled_at: float
+    sampled_at: UnixTime
     gpu_uuid: str
-    power_w: float | None = None
+    power_w: Watts | None = None
     """Instant power; the card's default reading where it has no instant one."""
-    power_average_w: float | None = None
+    power_average_w: Watts | None = None
     """The driver's own average over 1 s."""
-    energy_j: float | None = None
+    energy_j: Joules | None = None
     """The card's energy counter since the driver was loaded."""
-    memory_used_bytes: int | None = None
-    utilization_pct: float | None = None
-    temperature_c: float | None = None
-    sm_clock_mhz: int | None = None
-    memory_clock_mhz: int | None = None
-    event_reasons: int | None = None
+    memory_used_bytes: Bytes | None = None
+    utilization_pct: Percent | None = None
+    temperature_c: Celsius | None = None
+    sm_clock_mhz: Megahertz | None = None
+    memory_clock_mhz: Megahertz | None = None
+    event_reasons: Mask | None = None
     """NVML's clock event reasons, a bit mask: why the clocks are not higher."""
-    power_limit_w: float | None = None
+    power_limit_w: Watts | None = None
 
 
 class HostSample(Record, tag="host"):
     """The host at a moment."""
 
-    sampled_at: float
+    sampled_at: UnixTime
     host: str
-    cpu_pct: float | None = None
+    cpu_pct: Percent | None = None
     """Of all cores together: 100 is every core busy."""
-    memory_used_bytes: int | None = None
-    memory_total_bytes: int | None = None
-    workers_cpu_pct: float | None = None
+    memory_used_bytes: Bytes | None = None
+    memory_total_bytes: Bytes | None = None
+    workers_cpu_pct: Percent | None = None
     """Of one core, summed over the run's processes: 200 is two cores busy."""
-    workers_rss_bytes: int | None = None
-    disk_free_bytes: int | None = None
-    package_energy_j: float | None = None
+    workers_rss_bytes: Bytes | None = None
+    disk_free_bytes: Bytes | None = None
+    package_energy_j: Joules | None = None
     """RAPL's counter summed over CPU packages, unwrapped, where it can be read."""
 
 
 class Event(Record, tag="event"):
     """Something that happened to a run, for people: started, stopped, a rank lost, telemetry stale, a restart."""
 
-    at: float
+    at: UnixTime
     kind: str
     severity: Severity = "info"
     message: str = ""
-    rank: int | None = None
+    rank: Rank | None = None
     detail: dict[str, object] | None = None
 
 

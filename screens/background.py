@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 from textual.message import Message
 from textual.message_pump import MessagePump
 
-from lorawatch.errors import LorawatchError
+from lorawatch.errors import HistoryDamaged, LorawatchError
 
 
 class Answered(Message, bubble=False):
@@ -40,6 +41,7 @@ class Background:
         self._wake = threading.Condition()
         self._waiting: OrderedDict[tuple[int, str], tuple[MessagePump, Callable[[], Any]]] = OrderedDict()
         self._thread: threading.Thread | None = None
+        self._rebuilding: threading.Thread | None = None
 
     def ask(self, node: MessagePump, key: str, work: Callable[[], Any]) -> None:
         """Do `work` on the thread and post `Answered(key, …)` to `node`; returns at once."""
@@ -72,12 +74,32 @@ class Background:
                 if self.closing.is_set():
                     return
                 (_, key), (node, work) = self._waiting.popitem(last=False)
-            value, error = None, None
+            value: Any = None
+            error: LorawatchError | None = None
             try:
                 value = work()
+            except HistoryDamaged as damage:
+                error = damage
+                self._rebuild(damage)
             except LorawatchError as told:
                 error = told
             except Exception as unexpected:  # noqa: BLE001 - it is shown where it was asked for
                 error = LorawatchError(f"{type(unexpected).__name__}: {unexpected}")
             if not self.closing.is_set() and node.is_running:
                 node.post_message(Answered(key, value, error))
+
+    def _rebuild(self, damage: HistoryDamaged) -> None:
+        """Make a damaged history again, on a thread of its own; who asked is answered with the damage, and asks again.
+
+        Quitting does not wait for it: whatever reads the history next goes on with it.
+        """
+        if self._rebuilding is None or not self._rebuilding.is_alive():
+            self._rebuilding = threading.Thread(target=_rebuild, args=(damage,), name="rebuild", daemon=True)
+            self._rebuilding.start()
+
+
+def _rebuild(damage: HistoryDamaged) -> None:
+    from lorawatch.storage.repair import repair
+
+    with contextlib.suppress(LorawatchError):  # the next question says what is wrong
+        repair(damage)

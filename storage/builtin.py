@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from lorawatch.published import PublishedRow, builtin_digest, builtin_rows, differences
-from lorawatch.storage.engine import Connection
+from lorawatch.storage.engine import Connection, roll_back
 
 # in the order of PublishedRow's fields; the last two are the history's own
 COLUMNS = (*PublishedRow.__dataclass_fields__, "differs", "builtin")
@@ -40,7 +40,7 @@ def refresh(connection: Connection) -> bool:
         insert(connection, builtin_rows(), builtin_digest())
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
     return True
 

@@ -9,25 +9,30 @@ it is stepped over and counted.
 from __future__ import annotations
 
 import os
-import types
-from dataclasses import dataclass, field
-from typing import Any, Union, get_args, get_origin
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import msgspec
+from msgspec import inspect
 
 from lorawatch.journal import JournalTail
 from lorawatch.records import (
     NOT_IN_HISTORY,
     AnyLine,
+    Attempt,
     Evaluation,
     Event,
     GpuSample,
     HostSample,
     LinesLost,
     PhaseChange,
+    Rank,
     RankStarted,
     Record,
+    Severity,
     Step,
+    UnixTime,
 )
 from lorawatch.rundir import RunDir
 from lorawatch.sanitize import cleaned
@@ -35,22 +40,20 @@ from lorawatch.storage.engine import Connection
 
 LONGEST_LINE = 1 << 20
 _PIECE = 1 << 20
-_LAST_TIME = 1e11  # a time past the year 5000 is no time
 _encode = msgspec.json.Encoder().encode
 # Numbers written as text pass, as they pass DuckDB's reader.
 _decode = msgspec.json.Decoder(AnyLine, strict=False).decode
-_DUCKDB_TYPES = {int: "BIGINT", float: "DOUBLE", str: "VARCHAR"}
 
 
 class _EventRow(msgspec.Struct, omit_defaults=True):
     """What becomes a row of `events`."""
 
-    at: float
+    at: UnixTime
     kind: str
-    severity: str
+    severity: Severity
     message: str
-    attempt: int | None = None
-    rank: int | None = None
+    attempt: Attempt | None = None
+    rank: Rank | None = None
     detail: dict[str, Any] | None = None
 
 
@@ -61,55 +64,65 @@ class _Target:
     table: str
     columns: dict[str, str]
     select: str
+    names: str
+    """Of the table's columns, as they are selected."""
     where: str
 
 
-def _target(
-    table: str, kind: type[msgspec.Struct], *, rename: dict[str, str] | None = None, extra: str = ""
-) -> _Target:
+def _target(kind: type[msgspec.Struct], table: str, *, rename: dict[str, str] | None = None) -> _Target:
+    """The columns that DuckDB reads of a kind of line, and the conditions that its fields' types and bounds make."""
     columns: dict[str, str] = {}
     select: list[str] = []
-    where: list[str] = [extra] if extra else []
-    for info in msgspec.structs.fields(kind):
-        name = info.encode_name
+    names: list[str] = []
+    where: list[str] = []
+    for field_ in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        name, quoted = field_.encode_name, f'"{field_.encode_name}"'
         if name in NOT_IN_HISTORY:
             continue
-        plain = _plain(info.type)
-        columns[name] = _DUCKDB_TYPES.get(plain, "JSON" if plain is dict else "VARCHAR")
-        quoted = f'"{name}"'
+        choices = field_.type.types if isinstance(field_.type, inspect.UnionType) else (field_.type,)
+        holds = next(c for c in choices if not isinstance(c, inspect.NoneType))
         value = quoted
+        condition = ""
+        match holds:
+            case inspect.IntType():
+                # as DOUBLE, so that a fraction is seen and not rounded away; all bounds lie where a double is exact
+                columns[name], value = "DOUBLE", f"{quoted}::BIGINT"
+                condition = f"{_within(quoted, holds)} AND {quoted} = trunc({quoted})"
+            case inspect.FloatType():
+                columns[name], condition = "DOUBLE", _within(quoted, holds)
+            case inspect.LiteralType():
+                columns[name], condition = "VARCHAR", f"{quoted} IN {tuple(holds.values)!r}"
+            case inspect.DictType():
+                columns[name] = "JSON"
+            case _:
+                columns[name] = "VARCHAR"
         if name in ("at", "sampled_at", "ended_at"):
             value = f"make_timestamptz(({quoted} * 1e6)::BIGINT)"
-            where.append(f"{quoted} BETWEEN 0 AND {_LAST_TIME}")
-        elif columns[name] == "DOUBLE":
-            where.append(f"isfinite({quoted})" if info.required else f"({quoted} IS NULL OR isfinite({quoted}))")
-        elif info.required:
-            where.append(f"{quoted} IS NOT NULL")
-        if name == "phase":
-            value = "coalesce(phase, 'train')"
-            where.append("(phase IS NULL OR phase IN ('warmup', 'train'))")
-        select.append(f'{value} AS "{(rename or {}).get(name, name)}"')
-    return _Target(table, columns, ", ".join(select), " AND ".join(where))
+        if isinstance(field_.default, str):
+            value = f"coalesce({value}, '{field_.default}')"
+        if field_.required:
+            where.append(condition or f"{quoted} IS NOT NULL")
+        elif condition:
+            where.append(f"({quoted} IS NULL OR {condition})")
+        names.append(f'"{(rename or {}).get(name, name)}"')
+        select.append(f"{value} AS {names[-1]}")
+    return _Target(table, columns, ", ".join(select), ", ".join(names), " AND ".join(where))
 
 
-def _plain(kind: Any) -> Any:
-    """`int` of `int | None`, `dict` of `dict[str, object]`; text for anything else, such as a Literal."""
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(a for a in get_args(kind) if a is not type(None))
-    return get_origin(kind) if get_origin(kind) is dict else kind
+def _within(quoted: str, kind: inspect.IntType | inspect.FloatType) -> str:
+    """A number between its bounds; NaN and the infinities are not."""
+    bounds = ((">=", kind.ge), (">", kind.gt), ("<=", kind.le), ("<", kind.lt))
+    said = [f"{quoted} {sign} {bound!r}" for sign, bound in bounds if bound is not None]
+    return " AND ".join([*said, f"isfinite({quoted})"] if kind.le is kind.lt is None else said)
 
 
-_INTEGERS = (
-    "(sm_clock_mhz IS NULL OR abs(sm_clock_mhz) < 2e9) AND (memory_clock_mhz IS NULL OR abs(memory_clock_mhz) < 2e9)"
-)
-_SMALL = "abs(attempt) < 2e9 AND abs(rank) < 2e9"
 _TARGETS: dict[type[msgspec.Struct], _Target] = {
-    Step: _target("steps", Step, extra=_SMALL),
-    Evaluation: _target("evaluations", Evaluation, extra=_SMALL),
-    GpuSample: _target("gpu_samples", GpuSample, extra=_INTEGERS),
-    HostSample: _target("host_samples", HostSample),
-    RankStarted: _target("ranks", RankStarted, rename={"at": "started_at"}, extra=_SMALL),
-    _EventRow: _target("events", _EventRow),
+    Step: _target(Step, "steps"),
+    Evaluation: _target(Evaluation, "evaluations"),
+    GpuSample: _target(GpuSample, "gpu_samples"),
+    HostSample: _target(HostSample, "host_samples"),
+    RankStarted: _target(RankStarted, "ranks", rename={"at": "started_at"}),
+    _EventRow: _target(_EventRow, "events"),
 }
 # How our own writers begin a line of a frequent kind; such a line needs no decoding here.
 _PREFIXES: tuple[tuple[type[msgspec.Struct], bytes], ...] = (
@@ -117,28 +130,50 @@ _PREFIXES: tuple[tuple[type[msgspec.Struct], bytes], ...] = (
     (Step, b'{"t":"step",'),
     (HostSample, b'{"t":"host",'),
 )
-_ALL_PREFIXES = tuple(prefix for _, prefix in _PREFIXES)
 
 
 @dataclass
 class Position:
-    """How far a journal file has been taken over."""
+    """How far a journal file has been taken over.
+
+    Attributes:
+        mark: What `JournalTail.mark` was there; None where an older lorawatch came this far.
+        known_until: Lines before this offset may be in the history already: the file was cut or replaced, and is read
+            again.
+        cuts: How often that was so.
+    """
 
     byte_offset: int = 0
     lines: int = 0
     broken_lines: int = 0
+    mark: int | None = None
+    known_until: int = 0
+    cuts: int = 0
+
+    @property
+    def again(self) -> bool:
+        return self.byte_offset < self.known_until
 
 
 @dataclass
 class Batch:
-    """Complete lines of a run's journals, sorted by table, in files in memory."""
+    """Complete lines of a run's journals, sorted by table, in files in memory.
 
-    positions: dict[str, Position]
-    """After this batch, by file name; only files that have moved."""
+    Attributes:
+        positions: After this batch, by file name; only files that have moved.
+        complete: Whether the journals' ends were reached.
+        again: Whether its lines may be in the history already.
+        cut: Files that were found cut or replaced, with how far they had been read and their size now.
+        unread: Files that could not be read, and why.
+    """
+
+    positions: dict[str, Position] = field(default_factory=dict)
     lines: dict[type[msgspec.Struct], int] = field(default_factory=dict)
     byte_count: int = 0
     complete: bool = True
-    """Whether the journals' ends were reached."""
+    again: bool = False
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 class Loader:
@@ -163,24 +198,38 @@ class Loader:
             start: Where to go on, by file name.
             careful: Decode every line, because the quick way failed on this batch.
         """
-        batch = Batch({})
         self._sizes = dict.fromkeys(self._files, 0)
-        for path in sorted(run.journal.glob("*.jsonl")):
-            known = start.get(path.name, Position())
-            at = Position(known.byte_offset, known.lines, known.broken_lines)
-            tail = JournalTail(path, at.byte_offset)
-            while batch.byte_count < limit:
-                piece = tail.read(_PIECE)
-                if not piece:
-                    break
-                self._sort(piece, batch, at, careful)
-                batch.byte_count += len(piece)
-            else:
-                batch.complete = False
-            if tail.offset != known.byte_offset:
-                at.byte_offset = tail.offset
-                batch.positions[path.name] = at
+        files = sorted(run.journal.glob("*.jsonl"))
+        # What is read again is compared with the history: in batches of its own, one file at a time.
+        again = next((f for f in files if f.name in start and start[f.name].again), None)
+        batch = Batch(again=again is not None, complete=again is None)
+        for path in [again] if again else files:
+            self._read_file(path, start.get(path.name, Position()), batch, limit, careful)
         return batch
+
+    def _read_file(self, path: Path, known: Position, batch: Batch, limit: int, careful: bool) -> None:
+        at = replace(known)
+        tail = JournalTail(path, at.byte_offset, at.mark)
+        while batch.byte_count < limit and (at.again or not batch.again):
+            piece = tail.read(_PIECE)
+            if tail.error is not None:
+                batch.unread[path.name] = tail.error
+            if tail.cut:  # from its beginning, in the next batch
+                size = path.stat().st_size
+                batch.cut[path.name] = (known.byte_offset, size)
+                batch.positions[path.name] = Position(known_until=size, cuts=known.cuts + 1)
+                batch.complete = False
+                return
+            if not piece:
+                at.known_until = min(at.known_until, tail.offset)
+                break
+            self._sort(piece, batch, at, careful)
+            batch.byte_count += len(piece)
+            at.byte_offset, at.mark = tail.offset, tail.mark
+        else:
+            batch.complete = False
+        if at != known:
+            batch.positions[path.name] = at
 
     def insert(self, connection: Connection, run_id: str, batch: Batch, *, careful: bool = False) -> tuple[int, int]:
         """Insert a batch's rows. Returns (rows inserted, lines refused).
@@ -194,16 +243,19 @@ class Loader:
             descriptor = self._files[kind]
             os.ftruncate(descriptor, self._sizes[kind])
             columns = ", ".join(f"'{name}': '{sql}'" for name, sql in target.columns.items())
-            row = connection.execute(
-                f"INSERT INTO {target.table} BY NAME SELECT $1 AS run_id, {target.select} "  # noqa: S608  fixed names
+            rows = (
+                f"SELECT $1 AS run_id, {target.select} "  # noqa: S608  fixed names
                 f"FROM read_json('/proc/self/fd/{descriptor}', format = 'newline_delimited', compression = 'none', "
                 f"maximum_object_size = {2 * LONGEST_LINE}, ignore_errors = {str(careful).lower()}, "
-                f"columns = {{{columns}}}) WHERE {target.where}",
-                [run_id],
-            ).fetchone()
-            taken = int(row[0]) if row else 0
+                f"columns = {{{columns}}}) WHERE {target.where}"
+            )
+            if batch.again:
+                valid = _number(connection.execute(f"SELECT count(*) FROM ({rows})", [run_id]))  # noqa: S608
+                there = f"SELECT run_id, {target.names} FROM {target.table} WHERE run_id = $1"  # noqa: S608
+                rows = f"({rows}) EXCEPT ({there})"
+            taken = _number(connection.execute(f"INSERT INTO {target.table} BY NAME {rows}", [run_id]))
             inserted += taken
-            refused += count - taken
+            refused += count - (valid if batch.again else taken)
         return inserted, refused
 
     def _sort(self, piece: bytes, batch: Batch, at: Position, careful: bool) -> None:
@@ -216,21 +268,23 @@ class Loader:
         if quick:
             for kind, prefix in _PREFIXES:
                 if piece.startswith(prefix) and piece.count(b"\n" + prefix) == count - 1:  # all of one kind
-                    self._put(batch, kind, piece, count)
-                    return
+                    if _is_plain(piece):
+                        self._put(batch, kind, piece, count)
+                        return
+                    break
         lines = piece.split(b"\n")
         lines.pop()  # behind the last newline
         if quick:
-            left = count
             for kind, prefix in _PREFIXES:
                 mine = [line for line in lines if line.startswith(prefix)]
-                if mine:
-                    mine.append(b"")
-                    self._put(batch, kind, b"\n".join(mine), len(mine) - 1)
-                    left -= len(mine) - 1
-                if not left:
-                    return
-            lines = [line for line in lines if not line.startswith(_ALL_PREFIXES)]
+                if not mine:
+                    continue
+                text = b"\n".join([*mine, b""])
+                if _is_plain(text):
+                    self._put(batch, kind, text, len(mine))
+                    if len(mine) == len(lines):
+                        return
+                    lines = [line for line in lines if not line.startswith(prefix)]
         decoded: dict[type[msgspec.Struct], list[bytes]] = {}
         for line in lines:
             if not line.strip():
@@ -259,6 +313,17 @@ class Loader:
         batch.lines[kind] = batch.lines.get(kind, 0) + count
 
 
+def _is_plain(text: bytes) -> bool:
+    """Whether lines are as our own writers make them in what DuckDB's reader would pass over: space inside a number's
+    quotes, and a truth value where a number belongs."""
+    return not any(sign in text for sign in (b" ", b"\t", b"\r", b":true", b":false"))
+
+
+def _number(answer: Connection) -> int:
+    row = answer.fetchone()
+    return int(row[0]) if row else 0
+
+
 def _row(record: Record) -> msgspec.Struct:
     """The row that a line becomes: itself, or an event."""
     if isinstance(record, Event):
@@ -275,6 +340,6 @@ def _row(record: Record) -> msgspec.Struct:
             "warning",
             f"{record.lines} journal lines were lost while the disk took none",
             rank=record.rank,
-            detail={"lines": record.lines},
+            detail={"lines": record.lines, "steps": record.steps, "last_step": record.last_step},
         )
     return record

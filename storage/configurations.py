@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from lorawatch import paths
+from lorawatch.storage import files
 from lorawatch.storage.connection import reading_with
 from lorawatch.storage.engine import Connection
 
@@ -25,6 +25,7 @@ class RunSummary(
         tok_per_j_all: Tokens over the energy of every GPU in the host.
         power_limit_w: Summed over the used GPUs.
         fell_back: Whether compiling failed and the reference engine ran in the fast one's place.
+        reporting_ranks: Ranks that reported steps; None where none did, or an older lorawatch summarized.
     """
 
     run_id: str
@@ -64,6 +65,7 @@ class RunSummary(
     sweep_id: str | None
     power_limit_w: float | None
     fell_back: bool = False
+    reporting_ranks: int | None = None
 
 
 _COLUMNS = """
@@ -73,7 +75,8 @@ _COLUMNS = """
     coalesce(s.world_size, r.world_size, 1) AS ranks, coalesce(s.coupling, 'ddp') AS coupling, s.tok_s, s.tok_s_ci95,
     s.mean_step_tok_s, s.step_p50_s, s.window_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
     s.tokens / nullif(s.energy_all_gpus_j, 0) AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
-    s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w, f.run_id IS NOT NULL AS fell_back
+    s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w, f.run_id IS NOT NULL AS fell_back,
+    s.reporting_ranks
 """
 
 
@@ -89,7 +92,7 @@ def run_summaries(
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
-    if not paths.history_file().exists():
+    if files.absent():
         return [], {}
     with reading_with(connection, deadline_s=deadline_s) as connection:
         rows = connection.execute(

@@ -8,44 +8,53 @@ same file would drop the first one's lock (POSIX).
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import logging
 import os
-import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from lorawatch import paths
-from lorawatch.errors import HistoryBusy, HistoryDamaged, HistoryError, HistoryTooNew, LorawatchError
+from lorawatch.errors import HistoryBusy, HistoryDamaged, HistoryError, LorawatchError
 from lorawatch.storage import files, schema
 from lorawatch.storage.engine import Connection, Error, duckdb
+from lorawatch.storage.explain import check_kind, explain, explained
 
+log = logging.getLogger("lorawatch.storage")
 _ONE_AT_A_TIME = threading.Lock()
 _RETRY_S = 0.01
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
-def writing(path: Path | None = None, *, deadline_s: float = 2.0) -> Iterator[Connection]:
+def writing(path: Path | None = None, *, deadline_s: float = 2.0, whole: bool = False) -> Iterator[Connection]:
     """The history, open for writing, made or migrated first where need be.
+
+    One that cannot be opened because it is damaged is set aside and a new one made, which `repair` fills.
 
     Args:
         path: The history file; default: the home's.
         deadline_s: How long to wait for others to leave it.
+        whole: Only one that has everything: a change to what is still to come back would be lost.
 
     Raises:
         HistoryBusy: Others held it all that time.
         HistoryTooNew: A newer lorawatch, or a newer DuckDB, has written it.
+        HistoryDamaged: Damage has shown while it was open (`once_more` then sets it aside), or it is not whole.
         HistoryError: It cannot be written: no permission, no space.
     """
     path = path or paths.history_file()
     deadline = time.monotonic() + deadline_s
-    with _errors_told(path), _alone(deadline, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock_file(path, deadline):
+    with explained(path), _alone(deadline, path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _lock_file(path, deadline), files.private(path):
             connection = _open_or_make(path, deadline)
             try:
+                if whole:
+                    _check_whole(path)
                 schema.migrate(connection, str(path))
                 yield connection
             finally:
@@ -54,20 +63,30 @@ def writing(path: Path | None = None, *, deadline_s: float = 2.0) -> Iterator[Co
 
 @contextlib.contextmanager
 def reading(
-    path: Path | None = None, *, deadline_s: float = 2.0, config: Mapping[str, str] | None = None
+    path: Path | None = None,
+    *,
+    deadline_s: float = 2.0,
+    config: Mapping[str, str] | None = None,
+    partial: bool = False,
 ) -> Iterator[Connection]:
     """The history, open for reading; one that an older lorawatch has written is brought up to date first.
 
+    Args:
+        partial: Also where it does not have everything again after it was damaged.
+
     Raises:
         HistoryBusy: A writer held it all that time.
+        HistoryDamaged: It is damaged, or was and is not whole again.
         HistoryError: There is none yet, or it cannot be read.
     """
     path = path or paths.history_file()
     deadline = time.monotonic() + deadline_s
-    with _errors_told(path), _alone(deadline, path):
-        if not path.exists():
+    with explained(path), _alone(deadline, path):
+        if files.absent(path):
             raise HistoryError(f"there is no history in {path.parent} yet", hint="record a run: lorawatch --record")
-        options = {**files.CONFIG, **(config or {})}
+        if not partial:
+            _check_whole(path)
+        options = {**files.READING, **(config or {})}
         connection = _open(path, deadline, read_only=True, config=options)
         try:
             if schema.check(connection, str(path)) < schema.latest():
@@ -80,10 +99,19 @@ def reading(
             connection.close()
 
 
+def _check_whole(path: Path) -> None:
+    asides = files.noted(path)
+    if asides:
+        raise HistoryDamaged(
+            f"the history {path} was damaged ({asides[0].why}) and is not whole again yet",
+            hint="lorawatch doctor --rebuild-history goes on with it",
+        )
+
+
 def _bring_up_to_date(path: Path, deadline: float) -> None:
     """What an older lorawatch has written lacks columns that questions name: it is migrated before it is read."""
-    with _lock_file(path, deadline):
-        connection = _open_or_make(path, deadline)
+    with _lock_file(path, deadline), files.private(path):
+        connection = _open(path, deadline, read_only=False, config=files.WRITING)
         try:
             schema.migrate(connection, str(path))
         finally:
@@ -104,22 +132,27 @@ def held(path: Path, deadline: float) -> Iterator[None]:
     Raises:
         HistoryBusy: Others held it until the deadline.
     """
-    with _alone(deadline, path), _lock_file(path, deadline):
+    with explained(path), _alone(deadline, path), _lock_file(path, deadline):
         yield
 
 
-def checkpoint(path: Path, deadline: float) -> None:
-    """Move what the log holds into the file itself; the caller has it `held`.
+def once_more(path: Path | None, work: Callable[[], _T], *, deadline_s: float = 2.0) -> _T:
+    """Do work that writes to the history; where that shows damage, set the history aside and do it once more.
 
     Raises:
-        HistoryBusy, HistoryError: It cannot be opened for writing.
+        HistoryDamaged: DuckDB failed inside, and whether that is damage is not certain.
+        HistoryBusy, HistoryError: As `writing`.
     """
-    with _errors_told(path):
-        connection = _open(path, deadline, read_only=False, config=files.WRITING)
-        try:
-            connection.execute("CHECKPOINT")
-        finally:
-            connection.close()
+    path = path or paths.history_file()
+    try:
+        return work()
+    except HistoryDamaged as error:
+        if not error.certain:
+            raise
+        with held(path, time.monotonic() + deadline_s):
+            if files.identity(path) == error.file:  # otherwise somebody else was faster
+                _set_aside(path, error)
+        return work()
 
 
 @contextlib.contextmanager
@@ -135,98 +168,60 @@ def _alone(deadline: float, path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock_file(path: Path, deadline: float) -> Iterator[None]:
     """Writers of lorawatch queue here, so that they never meet at DuckDB's own lock."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    name = files.lock(path)
+    descriptor = None
     try:
         while True:
             try:
+                if descriptor is None:
+                    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
+            except (BlockingIOError, IsADirectoryError) as error:
                 if time.monotonic() >= deadline:
-                    raise HistoryBusy(
-                        f"another lorawatch is writing to the history {path}", hint="what is new waits in the journals"
-                    ) from None
+                    raise _locked_out(path, name, error) from None
                 time.sleep(_RETRY_S)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked_out(path: Path, name: Path, error: OSError) -> HistoryBusy:
+    if isinstance(error, IsADirectoryError):
+        return HistoryBusy(
+            f"a folder stands in the place of the lock file {name}",
+            hint="remove the folder; what is new waits in the journals until then",
+        )
+    return HistoryBusy(f"another lorawatch is writing to the history {path}", hint="what is new waits in the journals")
 
 
 def _open_or_make(path: Path, deadline: float) -> Connection:
-    if not path.exists():
-        files.create(path)
     try:
+        check_kind(path)
+        if not path.exists():
+            files.create(path)
         return _open(path, deadline, read_only=False, config=files.WRITING)
     except HistoryDamaged as error:
-        files.set_aside(path, error.message)
+        if not error.certain:
+            raise
+        _set_aside(path, error)
         files.create(path)
         return _open(path, deadline, read_only=False, config=files.WRITING)
+
+
+def _set_aside(path: Path, error: HistoryDamaged) -> None:
+    target = files.set_aside(path, error.message)
+    log.warning("%s; it is now %s, and a new one is made from the journals", error.message, target)
 
 
 def _open(path: Path, deadline: float, *, read_only: bool, config: Mapping[str, str]) -> Connection:
+    check_kind(path)
     while True:
         try:
             return duckdb.connect(str(path), read_only=read_only, config=dict(config))
         except Error as error:
-            told = explain(error, path)
-            if not isinstance(told, HistoryBusy) or time.monotonic() >= deadline:
-                raise told from None
+            failure = explain(error, path)
+            if not isinstance(failure, HistoryBusy) or time.monotonic() >= deadline:
+                raise failure from None
         time.sleep(_RETRY_S)
-
-
-@contextlib.contextmanager
-def _errors_told(path: Path) -> Iterator[None]:
-    """DuckDB's and the system's errors in the house's words."""
-    try:
-        yield
-    except LorawatchError:
-        raise
-    except Error as error:
-        raise explain(error, path) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path) from error
-        raise HistoryError(
-            f"the history {path} cannot be used: {error.strerror or error}", hint="LORAWATCH_HOME names its folder"
-        ) from error
-
-
-def explain(error: Exception, path: Path) -> HistoryError:
-    """What a DuckDB error means for the history, from its text: DuckDB has one class for most of them.
-
-    Only a positive sign of damage (no DuckDB header, a broken checksum, a cut file) makes it HistoryDamaged.
-    """
-    text = str(error)
-    if "Could not set lock on file" in text or "lock is held" in text:
-        holder = re.search(r"held in (\S+) \(PID (\d+)\)", text)
-        who = f"{Path(holder[1]).name} (process {holder[2]})" if holder else "another process"
-        return HistoryBusy(
-            f"{who} holds the history {path}", hint="what is new waits in the journals; close that program"
-        )
-    if re.search(r"version number|newer version|created with a newer|not.{0,20}forward compatib", text):
-        return HistoryTooNew(
-            f"the history {path} was written by a newer DuckDB",
-            hint="upgrade lorawatch, or set LORAWATCH_HOME elsewhere",
-        )
-    if "No space left" in text or "Disk quota" in text:
-        return _full(path)
-    if "ermission denied" in text or "Read-only file system" in text:
-        return HistoryError(f"the history {path} may not be opened", hint="check who owns the file and its folder")
-    if "not a valid DuckDB database" in text and not _begins_right(path):
-        return HistoryDamaged(f"the history {path} is not a DuckDB database")
-    if "Corrupt database file" in text or "Could not read enough bytes" in text:
-        return HistoryDamaged(f"the history {path} is damaged: {text.splitlines()[0]}")
-    return HistoryError(f"the history {path}: {text.splitlines()[0]}")
-
-
-def _begins_right(path: Path) -> bool:
-    try:
-        return files.is_database(path)
-    except OSError:
-        return True  # unknown: nothing is taken for damaged on a guess
-
-
-def _full(path: Path) -> HistoryError:
-    return HistoryError(
-        f"no space left for the history {path}", hint="free some space; what is new waits in the journals"
-    )

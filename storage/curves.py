@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lorawatch import paths
+from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 
@@ -79,12 +79,17 @@ class Curves:
 
 # The latest attempt's word on a step, where several attempts have taken it; `v_steps` says the same.
 _LATEST = "QUALIFY attempt = max(attempt) OVER (PARTITION BY step)"
+# Of ranks together a step's tok/s is missing where not all have reported it, also as in `v_steps`.
 _TOGETHER = """
-WITH mine AS (
+WITH expected AS (
+    SELECT attempt, max(world_size) AS world_size FROM ranks WHERE run_id = $1 GROUP BY attempt
+), mine AS (
     SELECT NULL::INTEGER AS rank, step, epoch(max(ended_at)) AS t,
-        CASE WHEN max(phase) = 'train' THEN sum(tokens) / nullif(max(duration_s), 0) END AS tok_s,
+        CASE WHEN max(phase) = 'train' AND count(tokens) >= coalesce(
+            any_value(expected.world_size), (SELECT any_value(world_size) FROM runs WHERE run_id = $1), 1
+        ) THEN sum(tokens) / nullif(max(duration_s), 0) END AS tok_s,
         coalesce(sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)) AS loss
-    FROM steps WHERE run_id = $1 GROUP BY attempt, step {latest}
+    FROM steps LEFT JOIN expected USING (attempt) WHERE run_id = $1 GROUP BY attempt, step {latest}
 )"""
 _BY_RANK = """
 WITH mine AS (
@@ -151,7 +156,7 @@ def run_curves(
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
-    if not paths.history_file().exists():
+    if files.absent():
         return None
     with reading(deadline_s=deadline_s) as connection:
         found = _extent(connection, run_id, axis)
@@ -282,7 +287,7 @@ def run_ranks(run_id: str, *, deadline_s: float = 0.5) -> list[RankRow]:
     Raises:
         HistoryBusy, HistoryError: As `run_curves`.
     """
-    if not paths.history_file().exists():
+    if files.absent():
         return []
     with reading(deadline_s=deadline_s) as connection:
         return [RankRow(*row) for row in connection.execute(_RANKS, [run_id]).fetchall()]

@@ -11,11 +11,13 @@ from lorawatch.files import beside
 from lorawatch.liveness import deciding, refuse_living
 from lorawatch.rundir import ENDED, RunDir, RunState
 from lorawatch.storage.connection import writing
+from lorawatch.storage.engine import roll_back
 
-_TABLES = (
+RUN_TABLES = (
     "runs", "ranks", "gpus", "steps", "evaluations", "gpu_samples", "host_samples", "events", "run_summary",
     "journal_offsets",
 )  # fmt: skip
+"""The tables that have rows of runs."""
 
 
 def set_tags(run_id: str, tags: Sequence[str], *, deadline_s: float = 0.5) -> None:
@@ -23,9 +25,10 @@ def set_tags(run_id: str, tags: Sequence[str], *, deadline_s: float = 0.5) -> No
 
     Raises:
         HistoryBusy: Others held the history that long; nothing has changed.
+        HistoryDamaged: It is damaged, or not whole again yet; nothing has changed.
         HistoryError: It cannot be written.
     """
-    with writing(deadline_s=deadline_s) as connection:
+    with writing(deadline_s=deadline_s, whole=True) as connection:
         connection.execute("UPDATE runs SET tags = ? WHERE run_id = ?", [list(tags), run_id])
     run = RunDir(paths.runs_folder() / run_id)
     if (run.root / "run.json").exists():
@@ -55,6 +58,7 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
         UsageError: Its recorder or a process of it lives.
         RunElsewhere, RunBusy: Another host looks after it, or may still do so; another command decides about it.
         HistoryBusy: Others held the history that long; nothing has changed.
+        HistoryDamaged: It is damaged, or not whole again yet; nothing has changed.
         HistoryError: Its directory cannot be removed.
     """
     run = RunDir(paths.runs_folder() / run_id)
@@ -77,13 +81,13 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
 
 
 def _delete_rows(run_id: str, deadline_s: float) -> None:
-    with writing(deadline_s=deadline_s) as connection:
+    with writing(deadline_s=deadline_s, whole=True) as connection:
         connection.execute("BEGIN")
         try:
-            for table in _TABLES:
+            for table in RUN_TABLES:
                 connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])  # noqa: S608  names of our own
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            roll_back(connection)
             raise
     (paths.open_runs_folder() / run_id).unlink(missing_ok=True)

@@ -14,4 +14,12 @@ except ImportError:  # a build that names its compiled module otherwise
 Connection = duckdb.DuckDBPyConnection
 Error = duckdb.Error
 
-__all__ = ["Connection", "Error", "duckdb"]
+__all__ = ["Connection", "Error", "duckdb", "roll_back"]
+
+
+def roll_back(connection: Connection) -> None:
+    """End a transaction after a failure, which may have ended it already; it is the failure that is reported."""
+    try:
+        connection.execute("ROLLBACK")
+    except Error:
+        return

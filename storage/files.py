@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from lorawatch import paths
+from lorawatch.files import write_atomically
 from lorawatch.storage import schema
 from lorawatch.storage.engine import duckdb
 
-log = logging.getLogger("lorawatch.storage")
 # The format that the DuckDB tools of today can open.
 STORAGE = "v1.5.0"
 # One thread: a short write has nothing to share out, and each thread keeps buffers of its own. Nothing is fetched from
@@ -23,6 +25,8 @@ CONFIG: Mapping[str, str] = {
     "autoload_known_extensions": "false",
     "enable_external_file_cache": "false",
 }
+# Who only asks writes nothing beside the file when memory runs out.
+READING: Mapping[str, str] = {**CONFIG, "temp_directory": ""}
 # No row's place in a table means anything, and keeping it costs a twentieth of the time.
 WRITING: Mapping[str, str] = {**CONFIG, "preserve_insertion_order": "false"}
 _MAGIC = b"DUCK"
@@ -34,6 +38,31 @@ def wal(path: Path) -> Path:
     return path.with_name(path.name + ".wal")
 
 
+def lock(path: Path) -> Path:
+    """The file at which those who write to a history queue."""
+    return path.with_name(path.name + ".lock")
+
+
+def rebuilding(path: Path) -> Path:
+    """The note beside a history that was damaged and does not have everything again yet."""
+    return path.with_name(path.name + ".rebuilding")
+
+
+def absent(path: Path | None = None) -> bool:
+    """Whether there is no history yet; one that was damaged and set aside is not absent."""
+    path = path or paths.history_file()
+    return not os.path.lexists(path) and not rebuilding(path).exists()
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file this is, whatever its name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def is_database(path: Path) -> bool:
     """Whether the file begins as a DuckDB database does and is long enough to be one.
 
@@ -42,6 +71,32 @@ def is_database(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(16)
         return head[8:12] == _MAGIC and file.seek(0, os.SEEK_END) >= _HEADERS
+
+
+@contextlib.contextmanager
+def private(path: Path) -> Iterator[None]:
+    """What DuckDB makes beside the file meanwhile (its log, temporary files) is no more open to others than the file.
+
+    A process has one mask for all its threads: it is only made stricter here, and by one connection at a time.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError:
+        mode = 0o600
+    before = os.umask(0o077)
+    os.umask(before | (0o077 & ~mode))
+    try:
+        _like(wal(path), mode)  # one that an older lorawatch has left behind
+        yield
+        _like(wal(path), mode)  # where the file's group shares it, the log is the group's too
+    finally:
+        os.umask(before)
+
+
+def _like(path: Path, mode: int) -> None:
+    with contextlib.suppress(OSError):  # there is none, or it is another user's
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
 
 
 def create(path: Path) -> None:
@@ -56,7 +111,7 @@ def create(path: Path) -> None:
     for left in path.parent.glob(f".{path.name}.new-*"):
         left.unlink(missing_ok=True)
     if wal(path).exists():  # a log without its database would be played into the new one
-        _move_aside(wal(path), "orphan")
+        wal(path).rename(beside(wal(path), "orphan"))
     temporary = path.with_name(f".{path.name}.new-{os.getpid()}")
     try:
         connection = duckdb.connect(str(temporary), config={**CONFIG, "storage_compatibility_version": STORAGE})
@@ -72,23 +127,51 @@ def create(path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
         wal(temporary).unlink(missing_ok=True)
-    reopen_all_runs()
+    if path == paths.history_file():
+        reopen_all_runs()
 
 
-def set_aside(path: Path, why: str) -> Path:
-    """Move a damaged file (and its log) out of the way, never over anything. The caller holds the lock file.
+def set_aside(path: Path, why: str, word: str = "damaged") -> Path:
+    """Move a history (and its log) out of the way, never over anything, and note that a new one lacks what it had.
+
+    The caller holds the lock file.
 
     Returns:
         Where it is now.
     """
-    target = _move_aside(path, "damaged")
+    target = beside(path, word)
+    note(path, [*noted(path), Aside(target.name, why)])  # before it moves: after a crash in between it is still noted
+    path.rename(target)
     if wal(path).exists():
         wal(path).rename(wal(target))
     _sync(path.parent)
-    log.warning(
-        "the history %s cannot be used (%s); it is now %s, and a new one is made from the journals", path, why, target
-    )
     return target
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """A history that was set aside, and whose content the new one may lack."""
+
+    name: str
+    """Of the file, in the history's folder."""
+    why: str
+
+
+def noted(path: Path) -> list[Aside]:
+    """What was set aside and has not been read out yet; empty where the history has everything."""
+    try:
+        return msgspec.json.decode(rebuilding(path).read_bytes(), type=list[Aside])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.MsgspecError):  # torn: that something was set aside is all that is known
+        return [Aside(p.name, "it was set aside") for p in all_set_aside(path)]
+
+
+def note(path: Path, asides: Sequence[Aside]) -> None:
+    """Write down what was set aside; an empty list says that the history has everything again."""
+    if asides:
+        write_atomically(rebuilding(path), msgspec.json.encode(asides), durable=True)
+    else:
+        rebuilding(path).unlink(missing_ok=True)
 
 
 def reopen_all_runs() -> None:
@@ -102,15 +185,21 @@ def reopen_all_runs() -> None:
             (markers / root.name).touch()
 
 
-def _move_aside(path: Path, word: str) -> Path:
+def beside(path: Path, word: str) -> Path:
+    """A name that nothing has: the file's, a word, and the time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     target = path.with_name(f"{path.name}.{word}-{stamp}")
     count = 1
-    while target.exists():
+    while os.path.lexists(target) or os.path.lexists(wal(target)):
         count += 1
         target = path.with_name(f"{path.name}.{word}-{stamp}-{count}")
-    path.rename(target)
     return target
+
+
+def all_set_aside(path: Path) -> list[Path]:
+    """Histories that stand beside this one because they were damaged or replaced, their logs left out."""
+    names = (f"{path.name}.{word}-*" for word in ("damaged", "replaced"))
+    return sorted(p for name in names for p in path.parent.glob(name) if not p.name.endswith(".wal"))
 
 
 def _sync(path: Path) -> None:

@@ -38,14 +38,19 @@ class Measured:
 
 
 def together(connection: Connection, run_id: str) -> Measured:
-    """Steps that the ranks take together: a step takes as long as its slowest rank, and none is cut."""
+    """Steps that the ranks take together: a step takes as long as its slowest rank, and none is cut.
+
+    A step that not all ranks have reported is left out: of a run that was killed it is the last. Where no step has all
+    ranks, times are those of the ranks that report, and what is summed over ranks is missing.
+    """
     tokens, durations = array("d"), array("d")
     counts = _Counts(), _Counts()
     spans: list[Span] = []
     pauses = _pauses(connection, run_id)
     rows = connection.execute(
-        "SELECT epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM v_steps "
-        "WHERE run_id = ? AND phase = 'train' ORDER BY step",
+        "WITH mine AS (SELECT *, ranks >= expected_ranks AS whole FROM v_steps WHERE run_id = ? AND phase = 'train') "
+        "SELECT epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM mine "
+        "WHERE whole OR NOT (SELECT bool_or(whole) FROM mine) ORDER BY step",
         [run_id],
     )
     while batch := rows.fetchmany(_FETCH):

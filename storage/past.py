@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from lorawatch import paths
 from lorawatch.records import (
     NOT_IN_HISTORY,
     AnyLine,
@@ -23,6 +22,7 @@ from lorawatch.records import (
     RankStarted,
     Step,
 )
+from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 
@@ -99,7 +99,7 @@ def read_past(run_id: str, *, deadline_s: float = 0.5) -> Past | None:
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
-    if not paths.history_file().exists():
+    if files.absent():
         return None
     with reading(deadline_s=deadline_s) as connection:
         connection.execute("BEGIN")  # one moment of the history: rows and offsets that belong together

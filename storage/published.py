@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lorawatch import paths
 from lorawatch.errors import UsageError
 from lorawatch.published import PublishedRow, builtin_rows, builtin_sources
-from lorawatch.storage import builtin, schema
-from lorawatch.storage.connection import reading_with, writing
-from lorawatch.storage.engine import Connection
+from lorawatch.storage import builtin, files, schema
+from lorawatch.storage.connection import once_more, reading_with, writing
+from lorawatch.storage.engine import Connection, roll_back
 
 _FIELDS = tuple(PublishedRow.__dataclass_fields__)
 _SINCE = 2  # the migration that gave rows their printed cells
@@ -32,7 +31,10 @@ def replace_source(rows: Sequence[PublishedRow], *, replace: bool = True, deadli
         HistoryBusy: Others held the history that long; nothing has changed.
         HistoryError: It cannot be written.
     """
-    sources = _sources(rows)
+    return once_more(None, lambda: _replace(rows, _sources(rows), replace, deadline_s))
+
+
+def _replace(rows: Sequence[PublishedRow], sources: list[str], replace: bool, deadline_s: float) -> int:
     with writing(deadline_s=deadline_s) as connection:
         connection.execute("BEGIN")
         there = connection.execute(
@@ -41,7 +43,7 @@ def replace_source(rows: Sequence[PublishedRow], *, replace: bool = True, deadli
             [sources],
         ).fetchall()
         if there and not replace:
-            connection.execute("ROLLBACK")
+            roll_back(connection)
             raise _is_there(*there[0])
         connection.execute(
             "DELETE FROM published_results WHERE builtin IS NULL AND list_contains(?, source)", [sources]
@@ -64,8 +66,7 @@ def list_published(*, connection: Connection | None = None, deadline_s: float = 
         HistoryError: It cannot be read.
     """
     own = list(builtin_rows())
-    path = paths.history_file()
-    if not path.exists():
+    if files.absent():
         return own
     with reading_with(connection, deadline_s=deadline_s) as connection:
         if schema.version(connection) < _SINCE:

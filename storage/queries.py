@@ -12,12 +12,15 @@ import msgspec
 
 from lorawatch import paths
 from lorawatch.errors import RunNotFound
+from lorawatch.storage import files
 from lorawatch.storage.connection import reading
+from lorawatch.storage.engine import Connection
 from lorawatch.storage.summary import _workload
 
 _LIST = (
     "run_id, name, state, failure, sku, gpu_count, world_size, device, coupling, steps, steps_total, tok_s, tok_s_ci95, "
-    "tok_per_j, avg_power_w, final_loss, peak_vram_bytes, duration_s, epoch(created_at) AS created_at_s, sweep_id, tags"
+    "tok_per_j, avg_power_w, final_loss, peak_vram_bytes, duration_s, reporting_ranks, "
+    "epoch(created_at) AS created_at_s, sweep_id, tags"
 )
 
 
@@ -57,8 +60,9 @@ def list_runs(
 def run_figures(run_id: str, *, deadline_s: float = 2.0) -> dict[str, Any] | None:
     """Everything the history has of a run in one row: facts, state, summary; None where it lacks the run.
 
-    Keys are the columns of `v_runs` and `run_summary`; beside them `started_at_s`, `ended_at_s`, `created_at_s` and
-    `versions`, one line for people. `tok_s_per_gpu` is per rank where the run had no GPU.
+    Keys are the columns of `v_runs` and `run_summary`; beside them `started_at_s`, `ended_at_s`, `created_at_s`,
+    `broken_lines` and `broken_files` (journal lines that were stepped over, and the files that have them), and `versions`,
+    one line for people. `tok_s_per_gpu` is per rank where the run had no GPU.
 
     Raises:
         HistoryBusy, HistoryError: As `list_runs`.
@@ -67,11 +71,15 @@ def run_figures(run_id: str, *, deadline_s: float = 2.0) -> dict[str, Any] | Non
         "SELECT v.* EXCLUDE (created_at, started_at, ended_at), "
         "s.* EXCLUDE (run_id, model, sku, gpu_count, world_size, coupling, measured_steps, tok_s, tok_s_ci95, mean_step_tok_s, "
         "tok_s_per_gpu, step_p50_s, step_p95_s, avg_power_w, avg_power_all_gpus_w, energy_j, energy_source, "
-        "energy_disagreement_pct, tok_per_j, peak_vram_bytes, throttled_share, mfu, tokens, window_s, final_loss), "
+        "energy_disagreement_pct, tok_per_j, peak_vram_bytes, throttled_share, mfu, tokens, window_s, reporting_ranks, "
+        "final_loss), coalesce(j.broken_lines, 0) AS broken_lines, j.broken_files, "
         "epoch(v.created_at) AS created_at_s, epoch(v.started_at) AS started_at_s, epoch(v.ended_at) AS ended_at_s "
-        "FROM v_runs AS v LEFT JOIN run_summary AS s ON s.run_id = v.run_id WHERE v.run_id = ?",
+        "FROM v_runs AS v LEFT JOIN run_summary AS s ON s.run_id = v.run_id "
+        "LEFT JOIN (SELECT run_id, sum(broken_lines)::BIGINT AS broken_lines, list(file ORDER BY file) AS broken_files "
+        "FROM journal_offsets WHERE broken_lines > 0 GROUP BY run_id) AS j ON j.run_id = v.run_id WHERE v.run_id = ?",
         [run_id],
         deadline_s,
+        run_id,
     )
     if not rows:
         return None
@@ -111,6 +119,7 @@ def run_events(run_id: str, limit: int = 20, *, deadline_s: float = 2.0) -> list
         """,
         [run_id, limit],
         deadline_s,
+        run_id,
     )
 
 
@@ -126,21 +135,26 @@ def run_evaluations(run_id: str, *, deadline_s: float = 2.0) -> list[dict[str, A
         "WHERE run_id = ? ORDER BY step",
         [run_id],
         deadline_s,
+        run_id,
     )
 
 
 def step_counts(run_id: str, *, deadline_s: float = 2.0) -> dict[tuple[int, int], int]:
-    """How many steps of each rank the history has, by attempt and rank.
+    """How many step lines the history has of each rank of each attempt, by (attempt, rank).
+
+    Held against what the ranks say they made (`ExitRecord.steps_made`), it shows what was lost on the way: a line that
+    could not be written, or that was broken. Ranks without a line are not in it.
 
     Raises:
         HistoryBusy, HistoryError: As `list_runs`.
     """
     rows = _rows(
-        "SELECT attempt, rank, count(*) AS steps FROM steps WHERE run_id = ? GROUP BY attempt, rank",
+        "SELECT attempt, rank, count(*) AS lines FROM steps WHERE run_id = ? GROUP BY attempt, rank ORDER BY attempt, rank",
         [run_id],
         deadline_s,
+        run_id,
     )
-    return {(row["attempt"], row["rank"]): row["steps"] for row in rows}
+    return {(row["attempt"], row["rank"]): row["lines"] for row in rows}
 
 
 def find_run(name: str) -> str | None:
@@ -214,10 +228,26 @@ def measured(recipe: Mapping[str, Any], sku: str | None, *, deadline_s: float = 
     )
 
 
-def _rows(query: str, values: Sequence[Any], deadline_s: float = 2.0) -> list[dict[str, Any]]:
-    if not paths.history_file().exists():
+def _rows(
+    query: str, values: Sequence[Any], deadline_s: float = 2.0, run_id: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows by column.
+
+    Args:
+        run_id: A question about one run: a history that was damaged and is not whole again can answer it once it has
+            that run.
+    """
+    if files.absent():
         return []
+    if run_id is not None and files.noted(paths.history_file()):
+        with reading(deadline_s=deadline_s, partial=True) as connection:
+            if connection.execute("SELECT 1 FROM runs WHERE run_id = ?", [run_id]).fetchone():
+                return _answer(connection, query, values)
     with reading(deadline_s=deadline_s) as connection:
-        cursor = connection.execute(query, list(values))
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return _answer(connection, query, values)
+
+
+def _answer(connection: Connection, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    cursor = connection.execute(query, list(values))
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -9,7 +9,7 @@ from importlib import resources
 from lorawatch import __version__
 from lorawatch.errors import HistoryTooNew
 from lorawatch.storage import builtin
-from lorawatch.storage.engine import Connection, duckdb
+from lorawatch.storage.engine import Connection, duckdb, roll_back
 
 _CREATE_MIGRATIONS = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -82,13 +82,18 @@ def migrate(connection: Connection, where: str) -> bool:
                     connection.execute(_text("comments.sql"))
                 connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                roll_back(connection)
                 raise
     builtin.refresh(connection)
     return found < latest()
 
 
+def view_names() -> list[str]:
+    """The views that lorawatch makes."""
+    return re.findall(r"^CREATE VIEW (\w+) AS", _text("views.sql"), re.MULTILINE)
+
+
 def _drop_views(connection: Connection) -> None:
     """Drop our views, and leave a user's own alone."""
-    for name in re.findall(r"^CREATE VIEW (\w+) AS", _text("views.sql"), re.MULTILINE):
+    for name in view_names():
         connection.execute(f"DROP VIEW IF EXISTS {name}")

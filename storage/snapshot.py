@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
-from lorawatch.errors import UsageError
+from lorawatch.errors import HistoryError, UsageError
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading
+from lorawatch.storage.engine import Connection
+from lorawatch.storage.sql import MEMORY
 
 
 def snapshot(target: Path, *, force: bool = False, history: Path | None = None) -> None:
     """Copy the history, as it is at one moment, into a file; runs go on meanwhile and their rows wait.
 
-    The copy is made beside the target and moved into its place when it is whole.
+    The copy is made beside the target and moved into its place when it is whole; only its owner may read it.
 
     Args:
         force: Replace a file that is there.
@@ -30,16 +33,24 @@ def snapshot(target: Path, *, force: bool = False, history: Path | None = None) 
         raise UsageError(f"there is no folder {target.parent}")
     if files.same(target, history):
         raise UsageError(f"{target} is the history itself", hint="name another file")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with reading(history) as connection:
-            place = str(temporary).replace("'", "''")
-            row = connection.execute("SELECT current_database()").fetchone()
-            name = str(row[0]).replace('"', '""') if row else ""
-            connection.execute(f"ATTACH '{place}' AS lorawatch_copy (READ_WRITE, STORAGE_VERSION '{files.STORAGE}')")
-            connection.execute(f'COPY FROM DATABASE "{name}" TO lorawatch_copy')
-            connection.execute("DETACH lorawatch_copy")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-        files.wal(temporary).unlink(missing_ok=True)
+        # In a folder of its own, so that no other user reads the copy, or its log, before it has its mode.
+        with tempfile.TemporaryDirectory(prefix=f".lorawatch-{os.getpid()}-", dir=target.parent) as folder:
+            copy = Path(folder) / "copy.duckdb"
+            with reading(history, config={"memory_limit": MEMORY}) as connection:
+                _copy(connection, copy)
+            copy.chmod(0o600)
+            copy.replace(target)
+    except OSError as error:
+        raise HistoryError(
+            f"{target} cannot be written: {error.strerror or error}", hint="name a file in another folder"
+        ) from error
+
+
+def _copy(connection: Connection, copy: Path) -> None:
+    place = str(copy).replace("'", "''")
+    row = connection.execute("SELECT current_database()").fetchone()
+    name = str(row[0]).replace('"', '""') if row else ""
+    connection.execute(f"ATTACH '{place}' AS lorawatch_copy (READ_WRITE, STORAGE_VERSION '{files.STORAGE}')")
+    connection.execute(f'COPY FROM DATABASE "{name}" TO lorawatch_copy')
+    connection.execute("DETACH lorawatch_copy")

@@ -12,7 +12,7 @@ from lorawatch.analysis.energy import Energy, energy_over
 from lorawatch.analysis.mfu import mfu, plausible
 from lorawatch.analysis.throughput import percentile
 from lorawatch.analysis.windows import Span, length
-from lorawatch.storage.engine import Connection
+from lorawatch.storage.engine import Connection, roll_back
 from lorawatch.storage.measured import separately, together
 from lorawatch.storage.skus import bf16_dense_peak
 
@@ -40,7 +40,7 @@ def summarize(connection: Connection, run_id: str) -> None:
         )
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
 
 
@@ -54,7 +54,8 @@ def _figures(connection: Connection, run_id: str) -> dict[str, Any]:
     recipe_text, name, world_size, started, ended, own_command = run
     recipe: dict[str, Any] = msgspec.json.decode(recipe_text) if recipe_text else {}
     ranks = connection.execute(
-        "SELECT count(DISTINCT rank), max(flops_per_token), max(dtype), max(device) FROM ranks WHERE run_id = ?",
+        "SELECT greatest(count(DISTINCT rank), coalesce(arg_max(world_size, attempt), 0)), max(flops_per_token), "
+        "max(dtype), max(device) FROM ranks WHERE run_id = ?",
         [run_id],
     ).fetchone() or (0, None, None, None)
     world = max(int(ranks[0] or 0), int(world_size or 0), 1)
@@ -119,6 +120,7 @@ def _figures(connection: Connection, run_id: str) -> dict[str, Any]:
         "measured_steps": len(steps.durations_s),
         "window_s": over_s if over else None,
         "window_of": ("steps" if window else "run") if over else None,
+        "reporting_ranks": _reporting_ranks(connection, run_id),
         "final_loss": _final_loss(connection, run_id),
     }
 
@@ -183,11 +185,21 @@ def _gpu_facts(
     return (row[0], row[1]) if row else (None, None)
 
 
+def _reporting_ranks(connection: Connection, run_id: str) -> int | None:
+    """How many ranks reported steps, in the attempt in which most did; None where none did."""
+    row = connection.execute(
+        "SELECT max(reporting) FROM (SELECT count(DISTINCT rank) AS reporting FROM steps WHERE run_id = ? GROUP BY attempt)",
+        [run_id],
+    ).fetchone()
+    return row[0] if row else None
+
+
 def _final_loss(connection: Connection, run_id: str) -> float | None:
     """The loss of the run's last step; None where that step's rows are not there."""
     row = connection.execute(
         "SELECT s.loss FROM v_steps AS s JOIN runs AS r USING (run_id) "
-        "WHERE run_id = ? AND s.loss IS NOT NULL AND s.step >= coalesce(r.step, 0) ORDER BY s.step DESC LIMIT 1",
+        "WHERE run_id = ? AND s.loss IS NOT NULL AND s.step >= coalesce(r.step, 0) "
+        "ORDER BY s.ranks >= s.expected_ranks DESC, s.step DESC LIMIT 1",
         [run_id],
     ).fetchone()
     return row[0] if row else None

@@ -1,31 +1,64 @@
 -- Views are the stable interface: dropped and made anew after every migration.
 
 CREATE VIEW v_steps AS
+WITH expected AS (
+    SELECT run_id, attempt, max(world_size) AS world_size FROM ranks GROUP BY run_id, attempt
+),
+reported AS (
+    SELECT
+        run_id,
+        attempt,
+        step,
+        max(ended_at) AS ended_at,
+        max(duration_s) AS duration_s,
+        CASE WHEN count(tokens) = count(*) THEN sum(tokens)::BIGINT END AS tokens,
+        CASE WHEN count(nonpad_tokens) = count(*) THEN sum(nonpad_tokens)::BIGINT END AS nonpad_tokens,
+        CASE WHEN count(label_tokens) = count(*) THEN sum(label_tokens)::BIGINT END AS label_tokens,
+        coalesce(
+            sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)
+        ) AS loss,
+        max(grad_norm) AS grad_norm,
+        max(learning_rate) AS learning_rate,
+        max(data_wait_s) AS data_wait_s,
+        max(memory_allocated_bytes) AS memory_allocated_bytes,
+        max(memory_reserved_bytes) AS memory_reserved_bytes,
+        max(phase) AS phase,
+        count(*) AS ranks,
+        min(duration_s) AS fastest_rank_s,
+        arg_max(rank, duration_s) AS slowest_rank
+    FROM steps
+    GROUP BY run_id, attempt, step
+    QUALIFY attempt = max(attempt) OVER (PARTITION BY run_id, step)
+),
+held AS (
+    SELECT s.*, coalesce(e.world_size, r.world_size, 1) AS expected_ranks
+    FROM reported AS s
+    LEFT JOIN expected AS e ON e.run_id = s.run_id AND e.attempt = s.attempt
+    LEFT JOIN runs AS r ON r.run_id = s.run_id
+)
+-- a sum over some of the ranks is no sum: it is missing
 SELECT
     run_id,
     attempt,
     step,
-    max(ended_at) AS ended_at,
-    max(duration_s) AS duration_s,
-    sum(tokens)::BIGINT AS tokens,
-    sum(nonpad_tokens)::BIGINT AS nonpad_tokens,
-    sum(label_tokens)::BIGINT AS label_tokens,
-    sum(tokens) / nullif(max(duration_s), 0) AS tok_s,
-    coalesce(
-        sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)
-    ) AS loss,
-    max(grad_norm) AS grad_norm,
-    max(learning_rate) AS learning_rate,
-    max(data_wait_s) AS data_wait_s,
-    max(memory_allocated_bytes) AS memory_allocated_bytes,
-    max(memory_reserved_bytes) AS memory_reserved_bytes,
-    max(phase) AS phase,
-    count(*) AS ranks,
-    min(duration_s) AS fastest_rank_s,
-    arg_max(rank, duration_s) AS slowest_rank
-FROM steps
-GROUP BY run_id, attempt, step
-QUALIFY attempt = max(attempt) OVER (PARTITION BY run_id, step);
+    ended_at,
+    duration_s,
+    CASE WHEN ranks >= expected_ranks THEN tokens END AS tokens,
+    CASE WHEN ranks >= expected_ranks THEN nonpad_tokens END AS nonpad_tokens,
+    CASE WHEN ranks >= expected_ranks THEN label_tokens END AS label_tokens,
+    CASE WHEN ranks >= expected_ranks THEN tokens / nullif(duration_s, 0) END AS tok_s,
+    loss,
+    grad_norm,
+    learning_rate,
+    data_wait_s,
+    memory_allocated_bytes,
+    memory_reserved_bytes,
+    phase,
+    ranks,
+    fastest_rank_s,
+    slowest_rank,
+    expected_ranks
+FROM held;
 
 CREATE VIEW v_evaluations AS
 SELECT
@@ -61,12 +94,11 @@ SELECT
     r.created_at,
     r.started_at,
     r.ended_at,
-    epoch(
-        coalesce(r.ended_at, CASE WHEN r.state IN ('starting', 'running', 'stopping') THEN now() END) - r.started_at
-    ) AS duration_s,
+    coalesce(r.elapsed_s, CASE WHEN r.wall_s < 0 THEN 0 ELSE r.wall_s END) AS duration_s, -- clocks are set, also back
     r.attempts,
     r.step AS steps,
     r.steps_total,
+    s.reporting_ranks,
     s.measured_steps,
     s.tok_s,
     s.tok_s_ci95,
@@ -100,7 +132,14 @@ SELECT
     r.torch_version,
     r.driver_version,
     r.git_commit
-FROM runs AS r
+FROM (
+    SELECT
+        *,
+        epoch(
+            coalesce(ended_at, CASE WHEN state IN ('starting', 'running', 'stopping') THEN now() END) - started_at
+        ) AS wall_s
+    FROM runs
+) AS r
 LEFT JOIN run_summary AS s ON s.run_id = r.run_id
 LEFT JOIN (
     SELECT run_id, string_agg(DISTINCT sku, ' + ' ORDER BY sku) AS sku, count(*)::INTEGER AS gpu_count
@@ -228,7 +267,7 @@ SELECT
     r.name,
     r.state,
     e."at" AS happened_at,
-    epoch(e."at" - r.started_at) AS run_time_s,
+    CASE WHEN e."at" < r.started_at THEN 0 ELSE epoch(e."at" - r.started_at) END AS run_time_s,
     e.kind,
     e.severity,
     e.attempt,

@@ -7,8 +7,16 @@ import click
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def doctor(as_json: bool) -> int:
+@click.option(
+    "--rebuild-history", "rebuild", is_flag=True, help="Make the history again from the journals; the old one is kept."
+)
+def doctor(as_json: bool, rebuild: bool) -> int:
     """Say what works on this machine, and what to do about what does not."""
+    if rebuild:
+        from lorawatch.cli.rebuilding import rebuild as rebuild_history
+
+        rebuild_history()
+        return 0
     from lorawatch.cli.doctor import render, run_checks, to_json
 
     checks = run_checks()

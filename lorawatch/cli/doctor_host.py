@@ -22,6 +22,7 @@ DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _TRAINING = {"transformers": (5, 0), "peft": (0, 18), "accelerate": (1, 10), "datasets": (4, 0)}
 _WATCHING = {"duckdb": (2, 0), "msgspec": (0, 19), "psutil": (6, 0), "nvidia-ml-py": (12, 560)}
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "afs")
+_HISTORY_S = 10.0  # as long as recorders may wait for it
 _LITTLE_DISK = 10 << 30
 _LITTLE_SHM = 1 << 30
 _SHM = "/dev/shm"  # noqa: S108 - the system's folder, nothing is made in it
@@ -140,8 +141,7 @@ def storage() -> list[Check]:
         )
     except OSError as error:
         checks.append(Check("free disk", "warn", f"{there}: {error.strerror}"))
-    checks.append(_history())
-    return checks
+    return [*checks, *_history()]
 
 
 def _writable(home: Path, there: Path) -> Check:
@@ -178,22 +178,56 @@ def _file_system(folder: Path) -> str:
     return kind
 
 
-def _history() -> Check:
-    path = paths.history_file()
-    if not path.exists():
-        return Check("history", "info", f"{path} will be made by the first run")
-    found = f"{path}, {path.stat().st_size / 2**20:,.1f} MiB"
-    try:
-        from lorawatch.storage.sql import run_select
+def _history() -> list[Check]:
+    """Whether the history can be read whole, and which older ones are kept."""
+    from lorawatch.storage import files
 
-        run_select("SELECT count(*) FROM runs")
+    path = paths.history_file()
+    kept = files.all_set_aside(path)
+    older = []
+    if kept:
+        size = sum(p.stat().st_size for p in kept if p.is_file()) / 2**20
+        older.append(
+            Check(
+                "old histories",
+                "info",
+                f"{len(kept)} set aside in {path.parent}, {size:,.1f} MiB: {', '.join(p.name for p in kept[-3:])}",
+                "delete them once nothing of them is missed",
+            )
+        )
+    return [_history_itself(path), *older]
+
+
+def _history_itself(path: Path) -> Check:
+    try:
+        from lorawatch.storage import files
+        from lorawatch.storage.examine import examine
+
+        if files.absent(path):
+            return Check("history", "info", f"{path} will be made by the first run")
+        if files.noted(path):
+            return Check(
+                "history",
+                "fail",
+                f"{path} was damaged and is not whole again yet",
+                "lorawatch doctor --rebuild-history",
+            )
+        if files.lock(path).is_dir():
+            return Check("history", "fail", f"a folder stands in the place of {files.lock(path)}", "remove it")
+        found = f"{path}, {path.stat().st_size / 2**20:,.1f} MiB" if path.exists() else str(path)
+        examined = examine(path, budget_s=_HISTORY_S)
     except HistoryBusy as error:
-        return Check("history", "info", f"{found}; {error.message}", error.hint)
+        return Check("history", "info", error.message, error.hint)
     except LorawatchError as error:
         return Check("history", "fail", error.message, error.hint)
-    except ImportError as error:
-        return Check("history", "fail", f"{found}, not opened: {error}", "reinstall lorawatch")
-    return Check("history", "ok", f"{found}, opens")
+    except (ImportError, OSError) as error:
+        return Check("history", "fail", f"{path}, not opened: {error}", "reinstall lorawatch")
+    rows = f"{examined.rows:,} rows read"
+    if examined.unread:
+        return Check(
+            "history", "ok", f"{found}, {rows}; {_HISTORY_S:g} s did not suffice for {', '.join(examined.unread)}"
+        )
+    return Check("history", "ok", f"{found}, all of its {rows}")
 
 
 def models() -> list[Check]:

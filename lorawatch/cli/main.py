@@ -125,6 +125,18 @@ def normalize(args: Sequence[str]) -> tuple[list[str], list[str] | None, bool]:
     return ["record", *head], rest[1:] if rest else None, debug
 
 
+def _called(args: list[str], own_command: list[str] | None) -> Any:
+    """Run a command; once more where it met a damaged history that has been made again."""
+    try:
+        return cli.main(args=list(args), prog_name="lorawatch", standalone_mode=False, obj=own_command)
+    except Exception as error:
+        from lorawatch.cli.rebuilding import made_again
+
+        if not made_again(error, next((a for a in args if a in COMMANDS), None)):
+            raise
+    return cli.main(args=list(args), prog_name="lorawatch", standalone_mode=False, obj=own_command)
+
+
 def run(args: Sequence[str]) -> int:
     """Run one command line. Returns its exit status: 2 for bad usage, 3 for a missing GPU or dependency."""
     args, own_command, debug = normalize(args)
@@ -132,7 +144,7 @@ def run(args: Sequence[str]) -> int:
         os.environ["LORAWATCH_DEBUG"] = "1"  # for the screens, and for what they start
     debug = bool(os.environ.get("LORAWATCH_DEBUG"))
     try:
-        result = cli.main(args=args, prog_name="lorawatch", standalone_mode=False, obj=own_command)
+        result = _called(args, own_command)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code

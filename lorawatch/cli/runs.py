@@ -16,11 +16,13 @@ def catch_up() -> None:
     folder = paths.open_runs_folder()
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    from lorawatch.errors import LorawatchError
+    from lorawatch.errors import HistoryDamaged, LorawatchError
     from lorawatch.recorder.catching_up import catch_up as bring_in
 
     try:
         bring_in()
+    except HistoryDamaged:
+        raise
     except (LorawatchError, OSError) as error:
         click.echo(f"lorawatch: some runs are not in the history yet: {error}", err=True)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -25,11 +28,25 @@ def sql(query: str, form: str, output: Path | None, timeout: float) -> int:
     lorawatch sql "SELECT step, loss FROM v_steps WHERE run_id = '…'" --format csv -o loss.csv
     lorawatch sql "DESCRIBE v_steps"
     """
-    from lorawatch.storage.export import write_result
+    from lorawatch import paths
+    from lorawatch.cli.bounded import run_bounded
 
-    text = sys.stdin.read() if query == "-" else query
-    write_result(text, form, output, timeout_s=timeout)
+    text = _stdin() if query == "-" else query
+
+    def work(on_answered: Callable[[], None]) -> None:
+        from lorawatch.storage.export import write_result
+
+        write_result(text, form, output, timeout_s=timeout, on_answered=on_answered)
+
+    folders = [paths.home()] if output is None else [paths.home(), Path(os.path.realpath(output)).parent]
+    run_bounded(work, timeout, folders)
     return 0
+
+
+@functools.cache
+def _stdin() -> str:
+    """Standard input can be read once, and a command may run once more after a damaged history was made again."""
+    return sys.stdin.read()
 
 
 @click.command()

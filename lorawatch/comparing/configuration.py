@@ -143,6 +143,8 @@ def _shape(recipe: Mapping[str, Any] | None) -> _Shape:
 def _unusable(run: RunSummary, unfinished: bool) -> str | None:
     if run.state != "completed" and not unfinished:
         return _ended(run) + (f" after step {run.steps}" if run.steps else "")
+    if run.tok_s is None and 0 < (run.reporting_ranks or 0) < run.ranks:
+        return f"{run.reporting_ranks} of its {run.ranks} ranks reported steps"
     if run.tok_s is None or not 0 < run.tok_s < math.inf:
         return "it has no measured steps that tell their tokens"
     return None

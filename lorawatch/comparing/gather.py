@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lorawatch import paths
 from lorawatch.comparing.configuration import (
     Configuration,
     Excluded,
@@ -19,6 +18,7 @@ from lorawatch.comparing.work import one_line
 from lorawatch.errors import UsageError
 from lorawatch.printed import compact
 from lorawatch.published import PublishedRow, builtin_rows, differences
+from lorawatch.storage import files
 from lorawatch.storage.configurations import RunSummary, run_summaries
 from lorawatch.storage.connection import reading
 from lorawatch.storage.published import list_published
@@ -57,7 +57,7 @@ def gather(
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
-    opened = reading(deadline_s=deadline_s) if paths.history_file().exists() else contextlib.nullcontext()
+    opened = reading(deadline_s=deadline_s) if not files.absent() else contextlib.nullcontext()
     with opened as connection:
         runs, recipes = run_summaries(connection=connection)
         rows: Sequence[PublishedRow] = (

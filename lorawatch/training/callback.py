@@ -290,13 +290,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if observer is None or not (observer.place.rank == 0 or observer.place.separate):
             return
         loss, tokens = metrics["eval_loss"], metrics.get("eval_label_tokens")
+        took_s = metrics.get("eval_runtime", -1.0)  # by the clock of the day, which may be set back meanwhile
         observer.append(
             Evaluation(
                 attempt=observer.place.attempt,
                 rank=observer.place.rank,
                 step=step,
                 ended_at=time.time(),
-                duration_s=metrics.get("eval_runtime"),
+                duration_s=took_s if took_s >= 0 else None,
                 label_tokens=None if tokens is None else int(tokens),
                 loss=loss if math.isfinite(loss) else None,
             )

@@ -136,3 +136,36 @@ def test_a_callback_on_one_rank_only_is_said_and_a_stop_does_not_hang(lorawatch_
     assert "rank 1 of 2 does not report steps, so that totals over all ranks are not known" in out
     assert "nothing was saved: rank 1 of 2 cannot be asked to stop with the others" in (run.state().message or "")
     assert not list(made.glob("saved-*"))
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_duration(lorawatch_home: Path, tmp_path: Path) -> None:
+    """Seconds are counted by the monotonic clock; the time of day goes back an hour in the recorder's middle."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "if '--record' in sys.argv:\n"
+        "    real, began = time.time, time.monotonic()\n"
+        "    time.time = lambda: real() - (3600 if time.monotonic() - began > 2.5 else 0)\n"
+    )
+    result = lorawatch("--record", "--", "sleep", "4", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    run = the_run(lorawatch_home)
+    assert 4 <= (run.state().elapsed_s or 0) < 10
+    assert "duration       0:0" in result.stdout, result.stdout
+
+
+def test_a_world_as_large_as_a_forged_word_says_hangs_nothing(lorawatch_home: Path) -> None:
+    script = (
+        "import os; from pathlib import Path\n"
+        'line = \'{"t":"rank_started","at":1.0,"attempt":0,"rank":0,"local_rank":0,"world_size":1000000000,\'\n'
+        'line += \'"host":"h","pid":1,"device":"cpu"}\\n\'\n'
+        "Path(os.environ['LORAWATCH_RUN_DIR'], 'journal', 'rank-0.jsonl').write_text(line)\n"
+        "import time; time.sleep(1)\n"
+    )
+    began = time.monotonic()
+    result = lorawatch("--record", "--", sys.executable, "-c", script)
+    assert time.monotonic() - began < 20
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = the_run(lorawatch_home)
+    text = (run.root / "run.json").read_text().replace('"world_size": 0', '"world_size": 1000000000')
+    (run.root / "run.json").write_text(text)
+    assert lorawatch("runs").returncode == 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +17,7 @@ import pytest
 from history import a_whole_run, make_run, many_lines, rows, step, write
 
 from lorawatch import paths
-from lorawatch.errors import HistoryBusy, HistoryError, HistoryTooNew
+from lorawatch.errors import HistoryBusy, HistoryError, HistoryTooNew, JournalUnreadable
 from lorawatch.rundir import RunDir
 from lorawatch.storage.connection import writing
 from lorawatch.storage.engine import duckdb
@@ -138,44 +138,6 @@ def test_a_history_of_a_newer_duckdb_is_refused_and_left_alone() -> None:
     assert list(path.parent.glob("*.damaged-*")) == []
 
 
-@pytest.mark.parametrize("content", [b"my precious notes\n" * 1000, b"", b"\0" * 20_000, b"short"])
-def test_a_file_that_is_no_database_is_set_aside_and_the_history_made_anew(
-    content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    old = a_whole_run("old")
-    finish_run(old)
-    path = paths.history_file()
-    path.write_bytes(content)
-    wal(path).write_bytes(b"its log")
-    with pytest.raises(HistoryError):
-        list_runs()
-    assert path.read_bytes() == content, "a reader moves nothing"
-    run = make_run()
-    write(run.rank_journal(0), step(1))
-    with caplog.at_level(logging.WARNING):
-        ingest_run(run)
-    (aside,) = [p for p in path.parent.glob("*.damaged-*") if not p.name.endswith(".wal")]
-    assert aside.read_bytes() == content
-    assert wal(aside).read_bytes() == b"its log"
-    assert str(aside) in caplog.text
-    assert (paths.open_runs_folder() / old.run_id).exists(), "the old run is asked for again"
-    finish_run(old)
-    assert steps_in() == (81, 81)
-
-
-def test_a_cut_or_flipped_database_is_set_aside_too() -> None:
-    run = a_whole_run()
-    for number, damage in enumerate(
-        (lambda b: b[:9000], lambda b: b[:5000] + b"\xff\xff" + b[5002:], lambda b: b[:20_000])
-    ):
-        finish_run(run)
-        path = paths.history_file()
-        path.write_bytes(damage(path.read_bytes()))
-        finish_run(run)
-        assert steps_in() == (80, 80)
-        assert len(list(path.parent.glob("*.damaged-*"))) == number + 1, "none is written over"
-
-
 def test_what_is_set_aside_never_covers_another(tmp_path: Path) -> None:
     names = set()
     for _ in range(3):
@@ -196,12 +158,40 @@ def test_a_history_that_may_not_be_written_is_not_taken_for_damaged() -> None:
     assert list(path.parent.glob("*.damaged-*")) == []
 
 
-def test_a_folder_in_the_historys_place_is_an_error_and_stays() -> None:
+def test_a_folder_in_the_lock_files_place_is_waited_for_and_loses_nothing() -> None:
     run = make_run()
-    paths.history_file().mkdir()
-    with pytest.raises(HistoryError):
-        ingest_run(run)
-    assert paths.history_file().is_dir()
+    write(run.rank_journal(0), step(1))
+    ingest_run(run)
+    lock = paths.history_file().with_name("history.duckdb.lock")
+    lock.unlink()
+    lock.mkdir()
+    write(run.rank_journal(0), *(step(n) for n in range(2, 40)))
+    began = time.monotonic()
+    with pytest.raises(HistoryBusy, match=re.escape(str(lock))) as caught:
+        ingest_run(run, deadline_s=0.5)
+    assert time.monotonic() - began > 0.4, "it may go away"
+    assert "remove the folder" in (caught.value.hint or "")
+    remover = subprocess.Popen(["sh", "-c", f"sleep 0.5; rmdir {lock}"])
+    assert ingest_run(run, deadline_s=20).rows == 38
+    remover.wait()
+    assert steps_in() == (39, 39)
+
+
+def test_a_journal_that_cannot_be_read_keeps_no_other_out() -> None:
+    run = a_whole_run()
+    kept = run.rank_journal(1).read_bytes()
+    run.rank_journal(1).unlink()
+    run.rank_journal(1).mkdir()
+    os.mkfifo(run.rank_journal(2))
+    with pytest.raises(JournalUnreadable, match=r"rank-[12]\.jsonl cannot be read"):
+        finish_run(run)
+    assert steps_in() == (40, 40)
+    assert (paths.open_runs_folder() / run.run_id).exists(), "it is asked for again"
+    run.rank_journal(1).rmdir()
+    run.rank_journal(2).unlink()
+    run.rank_journal(1).write_bytes(kept)
+    finish_run(run)
+    assert steps_in() == (80, 80)
 
 
 @pytest.fixture

@@ -17,6 +17,13 @@ def step(n: int) -> Step:
     return Step(attempt=0, rank=0, step=n, ended_at=float(n), duration_s=0.5, tokens=100)
 
 
+def write(path: Path, *records: Step) -> None:
+    writer = JournalWriter(path)
+    for record in records:
+        writer.append(record)
+    writer.close()
+
+
 def test_a_file_that_was_cut_is_read_on_from_its_new_end(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     writer = JournalWriter(path)
@@ -31,6 +38,56 @@ def test_a_file_that_was_cut_is_read_on_from_its_new_end(tmp_path: Path) -> None
     writer.append(step(10))
     writer.close()
     assert [r.step for r in tail.records() if isinstance(r, Step)] == [10]
+
+
+def test_a_file_that_was_cut_and_written_on_is_noticed_and_read_on_at_a_lines_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    write(path, *(step(n) for n in range(100)))
+    tail = JournalTail(path)
+    assert len(list(tail.records())) == 100
+    os.truncate(path, path.stat().st_size // 2 + 7)
+    write(path, *(step(1000 + n) for n in range(100)))
+    assert path.stat().st_size > tail.offset
+    read = [r.step for r in tail.records() if isinstance(r, Step)]
+    assert tail.cut == 1
+    assert read == list(range(read[0], 1100)), "whole lines, and all that are behind"
+    assert tail.broken == 0
+    write(path, step(2000))
+    assert [r.step for r in tail.records() if isinstance(r, Step)] == [2000]
+    assert tail.cut == 1, "it is said once"
+
+
+def test_another_file_in_its_place_is_noticed_and_one_that_grows_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    tail = JournalTail(path)
+    for n in range(50):
+        write(path, step(n))
+        assert len(list(tail.records())) == 1
+    assert tail.cut == 0
+    path.unlink()
+    assert list(tail.records()) == []
+    write(path, *(step(n) for n in range(500, 600)))
+    list(tail.records())
+    assert tail.cut == 1
+    again = JournalTail(path, tail.offset, tail.mark)
+    assert (again.read(), again.cut) == (b"", 0), "where another reader left off"
+    other = JournalTail(path, tail.offset, (tail.mark or 0) ^ 1)
+    other.read()
+    assert other.cut == 1
+
+
+def test_what_cannot_be_read_is_said_and_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.mkdir()
+    tail = JournalTail(path)
+    assert (tail.read(), tail.error) == (b"", "Is a directory")
+    path.rmdir()
+    os.mkfifo(path)
+    assert tail.read() == b"", "a pipe without a writer is not waited for"
+    path.unlink()
+    write(path, step(1))
+    assert len(list(tail.records())) == 1
+    assert tail.error is None
 
 
 def test_what_is_written_is_read_once_in_order(tmp_path: Path) -> None:

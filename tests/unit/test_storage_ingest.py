@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
-from pathlib import Path
 
 import pytest
 from history import T0, a_whole_run, end, make_run, many_lines, one_row, rows, step, write
 
 from lorawatch import paths
-from lorawatch.errors import HistoryError
 from lorawatch.records import Event, GpuSample, LinesLost
-from lorawatch.rundir import Gpu
+from lorawatch.rundir import Gpu, RunDir
 from lorawatch.storage import ingest
-from lorawatch.storage.ingest import finish_run, ingest_run, rebuild
+from lorawatch.storage.connection import writing
+from lorawatch.storage.ingest import finish_run, ingest_run
+from lorawatch.storage.queries import run_events
+from lorawatch.storage.repair import repair
 
 GOOD = '{"t":"step","attempt":0,"rank":0,"step":%d,"ended_at":1.79e9,"duration_s":0.5,"tokens":7}'
 
@@ -200,6 +202,103 @@ def test_the_quick_and_the_careful_way_say_the_same() -> None:
         assert both[0] == both[1]
 
 
+def steps_of(run: RunDir) -> list[int]:
+    return [n for (n,) in rows(f"SELECT step FROM steps WHERE run_id = '{run.run_id}' ORDER BY ALL")]
+
+
+def test_a_live_journal_that_is_cut_and_written_on_is_noticed_and_loses_and_doubles_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is in the file and not in the history is taken, each line once; what is gone from the file stays."""
+    monkeypatch.setattr(ingest, "BATCH_BYTES", 5_000)  # comparing takes several batches
+    monkeypatch.setattr("lorawatch.storage.bulk._PIECE", 2_000)
+    run, other = make_run(), run_beside()
+    path = run.rank_journal(0)
+    lines = many_lines(300)
+    path.write_bytes(b"".join(lines[:200]))
+    ingest_run(run)
+    os.truncate(path, sum(map(len, lines[:100])) + 40)  # in the midst of a line
+    with open(path, "ab") as file:
+        file.write(b"\n" + b"".join(lines[200:]))  # beyond where it was read to
+    assert path.stat().st_size > sum(map(len, lines[:200]))
+    report = ingest_run(run)
+    assert steps_of(run) == list(range(1, 301))
+    assert (report.rows, report.broken_lines) == (100, 1)
+    kinds = "SELECT kind, severity, message FROM events WHERE run_id = '{}' AND kind = 'journal_cut'"
+    ((_, severity, message),) = rows(kinds.format(run.run_id))
+    assert severity == "warning"
+    assert message.startswith(
+        "rank-0.jsonl was cut or replaced: 32,964 bytes of it had been taken into the history, now"
+    )
+    assert "journal_cut" in [e["kind"] for e in run_events(run.run_id)], "it is shown with the run"
+    with open(path, "ab") as file:
+        file.write(b"".join(many_lines(310)[300:]))
+    assert ingest_run(run).rows == 10
+    assert steps_of(run) == list(range(1, 311))
+    assert len(rows(kinds.format(run.run_id))) == 1
+    assert rows(kinds.format(other.run_id)) == []
+
+
+def run_beside() -> RunDir:
+    run = make_run("beside")
+    run.rank_journal(0).write_bytes(b"".join(many_lines(50)))
+    ingest_run(run)
+    return run
+
+
+@pytest.mark.parametrize("how", ["emptied", "shorter", "replaced", "same size"])
+def test_a_journal_of_which_what_was_read_is_gone_is_read_again(how: str) -> None:
+    run = make_run()
+    path, lines = run.rank_journal(0), many_lines(60)
+    path.write_bytes(b"".join(lines[:40]))
+    ingest_run(run)
+    if how == "emptied":
+        path.write_bytes(b"")
+        ingest_run(run)
+        path.write_bytes(b"".join(lines[40:]))
+    elif how == "shorter":
+        path.write_bytes(b"".join(lines[40:50]))
+        ingest_run(run)
+        with open(path, "ab") as file:
+            file.write(b"".join(lines[50:]))
+    elif how == "replaced":
+        path.unlink()
+        path.write_bytes(b"".join(lines[30:]) + b"".join(lines[:30]))
+    else:
+        path.write_bytes(b"".join(lines[20:]))
+    ingest_run(run)
+    assert steps_of(run) == list(range(1, 61))
+    assert rows("SELECT count(*) FROM events WHERE kind = 'journal_cut'") == [(1,)]
+    assert rows("SELECT cuts FROM journal_offsets") == [(1,)]
+
+
+def test_a_crash_while_a_cut_journal_is_read_again_doubles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    path, lines = run.rank_journal(0), many_lines(400)
+    path.write_bytes(b"".join(lines[:300]))
+    ingest_run(run)
+    path.write_bytes(b"".join(lines[100:]))
+    monkeypatch.setattr(ingest, "BATCH_BYTES", 3_000)
+    monkeypatch.setattr("lorawatch.storage.bulk._PIECE", 1_000)
+    turns = 0
+    while not ingest_run(run, deadline_s=0.0).complete:  # one batch each: whoever goes on knows from the history only
+        turns += 1
+    assert turns > 10
+    assert steps_of(run) == list(range(1, 401))
+
+
+def test_a_history_that_an_older_lorawatch_wrote_knows_no_marks_and_reads_on() -> None:
+    run = make_run()
+    run.rank_journal(0).write_bytes(b"".join(many_lines(20)))
+    ingest_run(run)
+    with writing() as connection:
+        connection.execute("UPDATE journal_offsets SET mark = NULL, known_until = NULL, cuts = NULL")
+    run.rank_journal(0).write_bytes(b"".join(many_lines(30)))
+    assert ingest_run(run).rows == 10
+    assert rows("SELECT count(*) FROM events") == [(0,)]
+    assert rows("SELECT mark IS NOT NULL FROM journal_offsets") == [(True,)]
+
+
 def test_the_state_follows_the_run() -> None:
     run = make_run()
     ingest_run(run)
@@ -235,24 +334,21 @@ def test_a_finished_run_leaves_the_list_of_open_runs() -> None:
     assert rows("SELECT count(*) FROM run_summary") == [(1,)]
 
 
-def test_a_history_can_be_rebuilt_from_the_run_directories(tmp_path: Path) -> None:
-    runs = [a_whole_run(f"n{i}") for i in range(3)]
-    for run in runs:
-        finish_run(run)
-    target = tmp_path / "new.duckdb"
-    assert rebuild(target) == 3
-    with pytest.raises(HistoryError, match="exists"):
-        rebuild(target)
-    from lorawatch.storage.connection import reading
+def test_a_history_can_be_made_again_from_the_run_directories() -> None:
+    for name in ("a", "b", "c"):
+        finish_run(a_whole_run(name))
 
-    def content(path: Path) -> list[object]:
-        with reading(path) as connection:
-            return [
-                connection.execute(f"SELECT COLUMNS(*)::VARCHAR FROM {t} ORDER BY ALL").fetchall()
-                for t in ("runs", "steps", "gpu_samples", "events", "run_summary", "journal_offsets")
-            ]
+    def content() -> list[object]:
+        tables = ("runs", "steps", "gpu_samples", "events", "run_summary", "journal_offsets")
+        return [rows(f"SELECT COLUMNS(*)::VARCHAR FROM {table} ORDER BY ALL") for table in tables]
 
-    assert content(target) == content(paths.history_file())
+    before, file = content(), paths.history_file().stat().st_ino
+    done = repair()
+    assert done is not None
+    assert (done.runs, done.rescued.lost, done.failed) == (3, [], [])
+    assert content() == before
+    assert paths.history_file().stat().st_ino != file
+    assert done.asides[0][0].stat().st_ino == file, "the old one is kept"
 
 
 def test_a_new_history_asks_for_all_runs_again() -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
+from helpers import lorawatch
 from history import T0, a_whole_run, end, h100_trace, make_run, one_row, rows, step, write
 
 from lorawatch.analysis.epoch import epoch_time_s
 from lorawatch.comparing.configuration import measured
-from lorawatch.records import GpuSample, HostSample, RankStarted, Record, Step
-from lorawatch.rundir import Gpu, RunDir
+from lorawatch.records import Event, GpuSample, HostSample, RankStarted, Record, Step
+from lorawatch.rundir import Gpu, RunDir, RunState
 from lorawatch.storage.configurations import run_summaries
-from lorawatch.storage.ingest import finish_run
+from lorawatch.storage.connection import writing
+from lorawatch.storage.curves import run_curves
+from lorawatch.storage.ingest import finish_run, ingest_run
+from lorawatch.storage.queries import step_counts
 from lorawatch.storage.skus import bf16_dense_peak
 
 
@@ -94,6 +99,147 @@ def test_a_steps_loss_is_weighted_by_label_tokens_and_its_time_is_the_slowest_ra
     row = one_row("SELECT * EXCLUDE ended_at FROM v_steps")
     assert row["loss"] == pytest.approx(2.5)
     assert (row["duration_s"], row["fastest_rank_s"], row["slowest_rank"], row["tok_s"]) == (0.5, 0.3, 1, 6000)
+
+
+def started(rank: int, world_size: int, attempt: int = 0) -> RankStarted:
+    return RankStarted(
+        at=T0, attempt=attempt, rank=rank, local_rank=rank, world_size=world_size, host="h", pid=1, device="cuda"
+    )
+
+
+def test_where_a_rank_never_reports_totals_are_missing_and_the_reason_is_told() -> None:
+    """The callback on rank 0 only: its tokens under "2 × H100" would be half of the truth."""
+    cards = [Gpu(host="h", gpu_index=i, gpu_uuid=f"G{i}", sku="NVIDIA L4", used=True) for i in (0, 1)]
+    run = make_run(ranks=2, gpus=cards, own_command=True)
+    write(run.rank_journal(0), started(0, 2), *(step(n) for n in range(1, 21)))
+    write(
+        run.host_journal("h"),
+        *(GpuSample(sampled_at=T0 + i, gpu_uuid=g, power_w=70.0) for g in ("G0", "G1") for i in range(20)),
+    )
+    end(run)
+    found = summary(run)
+    missing = ("tok_s", "tok_s_ci95", "mean_step_tok_s", "tok_s_per_gpu", "tok_per_j", "tokens", "nonpad_tokens",
+               "label_tokens", "mfu")  # fmt: skip
+    assert {name: found[name] for name in missing} == dict.fromkeys(missing)
+    assert (found["reporting_ranks"], found["world_size"], found["measured_steps"]) == (1, 2, 19)
+    assert found["step_p50_s"] == approx(0.5), "what one rank can say of all stays"
+    assert found["energy_j"] == approx(140 * 9.5)
+    steps = "tokens, nonpad_tokens, label_tokens, tok_s, loss, ranks, expected_ranks"
+    assert rows(f"SELECT DISTINCT {steps} FROM v_steps") == [(None, None, None, None, 2.0, 1, 2)]
+    shown = lorawatch("show", run.run_id).stdout
+    assert "throughput     —  1 of 2 ranks reports steps; add StepCallback on every rank" in shown
+    assert "final loss     2.0000  of 1 of 2 ranks" in shown
+    plain = msgspec.json.decode(lorawatch("show", run.run_id, "--json").stdout)
+    assert (plain["reporting_ranks"], plain["world_size"], plain["tok_s"]) == (1, 2, None)
+    assert "1 of its 2 ranks reported steps" in lorawatch("compare").stdout
+    curves = run_curves(run.run_id)
+    assert curves is not None
+    assert "tok_s" not in curves.series[None]
+    assert "loss" in curves.series[None]
+
+
+def test_two_homes_of_one_run_tell_no_totals_either() -> None:
+    """Each of two nodes has the ranks that ran there: the run's size is what they say of it."""
+    run = make_run(ranks=2)
+    for rank in (0, 1):
+        write(run.rank_journal(rank), started(rank, 4), *(step(n, rank) for n in range(1, 11)))
+    end(run)
+    found = summary(run)
+    assert (found["tok_s"], found["reporting_ranks"], found["world_size"]) == (None, 2, 4)
+
+
+def test_a_rank_that_got_one_step_further_costs_that_step_only() -> None:
+    run = make_run(ranks=2)
+    for rank in (0, 1):
+        write(run.rank_journal(rank), started(rank, 2), *(step(n, rank, loss=float(n)) for n in range(1, 21 + rank)))
+    end(run, "failed")
+    found = summary(run)
+    assert (found["measured_steps"], found["tokens"], found["reporting_ranks"]) == (19, 38_000, 2)
+    assert found["tok_s"] == approx(4000)
+    assert found["final_loss"] == 20.0
+    assert rows("SELECT step, tokens FROM v_steps WHERE tokens IS NULL") == [(21, None)]
+    assert "of 2 ranks" not in lorawatch("show", run.run_id).stdout
+
+
+def test_steps_of_which_a_ranks_lines_were_lost_are_left_out() -> None:
+    run = make_run(ranks=2)
+    write(run.rank_journal(0), started(0, 2), *(step(n, 0) for n in range(1, 41)))
+    write(run.rank_journal(1), started(1, 2), *(step(n, 1) for n in range(1, 41) if not 10 <= n < 20))
+    end(run)
+    found = summary(run)
+    assert (found["measured_steps"], found["tokens"]) == (29, 58_000)
+    assert found["tok_s"] == approx(4000)
+
+
+def test_a_token_count_that_a_rank_does_not_tell_is_no_total() -> None:
+    run = make_run(ranks=2)
+    write(run.rank_journal(0), *(step(n, 0) for n in range(1, 11)))
+    write(run.rank_journal(1), *(step(n, 1, tokens=None, label_tokens=None) for n in range(1, 11)))
+    end(run)
+    found = summary(run)
+    assert (found["tok_s"], found["tokens"], found["nonpad_tokens"], found["label_tokens"]) == (
+        None,
+        None,
+        16_200,
+        None,
+    )
+
+
+def test_each_attempt_has_the_ranks_that_it_had() -> None:
+    run = make_run(ranks=1)
+    for rank in (0, 1):
+        write(run.rank_journal(rank), started(rank, 2), *(step(n, rank) for n in range(1, 11)))
+    late = [step(n, 0, attempt=1, ended_at=T0 + 50 + 0.5 * n) for n in range(11, 21)]
+    write(run.rank_journal(0), started(0, 1, attempt=1), *late)
+    end(run)
+    assert rows_of(run, "SELECT DISTINCT attempt, tokens, expected_ranks FROM v_steps ORDER BY 1") == [
+        (0, 2000, 2),
+        (1, 1000, 1),
+    ]
+
+
+def rows_of(run: RunDir, query: str) -> list[tuple[object, ...]]:
+    finish_run(run)
+    return rows(query)
+
+
+def test_a_clock_that_is_set_back_makes_no_time_negative() -> None:
+    run = make_run(ranks=1)
+    write(run.events_journal, Event(at=T0 - 3600, kind="k"), Event(at=T0 + 5, kind="later"))
+    run.write_state(RunState(state="completed", started_at=T0, ended_at=T0 - 3628))
+    finish_run(run)
+    assert rows("SELECT duration_s FROM v_runs") == [(0.0,)]
+    assert rows("SELECT run_time_s FROM v_events ORDER BY happened_at") == [(0.0,), (5.0,)]
+    with writing() as connection:
+        connection.execute("UPDATE runs SET elapsed_s = 28.0")
+    assert rows("SELECT duration_s FROM v_runs") == [(28.0,)], "by a monotonic clock"
+    assert "duration       0:28" in lorawatch("show", run.run_id).stdout
+    waiting = make_run()
+    ingest_run(waiting)
+    assert rows(f"SELECT duration_s FROM v_runs WHERE run_id = '{waiting.run_id}'") == [(None,)]
+
+
+def test_the_recorders_own_clock_comes_in_with_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timed(RunState, kw_only=True):
+        elapsed_s: float | None = None
+
+    run = make_run()
+    for elapsed, expected in ((12.5, 12.5), (-1.0, None), (float("nan"), None), (None, None)):
+        state = Timed(state="completed", started_at=T0, ended_at=T0, elapsed_s=elapsed)
+        monkeypatch.setattr("lorawatch.storage.ingest._state", lambda run, state=state: state)
+        ingest_run(run)
+        assert rows("SELECT elapsed_s FROM runs") == [(expected,)]
+
+
+def test_step_lines_are_counted_by_attempt_and_rank() -> None:
+    run, other = make_run(ranks=2), make_run()
+    write(run.rank_journal(0), *(step(n) for n in range(1, 8)), *(step(n, attempt=1) for n in range(5, 8)))
+    write(run.rank_journal(1), *(step(n, 1) for n in range(1, 6)))
+    write(other.rank_journal(0), step(1))
+    for each in (run, other):
+        ingest_run(each)
+    assert step_counts(run.run_id) == {(0, 0): 7, (0, 1): 5, (1, 0): 3}
+    assert step_counts("none") == {}
 
 
 def energyless(samples: Callable[[int], GpuSample]) -> dict[str, object]:

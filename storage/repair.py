@@ -1,0 +1,192 @@
+"""A damaged history is set aside, and a new one made from the journals and from what the old one still has.
+
+A note beside the history (`files.noted`) says that the new one is not whole yet. It is written before anything moves and
+removed when all is in, so that whoever comes after a crash goes on. One process at a time does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorawatch import paths
+from lorawatch.errors import HistoryBusy, HistoryDamaged, HistoryError, JournalUnreadable
+from lorawatch.rundir import RunDir
+from lorawatch.storage import files
+from lorawatch.storage.connection import held, writing
+from lorawatch.storage.examine import examine
+from lorawatch.storage.explain import explained
+from lorawatch.storage.ingest import finish_run
+from lorawatch.storage.rescue import Rescued, rescue
+
+_EXAMINE_S = 60.0
+_WAIT_S = 30.0
+_RETRY_S = 0.05
+
+
+@dataclass
+class Rebuilt:
+    """A history that is whole again.
+
+    Attributes:
+        asides: Where the histories are that were set aside, and why each was.
+        runs: How many runs came from their journals.
+        rescued: What came from the files set aside; `lost` in it is what did not.
+        failed: Journals that could not be read.
+    """
+
+    asides: list[tuple[Path, str]] = field(default_factory=list)
+    runs: int = 0
+    rescued: Rescued = field(default_factory=Rescued)
+    failed: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What came of it, for people."""
+        saved = self.rescued
+        imported = f"{_many(len(saved.imported), 'imported table')} ({_many(sum(saved.imported.values()), 'row')})"
+        found = [
+            (saved.runs, f"{_many(len(saved.runs), 'run')} without a run directory"),
+            (saved.parts, f"rows of {_many(len(saved.parts), 'run')} whose journals are not whole any more"),
+            (saved.imported, imported),
+            (saved.own, f"of your own: {', '.join(saved.own)}"),
+        ]
+        lines = [f"the old one is kept: {path}" for path, _ in self.asides if os.path.lexists(path)]
+        lines.append(f"the new one has {_many(self.runs, 'run')} from the journals")
+        lines += [f"  and from the old one {words}" for some, words in found if some]
+        return lines + [f"  {what}" for what in (*saved.lost, *self.failed)]
+
+
+def repair(
+    error: HistoryDamaged | None = None,
+    *,
+    history: Path | None = None,
+    on_wait: Callable[[str], None] = lambda words: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    wait_s: float = 3600.0,
+) -> Rebuilt | None:
+    """Make a whole history in place of a damaged one, or go on with it; None where another process has done so.
+
+    Args:
+        error: The damage that was found; without one, a history is set aside that may be sound, and made again.
+        history: The history file; only the home's is filled from journals.
+        on_wait: Takes, once, what is waited for.
+        on_progress: Takes how many runs are done, and of how many.
+        wait_s: How long to wait for another process that is at it.
+
+    Raises:
+        HistoryError: The old one can be read whole; or the new one cannot be written, and the next call goes on.
+        HistoryBusy: Others held the history, or were making it, all that time.
+    """
+    path = history or paths.history_file()
+    with explained(path), _one_at_a_time(path, on_wait, wait_s):
+        if not files.noted(path) and not _set_aside(path, error):
+            return None
+        with writing(path, deadline_s=_WAIT_S):  # makes it
+            pass
+        asides = files.noted(path)
+        done = Rebuilt([(path.with_name(a.name), a.why) for a in asides])
+        if path == paths.history_file():
+            _take_runs(done, on_progress)
+        for aside, _ in done.asides:
+            _take_over(aside, path, done.rescued)
+        with held(
+            path, time.monotonic() + _WAIT_S
+        ):  # what a recorder has set aside meanwhile is left for the next call
+            files.note(path, [a for a in files.noted(path) if a not in asides])
+        return done
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path, on_wait: Callable[[str], None], wait_s: float) -> Iterator[None]:
+    lock = files.rebuilding(path).with_name(files.rebuilding(path).name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + wait_s
+    waits = False
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise HistoryBusy(f"another lorawatch is rebuilding the history {path}", hint="try again") from None
+            if not waits:
+                on_wait(f"another lorawatch is rebuilding the history {path}; waiting for it")
+                waits = True
+            time.sleep(_RETRY_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _set_aside(path: Path, error: HistoryDamaged | None) -> bool:
+    """Returns whether there is something to make again."""
+    if error is not None and error.file != files.identity(path):
+        return False  # whoever found the same was faster
+    if error is not None and not error.certain:
+        with contextlib.suppress(HistoryDamaged):
+            examine(path, budget_s=_EXAMINE_S)
+            raise HistoryError(
+                f"{error.message}; but every row of it can be read",
+                hint="if it comes again: lorawatch doctor --rebuild-history makes a new one, and keeps this one",
+            )
+    with held(path, time.monotonic() + _WAIT_S):
+        if os.path.lexists(path):
+            _check_free(path)
+            why = error.message if error else "a new one was asked for"
+            files.set_aside(path, why, "damaged" if error else "replaced")
+    return True
+
+
+def _check_free(path: Path) -> None:
+    """Another program that has the file open would go on writing to it while it is read out.
+
+    Raises:
+        HistoryBusy: Another program has it open.
+        OSError: It may not be opened.
+    """
+    if not path.is_file():
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as DuckDB does
+    except (BlockingIOError, PermissionError):
+        raise HistoryBusy(f"another program holds the history {path}", hint="close it, then try again") from None
+    finally:
+        os.close(descriptor)
+
+
+def _take_runs(done: Rebuilt, on_progress: Callable[[int, int], None]) -> None:
+    """What is in the journals, of every run that is marked; those that are in already are not any more."""
+    folder = paths.open_runs_folder()
+    runs = [RunDir(paths.runs_folder() / marker.name) for marker in sorted(folder.glob("*"))]
+    runs = [run for run in runs if (run.root / "run.json").is_file()]
+    for number, run in enumerate(runs):
+        on_progress(number, len(runs))
+        try:
+            finish_run(run, deadline_s=_WAIT_S)
+        except JournalUnreadable as error:
+            done.failed.append(error.message)
+    on_progress(len(runs), len(runs))
+    done.runs = sum(1 for _ in paths.runs_folder().glob("*/run.json"))
+
+
+def _take_over(aside: Path, path: Path, into: Rescued) -> None:
+    if not os.path.lexists(aside):  # it was noted, and never moved: another call has set it aside under another name
+        return
+    found = rescue(aside, path)
+    into.runs += found.runs
+    into.parts += found.parts
+    into.imported.update(found.imported)
+    into.own += found.own
+    into.lost += found.lost
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

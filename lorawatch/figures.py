@@ -10,7 +10,11 @@ from lorawatch.text import MISSING, duration, gib, number, rank_words
 
 
 def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and text of each figure that the run has; what it lacks is left out, except power on a GPU run."""
+    """Name and text of each figure that the run has; what it lacks is left out, except power on a GPU run.
+
+    Args:
+        row: As `storage.queries.run_figures` gives it; `silence` beside it says that the run's host was not heard.
+    """
     gpus = row.get("gpu_count") or 0
     on_gpu = row.get("device") == "cuda"
     where = (
@@ -21,8 +25,7 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     ended = f"{row['state']}" + (f" ({row['failure']})" if row.get("failure") else "")
     where += ", each for itself" if row.get("coupling") == "separate" else ""
     lines = [("run", f"{row['run_id']}  {clean(row['name'])}  {where} on {clean(row['host'])}"), ("state", ended)]
-    if row.get("message"):
-        lines.append(("", clean(row["message"])))
+    lines += [("", clean(row[key])) for key in ("message", "silence") if row.get(key)]
     lines.append(("duration", duration(row.get("duration_s"))))
     missing = _missing_ranks(row)
     if missing and row.get("tok_s") is None:

@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from lorawatch import paths
 from lorawatch.errors import RunElsewhere, UsageError
 from lorawatch.files import beside
 from lorawatch.paths import host_name
@@ -102,6 +103,22 @@ def heartbeat_age(run: RunDir) -> float:
     """Seconds since anything of the run wrote to its directory: its recorder's heartbeat, or a rank's journal."""
     heard = [at for path in _signs_of_life(run) if (at := _changed_at(path)) is not None]
     return max(_file_clock(run.root) - max(heard, default=0.0), 0.0)
+
+
+def silence(run_id: str, state: str) -> str | None:
+    """For how long the host of a run that has not ended was not heard, in words; None where it is heard.
+
+    Args:
+        state: As the history has it.
+    """
+    run = RunDir(paths.runs_folder() / run_id)
+    if state in ENDED or not run.root.is_dir():
+        return None
+    try:
+        status = liveness(run)
+    except OSError:
+        return None
+    return status.words if status.kind == "silent" else None
 
 
 @contextlib.contextmanager

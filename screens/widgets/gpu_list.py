@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -249,14 +250,16 @@ def _runs_by_gpu() -> dict[str, str]:
 
 
 def _processes(pids: Sequence[int]) -> str:
-    """`python (ann) and 2 more`; inside a container the driver's pids may be nobody's here."""
+    """`python (ann) and 2 more`; inside a container, where the driver's pids are other processes' here, `3 processes`."""
     if not pids:
         return ""
     import psutil
 
+    from lorawatch.processes import in_initial_namespace
+
     more = f" and {len(pids) - 1} more" if len(pids) > 1 else ""
-    try:
-        process = psutil.Process(pids[0])
-        return clean(f"{process.name()} ({process.username()})") + more
-    except (psutil.Error, KeyError):
-        return f"{len(pids)} process" + ("es" if len(pids) > 1 else "")
+    if in_initial_namespace():
+        with contextlib.suppress(psutil.Error, KeyError):
+            process = psutil.Process(pids[0])
+            return clean(f"{process.name()} ({process.username()})") + more
+    return f"{len(pids)} process" + ("es" if len(pids) > 1 else "")

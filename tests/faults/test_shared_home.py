@@ -107,8 +107,10 @@ def test_a_silent_host_is_named_and_only_a_person_gives_it_up(
     run, process = living
     stop_everything(run, process)
     grow_old(run)
-    for args in (("runs",), ("show", run.run_id)):
-        n2.lorawatch(*args)
+    listed, shown = n2.lorawatch("runs"), n2.lorawatch("show", run.run_id)
+    words = f"no word from {paths.host_name()} for 1:"
+    assert f"{run.run_id}: {words}" in listed.stderr
+    assert words in shown.stdout
     assert run.state().state == "running"
     refused = n2.lorawatch("adopt", run.run_id)
     assert refused.returncode == 1

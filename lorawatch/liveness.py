@@ -21,7 +21,7 @@ from lorawatch import paths
 from lorawatch.errors import RunElsewhere, UsageError
 from lorawatch.files import beside
 from lorawatch.paths import host_name
-from lorawatch.processes import ProcessId
+from lorawatch.processes import ProcessId, environment_of, process_table
 from lorawatch.rundir import ENDED, RunDir, RunState
 from lorawatch.text import duration
 
@@ -80,7 +80,7 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
         silent = heartbeat_age(run)
         return Liveness("starting" if silent < START_GRACE_S else "over", silent_s=silent)
     if recorder.here:
-        kind: Kind = "recorded" if recorder.alive() else "unrecorded" if workers_alive(state) else "over"
+        kind: Kind = "recorded" if recorder.alive() else "unrecorded" if workers_alive(run, state) else "over"
         return Liveness(kind, host, recorder=recorder)
     silent = heartbeat_age(run)
     if silent < SILENT_S:
@@ -89,14 +89,28 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
     return Liveness("over" if gone else "silent", host, silent, recorder)
 
 
-def workers_alive(state: RunState) -> bool:
+def workers_alive(run: RunDir, state: RunState) -> bool:
     """Whether a process of the run lives, as far as this process can see."""
     known = [state.launcher, *state.ranks] if state.launcher is not None else state.ranks
     if any(p is not None and p.alive() for p in known):
         return True
-    if state.recorder is None or not state.recorder.here:
-        return False
-    return any(ProcessId.seen(pid, started).alive() for pid, started in state.family)
+    return any(p.alive() for p in family(run, state))
+
+
+def family(run: RunDir, state: RunState) -> list[ProcessId]:
+    """The run's processes below its launcher, where this process counts processes as the run's last recorder did: those that
+    it had written down, and the ranks that were started for this run's directory as this user, as the kernel has their
+    environment; a recorder may be killed before it has written down what it saw."""
+    if state.recorder is None or not state.recorder.here or state.launcher is None:
+        return []
+    written = {pid: ProcessId.seen(pid, started) for pid, started in state.family}
+    for process in process_table().values():
+        if process.ended or process.pid in written or process.started < state.launcher.started:
+            continue
+        environment = environment_of(process.pid)
+        if environment.get("LORAWATCH_RUN_DIR") == str(run.root) and "RANK" in environment and _is_own(process.pid):
+            written[process.pid] = ProcessId.seen(process.pid, process.started)
+    return list(written.values())
 
 
 def heartbeat_age(run: RunDir) -> float:
@@ -220,3 +234,10 @@ def _file_clock(folder: Path) -> float:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _is_own(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
+    except OSError:
+        return False

@@ -22,7 +22,8 @@ _PEER_LOST = re.compile(
 )
 _COLLECTIVE = re.compile(r"c10d|distributed|gloo|nccl|process ?group|Dist\w*Error|all_?reduce|barrier", re.I)
 # torch/distributed/elastic/multiprocessing: errors/__init__.py (a failed rank) and api.py (a signal to the agent).
-_RANK_EXIT = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: \d+\)")
+_RANK_EXIT = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: (\d+)\)")
+_FIRST_EXIT = re.compile(r"failed \(exitcode: -?\d+\) local_rank: \d+ \(pid: (\d+)\)")
 _AGENT_SIGNAL = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
 _OOM_TEXT = re.compile(r"OutOfMemoryError|CUDA out of memory")
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.M)
@@ -168,8 +169,9 @@ def _agent_ended(evidence: Evidence) -> Verdict | None:
 def _silent_rank(evidence: Evidence) -> Verdict | None:
     """The verdict where a rank ended without a record, by what torchrun says of its end."""
     silent = set(range(evidence.world_size)) - {r.rank for r in evidence.records}
-    ends = {int(rank): int(code) for rank, code in _RANK_EXIT.findall(evidence.log_tail) if int(rank) in silent}
-    for rank, code in sorted(ends.items(), key=lambda end: (end[1] >= 0, end[1] == -signal.SIGTERM, end[0])):
+    for rank, code in _rank_ends(evidence.log_tail):
+        if rank not in silent:
+            continue
         if code < 0:
             return _signal(f"rank {rank}", -code, evidence.oom_kills)
         cause_text = _last_exception(evidence.log_tail, skip="ChildFailedError")
@@ -186,6 +188,15 @@ def _silent_rank(evidence: Evidence) -> Verdict | None:
         words = f"torchrun ended with status {evidence.exit_code}" + (f": {cause_text}" if cause_text else "")
         return Verdict("failed", "nonzero_exit", words, 1)
     return Verdict("failed", "signal", f"{_were(silent)} ended by a signal, or without a word", 1)
+
+
+def _rank_ends(log: str) -> list[tuple[int, int]]:
+    """How the ranks ended, as torchrun lists them: rank and status, negative for a signal. What came first is first: another
+    signal before the SIGTERM with which torchrun ends the siblings, of two alike the one that torchrun saw end first."""
+    first = {int(pid) for pid in _FIRST_EXIT.findall(log)}
+    ends = {int(rank): (int(code), int(pid)) for rank, code, pid in _RANK_EXIT.findall(log)}
+    order = sorted(ends.items(), key=lambda e: (e[1][0] >= 0, e[1][0] == -signal.SIGTERM, e[1][1] not in first, e[0]))
+    return [(rank, code) for rank, (code, _) in order]
 
 
 def _without_cause(evidence: Evidence) -> Verdict:
@@ -246,9 +257,7 @@ def _torchrun_of_a_user(evidence: Evidence) -> Verdict | None:
     signals = _AGENT_SIGNAL.findall(evidence.log_tail)
     if signals:
         return _signal("the command's torchrun", int(signals[-1]))
-    ends = [(int(rank), int(code)) for rank, code in _RANK_EXIT.findall(evidence.log_tail) if int(code) < 0]
-    # One that it ended itself, after another, got its SIGTERM.
-    ends.sort(key=lambda end: (end[1] == -signal.SIGTERM, end[0]))
+    ends = [(rank, code) for rank, code in _rank_ends(evidence.log_tail) if code < 0]
     return _signal(f"rank {ends[0][0]}", -ends[0][1], evidence.oom_kills) if ends else None
 
 

@@ -18,7 +18,7 @@ from lorawatch.files import read_json
 from lorawatch.journal import JournalWriter
 from lorawatch.launch.placement import Placement
 from lorawatch.live import Follower, LiveView, eval_every, is_separate
-from lorawatch.liveness import deciding
+from lorawatch.liveness import deciding, family
 from lorawatch.masking import mask_output
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, in_initial_namespace, keep_orphans, oom_kills
@@ -222,7 +222,7 @@ class Recorder:
                     f"run {run.run_id} never started its workers", hint="start the recipe again: lorawatch --record"
                 )
             self._begin()
-        self._workers = Workers(before.launcher, None, _known(before))
+        self._workers = Workers(before.launcher, None, family(run, before))
         self._say("adopted", "a new recorder took the run over")
         return self._supervise()
 
@@ -377,6 +377,7 @@ class Recorder:
         assert self._workers is not None
         if self._workers.note_rank(line.rank, line.process) == "foreign":
             self._notices.foreign(line)
+        self._heartbeat_at = 0.0  # whoever adopts the run must find its ranks
         self.state.steps_total = line.steps_total or self.state.steps_total
         if line.attempt > self.state.attempt:
             self.state.attempt = line.attempt
@@ -472,10 +473,3 @@ class Recorder:
         if event.kind == "gpu_lost":
             self._gpu_lost.append(str((event.detail or {}).get("gpu_uuid", "a GPU")))
         self._showing.event(event)
-
-
-def _known(state: RunState) -> list[ProcessId]:
-    """The processes that the recorder before had found below the launcher, where this one counts processes as it did."""
-    if state.recorder is None or not state.recorder.here:
-        return []
-    return [ProcessId.seen(pid, started) for pid, started in state.family]

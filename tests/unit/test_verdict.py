@@ -219,5 +219,16 @@ def test_a_users_own_torchrun_is_read_too() -> None:
     assert judge(Evidence(1, own_command=True, log_tail=failed)).failure == "python_exception"
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_ranks_with_the_same_signal_the_one_that_torchrun_saw_end_first_is_named(first: int) -> None:
+    """SIGTERM to a rank without a handler: torchrun ends the other with the same signal."""
+    seen = f"api.py:1002] failed (exitcode: -15) local_rank: {first} (pid: 1{first}) of binary: python\n"
+    ranks = [rank_log(rank, -15, "(SIGTERM)").replace("(pid: 12)", f"(pid: 1{rank})") for rank in (first, 1 - first)]
+    log = seen + FAILED_LOG.format(root=ranks[0], others=ranks[1])
+    for own_command in (True, False):
+        verdict = judge(Evidence(1, [], 2, own_command=own_command, log_tail=log))
+        assert verdict.message == f"rank {first} was ended by signal 15 (SIGTERM)"
+
+
 def test_a_signal_without_a_name_is_a_number() -> None:
     assert judge(Evidence(-40, own_command=True)).message == "the command was ended by signal 40"

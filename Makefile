@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test check lint types layers bench clean
+.PHONY: demo test check lint types layers faults bench clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lorawatch needs Python 3.11 or newer; make PYTHON=python3.12 …")'
@@ -40,6 +40,12 @@ types: $(VENV)/.dev
 layers: $(VENV)/.dev
 	@# beside the links that show storage/ and assets/ under the name they install as
 	cd .typecheck && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+faults: $(VENV)/.dev   ## faults on real runs: some 170 one by one, commands that race, 200 kills; an hour
+	$(BIN)/python tests/faults/matrix.py
+	$(BIN)/python tests/faults/races.py
+	$(BIN)/python tests/faults/machine.py
+	$(BIN)/python tests/faults/kills.py
 
 bench: $(VENV)/.dev   ## figures with their bounds; minutes
 	$(BIN)/python tests/benchmarks/run_all.py

@@ -286,8 +286,16 @@ class RunDir:
         write_atomically(self.root / "state.json", msgspec.json.encode(state))
 
     def request(self, name: str, content: bytes = b"") -> None:
-        """Leave a request in `control/`: `stop`, `kill`, `checkpoint`."""
-        write_atomically(self.control / name, content)
+        """Leave a request in `control/`: `stop`, `kill`, `checkpoint`.
+
+        Raises:
+            OSError: It cannot be written, or the run's directory is gone.
+        """
+        try:
+            write_atomically(self.control / name, content)
+        except FileNotFoundError:  # somebody has deleted the folder
+            self.control.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(self.control / name, content)
 
     def requested(self, name: str) -> bool:
         return (self.control / name).exists()

@@ -46,6 +46,7 @@ class Observer:
         with contextlib.suppress(OSError):
             make_private(self.run.journal)  # this may be a program of the user's, under any umask
             make_private(self.run.control)
+            self.stopping.reserve()
             self._journal.reserve()
         self._thread.start()
         return self
@@ -107,6 +108,7 @@ class Observer:
         if self._ticking.acquire(timeout=1):  # a thread stuck in a hung file system keeps it
             self._ticking.release()
             self.tick()
+            self.stopping.release()
             return self._journal.close(wait_s)
         return self._journal.waiting
 

@@ -20,11 +20,12 @@ import re
 import threading
 from pathlib import Path
 
-from lorawatch.files import read_small, write_atomically
+from lorawatch.files import Reserve, read_small, write_atomically
 from lorawatch.training.place import Place
 
 ANSWER_S = 15.0
 """How long a rank waits for the others' pledges. Their side threads look ten times a second, whatever their main threads do."""
+_PLEDGE_BYTES = 128
 _PLEDGE = re.compile(rb"(\d{1,18})(?: (\S{0,64}))?")
 
 
@@ -79,7 +80,7 @@ class Agreement:
             with self._lock:
                 pledge = self._completed + 1
                 try:
-                    write_atomically(self._own, f"{pledge} {asked}".strip().encode())
+                    self._write(f"{pledge} {asked}".strip().encode())
                 except OSError:
                     return  # not pledged until the others can read it
                 self._pledge, self._asked_for = pledge, asked
@@ -90,6 +91,14 @@ class Agreement:
             self._seen = frozenset(identity for _, identity in filter(None, pledges))
             self._agreed_step = max(step for step, _ in filter(None, pledges))
             self._agreed.set()
+
+    def _write(self, pledge: bytes) -> None:
+        """Write the pledge down for the others.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        write_atomically(self._own, pledge)
 
     def _asked(self) -> str | None:
         """Which request there is that was not served yet; None where there is none."""
@@ -133,7 +142,23 @@ class StopAgreement(Agreement):
 
     def __init__(self, control: Path, place: Place) -> None:
         self._in_vain = False
+        self._room: Reserve | None = None
         super().__init__(control / "stop", place, "ack")
+
+    def reserve(self) -> None:
+        """Take room on the disk for the pledge, so that the ranks can agree to stop where the disk is full."""
+        self._room = Reserve(self._own, _PLEDGE_BYTES)
+
+    def release(self) -> None:
+        """Give the room back."""
+        if self._room is not None:
+            self._room.release()
+
+    def _write(self, pledge: bytes) -> None:
+        if self._room is None:
+            super()._write(pledge)
+        else:
+            self._room.write(pledge)
 
     @property
     def asked(self) -> bool:

@@ -153,17 +153,15 @@ def _(scene: Scene) -> None:
     scene.found.made = scene.found.kept = 0
 
 
+LIMITED = ("failed nonzero_exit", "failed python_exception", "failed signal")
+
+
 @fault("limits: a recipe's torchrun with 24 file descriptors", *LIMITED, rc=(1,))
 def _(scene: Scene) -> None:
     _limited(scene, "RLIMIT_NOFILE", 24)
 
 
-@fault(
-    "limits: a recipe's torchrun with 400 MB of address space",
-    "failed nonzero_exit",
-    "failed python_exception",
-    rc=(1,),
-)
+@fault("limits: a recipe's torchrun with 400 MB of address space", *LIMITED, rc=(1,))
 def _(scene: Scene) -> None:
     _limited(scene, "RLIMIT_AS", 400 << 20)
 

@@ -45,6 +45,7 @@ class Evidence:
         hang: Why the recorder ended the run as hung, or None.
         gpu_lost: UUIDs of GPUs that the driver lost.
         lines_lost: Journal lines that were lost, as the journals say; the exit records may know of others.
+        step: The last step of any rank, as the journals say.
     """
 
     exit_code: int | None
@@ -58,6 +59,7 @@ class Evidence:
     hang: str | None = None
     gpu_lost: Sequence[str] = field(default=())
     lines_lost: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def _stopped(evidence: Evidence) -> Verdict:
 
 
 def _not_saved(evidence: Evidence) -> str:
-    if not evidence.records and evidence.not_saved is None and not evidence.own_command:
+    stepped = evidence.step or any(r.step for r in evidence.records)
+    if not stepped and evidence.not_saved is None and not evidence.own_command:
         return "stopped before the first step"
     return f"ended while stopping, and nothing was saved{f': {evidence.not_saved}' if evidence.not_saved else ''}"
 

@@ -430,6 +430,7 @@ class Recorder:
             hang=self._hangs.verdict,
             gpu_lost=self._gpu_lost,
             lines_lost=self.view.lines_lost,
+            step=self.view.step,
         )
 
     @property

@@ -165,10 +165,9 @@ def _(scene: Scene) -> None:
 
 @fault("files: the run's directory is deleted under it", printed="its directory was deleted")
 def _(scene: Scene) -> None:
-    scene.light(2, 200, 0.02)
+    scene.light(2, 600, 0.02)
     scene.phase("training")
-    scene.until(lambda: (scene.home / "history.duckdb").exists(), 30, "the history")
-    time.sleep(1)
+    scene.until(lambda: (scene.home / "history.duckdb").exists() and scene.sql("FROM runs"), 30, "its row")
     root, recorder = scene.root, scene.recorder
     assert recorder is not None
     shutil.rmtree(root)

@@ -76,7 +76,7 @@ class Scene:
             "LIGHT_MADE": str(self.made),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(folder / "site"),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(folder / "site"), os.environ.get("PYTHONPATH")))),
         }
 
     # --- what is started
@@ -225,7 +225,12 @@ class Scene:
             return launcher
         if who == "agent":
             return launcher
-        return int(self.until(lambda: self._ranks(launcher).get(who.split()[1]), 60, who))
+        found = self.until(
+            lambda: self._ranks(launcher).get(who.split()[1]) or self.state().get("state") in ENDED, 60, who
+        )
+        if found is True:
+            raise Trouble(f"{who} has ended with the run")
+        return int(found)
 
     def _command_of(self, pid: int) -> str:
         with contextlib.suppress(psutil.Error):
@@ -266,8 +271,13 @@ class Scene:
     # --- what is done
 
     def send(self, who: str, number: signal.Signals) -> None:
-        """Signal a process of the run; this is the fault that the seconds count from."""
-        pid = self.pid(who)
+        """Signal a process of the run; this is the fault that the seconds count from. One that has ended gets none."""
+        try:
+            pid = self.pid(who)
+        except Trouble:
+            if self.state().get("state") in ENDED:
+                return
+            raise
         self.fault()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -211,6 +211,14 @@ def test_a_stop_that_saved_nothing_says_so() -> None:
     assert own.message == "stopped on request; nothing was saved: rank 1 of 2 cannot be asked"
 
 
+def test_a_stop_before_the_first_step_is_told_from_one_whose_ranks_were_killed() -> None:
+    ended = [record(0, "stopped", signal=15, step=0)]
+    for records in ([], ended):
+        assert judge(Evidence(1, records, 2, stop_requested="stop")).message == "stopped before the first step"
+        killed = judge(Evidence(1, records, 2, stop_requested="stop", step=500)).message
+        assert killed == "ended while stopping, and nothing was saved"
+
+
 def test_a_users_own_torchrun_is_read_too() -> None:
     assert judge(Evidence(1, own_command=True, log_tail=KILLED_LOG)).message == "rank 1 was ended by signal 9 (SIGKILL)"
     verdict = judge(Evidence(1, own_command=True, log_tail=AGENT_LOG))

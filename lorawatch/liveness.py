@@ -21,8 +21,8 @@ from lorawatch import paths
 from lorawatch.errors import RunElsewhere, UsageError
 from lorawatch.files import beside
 from lorawatch.paths import host_name
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import ENDED, RunDir, RunState
+from lorawatch.processes import ProcessId, environment_of, process_table
+from lorawatch.rundir import ENDED, RUN_DIR_VARIABLE, RunDir, RunState
 from lorawatch.text import duration
 
 SILENT_S = 60.0
@@ -80,7 +80,7 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
         silent = heartbeat_age(run)
         return Liveness("starting" if silent < START_GRACE_S else "over", silent_s=silent)
     if recorder.here:
-        kind: Kind = "recorded" if recorder.alive() else "unrecorded" if workers_alive(state) else "over"
+        kind: Kind = "recorded" if recorder.alive() else "unrecorded" if _workers_alive(run, state) else "over"
         return Liveness(kind, host, recorder=recorder)
     silent = heartbeat_age(run)
     if silent < SILENT_S:
@@ -89,14 +89,31 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
     return Liveness("over" if gone else "silent", host, silent, recorder)
 
 
-def workers_alive(state: RunState) -> bool:
-    """Whether a process of the run lives, as far as this process can see."""
-    known = [state.launcher, *state.ranks] if state.launcher is not None else state.ranks
-    if any(p is not None and p.alive() for p in known):
-        return True
+def known_workers(state: RunState) -> list[ProcessId]:
+    """The processes that a run's last recorder had found below the launcher, where this process counts as it did."""
     if state.recorder is None or not state.recorder.here:
-        return False
-    return any(ProcessId.seen(pid, started).alive() for pid, started in state.family)
+        return []
+    return [ProcessId.seen(pid, started) for pid, started in state.family]
+
+
+def started_for(run: RunDir) -> list[ProcessId]:
+    """The processes that were started for a run, as their environment says, the oldest first: also those that its recorder
+    had no time to write down. One pass over /proc and the environments in it."""
+    found: list[ProcessId] = []
+    for process in sorted(process_table().values(), key=lambda p: (p.started, p.pid)):
+        folder = Path(environment_of(process.pid).get(RUN_DIR_VARIABLE, ""))
+        if process.ended or folder.name != run.run_id or process.pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if folder.samefile(run.root):
+                found.append(ProcessId.seen(process.pid, process.started))
+    return found
+
+
+def _workers_alive(run: RunDir, state: RunState) -> bool:
+    """Whether a process of the run lives, as far as this process can see."""
+    known = [state.launcher, *state.ranks, *known_workers(state)]
+    return any(p is not None and p.alive() for p in known) or bool(started_for(run))
 
 
 def heartbeat_age(run: RunDir) -> float:

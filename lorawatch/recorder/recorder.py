@@ -18,7 +18,7 @@ from lorawatch.files import read_json
 from lorawatch.journal import JournalWriter
 from lorawatch.launch.placement import Placement
 from lorawatch.live import Follower, LiveView, eval_every, is_separate
-from lorawatch.liveness import deciding
+from lorawatch.liveness import deciding, known_workers, started_for
 from lorawatch.masking import mask_output
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, in_initial_namespace, keep_orphans, oom_kills
@@ -217,12 +217,15 @@ class Recorder:
                 )
             self._state_file = StateFile(run)
             before = self.state
-            if before.launcher is None:
+            there = started_for(run)
+            launcher = before.launcher or next(iter(there), None)
+            if launcher is None:
                 raise UsageError(
                     f"run {run.run_id} never started its workers", hint="start the recipe again: lorawatch --record"
                 )
+            before.launcher = launcher
             self._begin()
-        self._workers = Workers(before.launcher, None, _known(before))
+        self._workers = Workers(launcher, None, [*known_workers(before), *there])
         self._say("adopted", "a new recorder took the run over")
         return self._supervise()
 
@@ -472,10 +475,3 @@ class Recorder:
         if event.kind == "gpu_lost":
             self._gpu_lost.append(str((event.detail or {}).get("gpu_uuid", "a GPU")))
         self._showing.event(event)
-
-
-def _known(state: RunState) -> list[ProcessId]:
-    """The processes that the recorder before had found below the launcher, where this one counts processes as it did."""
-    if state.recorder is None or not state.recorder.here:
-        return []
-    return [ProcessId.seen(pid, started) for pid, started in state.family]

@@ -41,11 +41,11 @@ from lorawatch.records import PhaseChange
 from lorawatch.rundir import ENDED
 
 SETTINGS = (
-    "train.steps=1000000", "train.checkpoint_every=15", "train.eval_every=25", "train.keep_checkpoints=3",
-    "data.eval_share=0.05",
+    "train.steps=10000", "train.checkpoint_every=15", "train.eval_every=25", "train.keep_checkpoints=3",
+    "data.eval_share=0.002",
 )  # fmt: skip
 VICTIMS = ("recorder",) * 30 + ("rank", "rank", "agent", "recorder and agent")
-LIGHT_VICTIMS = ("recorder",) * 8 + ("rank", "agent")
+LIGHT_VICTIMS = ("recorder",) * 18 + ("rank", "agent")
 _END_S = 40.0
 
 
@@ -226,10 +226,14 @@ def kill_often(kills: int, minutes: float, seed: int, *, recipes: float = 0.75, 
             done = 0
             while done < wanted and time.monotonic() < until_s:
                 number += 1
-                with Herd(folder / f"home-{number}", folder / f"out-{number}") as herd:
-                    run = Run(herd, folder / f"made-{number}", choose, count, light=light)
-                    done += torture(run, min(most, wanted - done), until_s)
-                left_processes(herd.home, wait_s=0)
+                home, out = folder / f"home-{number}", folder / f"out-{number}"
+                try:
+                    with Herd(home, out) as herd:
+                        run = Run(herd, folder / f"made-{number}", choose, count, light=light)
+                        done += torture(run, min(most, wanted - done), until_s)
+                finally:  # also where somebody ends this early
+                    left_processes(home, wait_s=0)
+                print(f"run {number}: {run.kills} kills, {len(count.problems)} problems so far", flush=True)
     return count
 
 

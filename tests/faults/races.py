@@ -120,7 +120,7 @@ def make_resumable(folder: Path) -> Path:
     """A lost run of a recipe that has a checkpoint, made once: its directory, to be copied into homes."""
     home = folder / "home"
     with Herd(home, folder / "out") as herd:
-        settings = ("train.steps=100000", "train.checkpoint_every=10", "train.eval_every=20", "data.eval_share=0.05")
+        settings = ("train.steps=10000", "train.checkpoint_every=10", "train.eval_every=20", "data.eval_share=0.002")
         words = [word for setting in settings for word in ("--set", setting)]
         recorder = herd.start("--record", "tiny", "--tag", "resumable", *words)
         run = run_of(home, "resumable")
@@ -268,7 +268,8 @@ def race(rounds: int, processes: int, seed: int, *, resumable_every: int = 4, ke
                 one_round(place, processes, choose, resumable, tally)
             except AssertionError as error:
                 tally.problems.append(f"the round itself: {error}")
-            left_processes(place / "home", wait_s=0)
+            finally:  # also where somebody ends this early
+                left_processes(place / "home", wait_s=0)
             for words in tally.problems[before:]:
                 print(f"round {number}: {words}", flush=True)
             if keep is not None and len(tally.problems) > before:

@@ -49,11 +49,15 @@ class Command:
 
     @property
     def out(self) -> str:
-        return self._base.with_suffix(".out").read_text(errors="replace")
+        return self._read(".out")
 
     @property
     def err(self) -> str:
-        return self._base.with_suffix(".err").read_text(errors="replace")
+        return self._read(".err")
+
+    def _read(self, suffix: str) -> str:
+        path = self._base.with_suffix(suffix)
+        return path.read_text(errors="replace") if path.exists() else ""  # killed before it had any
 
     def wait(self, timeout: float) -> bool:
         """Whether it ended in that time."""

@@ -25,7 +25,6 @@ from lorawatch.journal import line_decoder
 from lorawatch.recipe import load
 from lorawatch.records import Evaluation, Event, ExitRecord, HostSample, RankStarted, Step
 from lorawatch.rundir import ENDED, RunDir
-from lorawatch.storage.edit import RUN_TABLES
 
 Rows = dict[str, Counter[tuple[object, ...]]]
 _REFUSALS = (1, 2)
@@ -145,13 +144,21 @@ def bad_history(home: Path, *, known: Iterable[str]) -> list[str]:
             if run_id in there:
                 problems += [f"run {run_id}: {words}" for words in _bad_run(connection, run)]
                 continue
-            for table in RUN_TABLES:
+            for table in _tables_of_runs(connection):
                 answer = connection.execute(f"SELECT count(*) FROM {table} WHERE run_id = ?", [run_id]).fetchone()
                 if answer and answer[0]:
                     problems.append(f"run {run_id} is deleted, and {table} has {answer[0]} rows of it")
             if (home / "open" / run_id).exists():
                 problems.append(f"run {run_id} is deleted, and its marker says that the history lacks something")
     return problems + [f"a deletion has left {path.name}" for path in home.glob(".*.deleted-*")]
+
+
+def _tables_of_runs(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Every table that has rows of runs, as the history itself says."""
+    found = connection.execute(
+        "SELECT c.table_name FROM duckdb_columns() c JOIN duckdb_tables() t USING (table_name) WHERE c.column_name = 'run_id'"
+    ).fetchall()
+    return [name for (name,) in found]
 
 
 def _bad_run(connection: duckdb.DuckDBPyConnection, run: RunDir) -> list[str]:

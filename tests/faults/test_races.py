@@ -24,7 +24,8 @@ def test_commands_at_the_same_moment_leave_every_run_whole() -> None:
 
 
 def test_any_order_of_commands_and_kills_leads_to_an_end() -> None:
-    run_machine(examples=2, steps=8, seed=3)
+    found = run_machine(examples=2, steps=8, seed=3)
+    assert not found, "\n".join(found)
 
 
 def test_a_run_takes_kill_after_kill() -> None:

@@ -209,6 +209,8 @@ def bad_owners(run: RunDir, *, orphaned: int = 0) -> list[str]:
     """
     problems: list[str] = []
     begun = ended = 0
+    if not run.events_journal.exists():  # killed before it said anything
+        return []
     for text in run.events_journal.read_bytes().splitlines():
         with contextlib.suppress(msgspec.MsgspecError):
             line = line_decoder.decode(text)
@@ -249,11 +251,14 @@ def bad_files(run: RunDir) -> list[str]:
 
 
 def _load(path: Path) -> None:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="numpy") as file:
-        for key in file.keys():  # noqa: SIM118  no mapping
-            file.get_tensor(key)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118  no mapping
+                file.get_tensor(key)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
 
 
 def temporary_files(run: RunDir) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from helpers import finish, lorawatch, no_process_left, sql, start, the_run, wait_for
+from soundness import left_processes
 
 from lorawatch.liveness import liveness, started_for
 from lorawatch.processes import ProcessId
@@ -26,11 +28,12 @@ run(["--record", "--", *sys.argv[1:]])
 
 
 @pytest.fixture(autouse=True)
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def made(tmp_path: Path, lorawatch_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     folder = tmp_path / "made"
     folder.mkdir()
     monkeypatch.setenv("LIGHT_MADE", str(folder))
-    return folder
+    yield
+    left_processes(lorawatch_home, wait_s=0)
 
 
 def test_a_command_whose_recorder_was_killed_before_it_knew_it_is_adopted(lorawatch_home: Path) -> None:

@@ -1,4 +1,4 @@
-"""Processes that a recorder had no time to write down before it was killed: they are the run's all the same."""
+"""Moments in which a run seems to have nobody: before its recorder began, and before that wrote down what it had started."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import pytest
 from helpers import finish, lorawatch, no_process_left, sql, start, the_run, wait_for
 from soundness import left_processes
 
+from lorawatch.launch.handover import send
 from lorawatch.liveness import liveness, started_for
 from lorawatch.processes import ProcessId
+from lorawatch.recorder.prepare import prepare_command
+from lorawatch.rundir import RunState
 
 LIGHT = [sys.executable, str(Path(__file__).with_name("light.py")), "launch", "2", "100000", "0.02"]
 # A recorder that is killed once it has started its command, before it writes down which process that is.
@@ -50,6 +53,31 @@ def test_a_command_whose_recorder_was_killed_before_it_knew_it_is_adopted(lorawa
     assert lorawatch("stop", run.run_id, "--wait").returncode == 0
     finish(adopter)
     assert run.state().state == "stopped"
+    assert not started_for(run)
+
+
+def test_a_detached_run_has_a_recorder_from_its_first_moment(lorawatch_home: Path) -> None:
+    """However long its recorder takes to load: nobody may judge the run meanwhile."""
+    result = lorawatch("--record", "--detach", "--", "sleep", "60")
+    assert result.returncode == 0, result.stderr
+    run = the_run(lorawatch_home)
+    recorder = run.state().recorder
+    assert recorder is not None and recorder.alive()
+    assert "supervise" in recorder.command(400)
+    assert lorawatch("stop", run.run_id, "--wait").returncode == 0
+
+
+def test_a_run_that_was_given_up_before_its_recorder_began_is_not_started(lorawatch_home: Path) -> None:
+    run = prepare_command(["sleep", "60"], [])
+    run.write_state(RunState(state="lost", exit_code=1))
+    words = [sys.executable, "-P", "-m", "lorawatch", "supervise", run.run_id]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        send(["sleep", "60"], process.stdin, run.logs / "recorder.log")
+        said = process.stderr.read().decode()
+    assert process.returncode == 2
+    assert f"run {run.run_id} has ended (lost) before its recorder began" in said
+    assert run.state().recorder is None
     assert not started_for(run)
 
 

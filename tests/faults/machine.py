@@ -266,9 +266,9 @@ class Machine(RuleBasedStateMachine):
                 if run.run_id in self.made_by:
                     self.problems += bad_steps(run, self.made_by[run.run_id], all_of_them=False)
                 self.problems += [f"{run}: {w}" for w in ("Traceback", "defect") if w in _log(run)]
-            self.delete_everything()
             if self.keep is not None and self.problems:
                 shutil.copytree(self.folder, self.keep / self.folder.name, symlinks=True)
+            self.delete_everything()
         except Exception as error:
             self.problems.append(f"the machine itself: {type(error).__name__}: {error}")
         finally:

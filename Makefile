@@ -41,11 +41,11 @@ layers: $(VENV)/.dev
 	@# beside the links that show storage/ and assets/ under the name they install as
 	cd .typecheck && ../$(BIN)/lint-imports --config ../pyproject.toml
 
-faults: $(VENV)/.dev   ## faults on real runs: some 170 one by one, commands that race, 200 kills; an hour
+faults: $(VENV)/.dev   ## some 170 faults on real runs, commands that race, 200 kills: an hour and a half
 	$(BIN)/python tests/faults/matrix.py
-	$(BIN)/python tests/faults/races.py
-	$(BIN)/python tests/faults/machine.py
-	$(BIN)/python tests/faults/kills.py
+	$(BIN)/python tests/faults/races.py --rounds 50 --processes 20
+	$(BIN)/python tests/faults/machine.py --examples 100 --steps 15
+	$(BIN)/python tests/faults/kills.py --kills 200 --minutes 30
 
 bench: $(VENV)/.dev   ## figures with their bounds; minutes
 	$(BIN)/python tests/benchmarks/run_all.py

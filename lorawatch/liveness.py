@@ -22,7 +22,7 @@ from lorawatch.errors import RunElsewhere, UsageError
 from lorawatch.files import beside
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, environment_of, process_table
-from lorawatch.rundir import ENDED, RunDir, RunState
+from lorawatch.rundir import ENDED, RUN_DIR_VARIABLE, RunDir, RunState
 from lorawatch.text import duration
 
 SILENT_S = 60.0
@@ -80,7 +80,7 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
         silent = heartbeat_age(run)
         return Liveness("starting" if silent < START_GRACE_S else "over", silent_s=silent)
     if recorder.here:
-        kind: Kind = "recorded" if recorder.alive() else "unrecorded" if workers_alive(run, state) else "over"
+        kind: Kind = "recorded" if recorder.alive() else "unrecorded" if _workers_alive(run, state) else "over"
         return Liveness(kind, host, recorder=recorder)
     silent = heartbeat_age(run)
     if silent < SILENT_S:
@@ -89,28 +89,39 @@ def liveness(run: RunDir, state: RunState | None = None) -> Liveness:
     return Liveness("over" if gone else "silent", host, silent, recorder)
 
 
-def workers_alive(run: RunDir, state: RunState) -> bool:
-    """Whether a process of the run lives, as far as this process can see."""
-    known = [state.launcher, *state.ranks] if state.launcher is not None else state.ranks
-    if any(p is not None and p.alive() for p in known):
-        return True
-    return any(p.alive() for p in family(run, state))
-
-
-def family(run: RunDir, state: RunState) -> list[ProcessId]:
-    """The run's processes below its launcher, where this process counts processes as the run's last recorder did: those that
-    it had written down, and the ranks that were started for this run's directory as this user, as the kernel has their
-    environment; a recorder may be killed before it has written down what it saw."""
-    if state.recorder is None or not state.recorder.here or state.launcher is None:
+def known_workers(state: RunState) -> list[ProcessId]:
+    """The processes that a run's last recorder had found below the launcher, where this process counts as it did."""
+    if state.recorder is None or not state.recorder.here:
         return []
-    written = {pid: ProcessId.seen(pid, started) for pid, started in state.family}
-    for process in process_table().values():
-        if process.ended or process.pid in written or process.started < state.launcher.started:
+    return [ProcessId.seen(pid, started) for pid, started in state.family]
+
+
+def started_for(run: RunDir) -> list[ProcessId]:
+    """This user's processes that were started for a run, as the kernel has their environment, the oldest first: also those
+    that its recorder had no time to write down. One pass over /proc and the environments in it.
+
+    This process and those that it descends from are left out: a person may adopt a run from a shell that the run started.
+    """
+    table = process_table()
+    above, pid = set(), os.getpid()
+    while pid in table and pid not in above:
+        above.add(pid)
+        pid = table[pid].parent
+    found: list[ProcessId] = []
+    for process in sorted(table.values(), key=lambda p: (p.started, p.pid)):
+        folder = Path(environment_of(process.pid).get(RUN_DIR_VARIABLE, ""))
+        if process.ended or folder.name != run.run_id or process.pid in above:
             continue
-        environment = environment_of(process.pid)
-        if environment.get("LORAWATCH_RUN_DIR") == str(run.root) and "RANK" in environment and _is_own(process.pid):
-            written[process.pid] = ProcessId.seen(process.pid, process.started)
-    return list(written.values())
+        with contextlib.suppress(OSError):
+            if folder.samefile(run.root) and Path(f"/proc/{process.pid}").stat().st_uid == os.geteuid():
+                found.append(ProcessId.seen(process.pid, process.started))
+    return found
+
+
+def _workers_alive(run: RunDir, state: RunState) -> bool:
+    """Whether a process of the run lives, as far as this process can see."""
+    known = [state.launcher, *state.ranks, *known_workers(state)]
+    return any(p is not None and p.alive() for p in known) or bool(started_for(run))
 
 
 def heartbeat_age(run: RunDir) -> float:
@@ -234,10 +245,3 @@ def _file_clock(folder: Path) -> float:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _is_own(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
-    except OSError:
-        return False

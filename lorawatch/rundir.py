@@ -21,6 +21,8 @@ from lorawatch.records import Failure
 
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "lost"]
 ENDED: frozenset[str] = frozenset({"completed", "stopped", "failed", "lost"})
+RUN_DIR_VARIABLE = "LORAWATCH_RUN_DIR"
+"""In the environment of whatever is started for a run: the run's directory."""
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter that looks like a digit
 _LOCK_WAIT_S = 30.0
 

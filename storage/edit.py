@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from lorawatch import paths
 from lorawatch.errors import HistoryError
@@ -62,32 +63,57 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
         HistoryError: Its directory cannot be removed.
     """
     run = RunDir(paths.runs_folder() / run_id)
-    if not run.root.is_dir():
-        _delete_rows(run_id, deadline_s)
-        return
+    gone = beside(paths.home() / run_id, "deleted-")
     try:
-        with deciding(run) as found:
-            refuse_living(run, found, "deleted")
+        if run.root.is_dir():
+            with deciding(run) as found:
+                refuse_living(run, found, "deleted")
+                _delete_rows(run_id, deadline_s, (run.root, gone))
+        else:
             _delete_rows(run_id, deadline_s)
-            # At once, so that no command finds half of it.
-            gone = beside(paths.home() / run_id, "deleted-")
-            run.root.rename(gone)
     except OSError as error:
-        raise HistoryError(f"{run.root} cannot be removed: {error.strerror}", hint="remove it by hand") from None
+        raise _stays(run.root, error) from None
     for rest in (gone, *paths.home().glob(".*.deleted-*")):  # also what a killed command has left
         shutil.rmtree(rest, ignore_errors=True)
     if gone.exists():
         raise HistoryError(f"run {run_id} is deleted, but some of its files stay in {gone}", hint="remove them by hand")
 
 
-def _delete_rows(run_id: str, deadline_s: float) -> None:
+def _delete_rows(run_id: str, deadline_s: float, move: tuple[Path, Path] | None = None) -> None:
+    """Take a run's rows out of the history, and its directory out of sight in the same moment.
+
+    The directory goes while the history is held and before the rows are gone for good, so that nobody brings them in again,
+    and whatever fails or is killed in between leaves a run that is still listed and can be deleted.
+
+    Args:
+        move: The directory and its new name; None where it is not there.
+
+    Raises:
+        HistoryError: It cannot be moved, or the history cannot be written; nothing has changed.
+    """
     with writing(deadline_s=deadline_s, whole=True) as connection:
+        moved = False
         connection.execute("BEGIN")
         try:
             for table in RUN_TABLES:
                 connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])  # noqa: S608  names of our own
+            moved = move is not None and _moved(*move)
             connection.execute("COMMIT")
         except BaseException:
             roll_back(connection)
+            if move is not None and moved:
+                move[1].rename(move[0])
             raise
     (paths.open_runs_folder() / run_id).unlink(missing_ok=True)
+
+
+def _moved(root: Path, gone: Path) -> bool:
+    try:
+        root.rename(gone)
+    except OSError as error:
+        raise _stays(root, error) from None
+    return True
+
+
+def _stays(root: Path, error: OSError) -> HistoryError:
+    return HistoryError(f"{root} cannot be removed: {error.strerror}", hint="remove it by hand")

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from lorawatch import paths
-from lorawatch.errors import JournalUnreadable
+from lorawatch.errors import JournalUnreadable, RunNotFound
 from lorawatch.masking import mask_arguments
 from lorawatch.rundir import ENDED, RunDir, RunInfo, RunState
 from lorawatch.sanitize import clean, cleaned
@@ -70,6 +70,7 @@ def ingest_run(run: RunDir, *, deadline_s: float = 2.0, history: Path | None = N
     Raises:
         HistoryBusy: Others held the history; the lines wait in the journals.
         JournalUnreadable: A journal cannot be read; the others are in.
+        RunNotFound: The run was deleted meanwhile; nothing of it is in.
         HistoryError: The history cannot be written.
     """
     began = time.monotonic()
@@ -87,7 +88,7 @@ def finish_run(run: RunDir, *, deadline_s: float = 2.0, history: Path | None = N
     A run that has not ended yet is only ingested.
 
     Raises:
-        HistoryBusy, JournalUnreadable, HistoryError: As `ingest_run`; the run stays open.
+        HistoryBusy, JournalUnreadable, RunNotFound, HistoryError: As `ingest_run`; the run stays open.
     """
     return once_more(history, lambda: _finish(run, deadline_s, history), deadline_s=deadline_s)
 
@@ -207,7 +208,13 @@ def _state(run: RunDir) -> RunState:
 
 
 def _facts(run: RunDir) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
-    """The run's row of `runs` by column, times as unix seconds, and its rows of `gpus`."""
+    """The run's row of `runs` by column, times as unix seconds, and its rows of `gpus`.
+
+    Raises:
+        RunNotFound: The run was deleted.
+    """
+    if not run.root.is_dir():  # deleted while this waited for the history: nothing of it may come back
+        raise RunNotFound(f"run {run.run_id} is gone", hint="lorawatch runs lists them")
     state = _state(run)
     try:
         info = run.info()

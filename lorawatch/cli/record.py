@@ -17,7 +17,7 @@ from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.interpreter import own_module
 from lorawatch.permissions import users_umask
 from lorawatch.processes import ProcessId
-from lorawatch.rundir import RunDir, RunState
+from lorawatch.rundir import ENDED, RunDir, RunState
 
 if TYPE_CHECKING:
     from lorawatch.cli.display import Display
@@ -158,12 +158,21 @@ def supervise_all(
 
     Args:
         command: Of an own command's run: its arguments as they were typed.
+
+    Raises:
+        UsageError: One was given up before it began.
+        RunBusy, RunNotFound: As `RunDir.locked`.
     """
     worst = 0
     for run in runs:  # the queue has somebody who answers for it
-        state = run.state()
-        state.recorder = ProcessId.own()
-        run.write_state(state)
+        with run.locked():
+            state = run.state()
+            if state.state in ENDED:  # this process took so long to begin that somebody has judged the run
+                raise UsageError(
+                    f"run {run.run_id} has ended ({state.state}) before its recorder began", hint="start it again"
+                )
+            state.recorder = ProcessId.own()
+            run.write_state(state)
     for index, run in enumerate(runs):
         state, stopped_by = supervise_one(run, as_json=as_json, nvml=nvml, command=command)
         code = exit_code(state, stopped_by)
@@ -350,11 +359,12 @@ def detach_runs(runs: Sequence[RunDir], as_json: bool, command: Sequence[str] | 
         from lorawatch.launch.handover import send
 
         send(command, recorder.stdin, runs[0].logs / "recorder.log")
-    for run in runs:  # a resumed one is old: without a recorder anybody might take it for given up
-        state = run.state()
-        if state.recorder == ProcessId.own():
-            state.recorder = ProcessId.of(recorder.pid)
-            run.write_state(state)
+    for run in runs:  # without a recorder anybody might take it for given up, a resumed one at once
+        with run.locked():
+            state = run.state()
+            if state.recorder in (None, ProcessId.own()) and state.state not in ENDED:
+                state.recorder = ProcessId.of(recorder.pid)
+                run.write_state(state)
     if as_json:
         click.echo(msgspec.json.encode({"type": "detached", "run_ids": [r.run_id for r in runs]}).decode())
     else:

@@ -18,7 +18,7 @@ from lorawatch.interpreter import SAFE_PATH, own_module
 from lorawatch.launch.placement import Placement
 from lorawatch.masking import mask_text
 from lorawatch.permissions import users_umask
-from lorawatch.rundir import RunDir
+from lorawatch.rundir import RUN_DIR_VARIABLE, RunDir
 
 # Longer than a step plus a save of an adapter, shorter than a person's patience.
 SHUTDOWN_TIMEOUT_S = 60
@@ -82,7 +82,7 @@ def environment(
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # left over from an outer torchrun
         env.pop(name, None)
     env.update(placement.environment())
-    env["LORAWATCH_RUN_DIR"] = str(run.root)
+    env[RUN_DIR_VARIABLE] = str(run.root)
     env["LORAWATCH_RECORDER_PID"] = str(os.getpid())
     env["LORAWATCH_FIRST_ATTEMPT"] = str(first_attempt)
     env["LORAWATCH_RESUMED_AT"] = "" if resumed_at is None else str(resumed_at)

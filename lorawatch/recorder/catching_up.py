@@ -70,12 +70,12 @@ def _caught_up(run: RunDir) -> bool:
     """Whether the run has ended and is wholly in the history."""
     from lorawatch.storage.ingest import finish_run, ingest_run
 
-    kind = liveness(run).kind
-    if kind == "unrecorded":
-        ingest_run(run)
-    if kind not in ("ended", "over"):
-        return False
     try:
+        kind = liveness(run).kind
+        if kind == "unrecorded":
+            ingest_run(run)
+        if kind not in ("ended", "over"):
+            return False
         with run.locked(_BRIEFLY_S):  # whoever decides about it meanwhile goes first
             status = liveness(run)
             if status.kind == "over":

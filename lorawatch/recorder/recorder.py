@@ -18,7 +18,7 @@ from lorawatch.files import read_json
 from lorawatch.journal import JournalWriter
 from lorawatch.launch.placement import Placement
 from lorawatch.live import Follower, LiveView, eval_every, is_separate
-from lorawatch.liveness import deciding, family
+from lorawatch.liveness import deciding, known_workers, started_for
 from lorawatch.masking import mask_output
 from lorawatch.paths import host_name
 from lorawatch.processes import ProcessId, in_initial_namespace, keep_orphans, oom_kills
@@ -217,12 +217,15 @@ class Recorder:
                 )
             self._state_file = StateFile(run)
             before = self.state
-            if before.launcher is None:
+            there = started_for(run)
+            launcher = before.launcher or next(iter(there), None)
+            if launcher is None:
                 raise UsageError(
                     f"run {run.run_id} never started its workers", hint="start the recipe again: lorawatch --record"
                 )
+            before.launcher = launcher
             self._begin()
-        self._workers = Workers(before.launcher, None, family(run, before))
+        self._workers = Workers(launcher, None, [*known_workers(before), *there])
         self._say("adopted", "a new recorder took the run over")
         return self._supervise()
 

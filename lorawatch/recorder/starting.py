@@ -12,7 +12,7 @@ from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
 from lorawatch.recipe import Recipe
 from lorawatch.recorder.infofile import InfoFile
-from lorawatch.rundir import RunDir, RunState
+from lorawatch.rundir import RUN_DIR_VARIABLE, RunDir, RunState
 from lorawatch.sanitize import encodable
 
 
@@ -32,7 +32,7 @@ def start_command(run: RunDir, command: Sequence[str] | None, log: Path) -> subp
             f"the command of run {run.run_id} was given to another recorder and is in no file",
             hint="start it again: lorawatch --record -- CMD",
         )
-    env = {**os.environ, "LORAWATCH_RUN_DIR": str(run.root), "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, RUN_DIR_VARIABLE: str(run.root), "PYTHONUNBUFFERED": "1"}
     return torchrun.start(list(command), env, log)
 
 

@@ -1,7 +1,7 @@
 """The processes of a run: the launcher and all that descends from it, whether started here or adopted.
 
-Only a process that this recorder has found under its own /proc, below the launcher that it started, is ever signalled. What
-a rank writes of itself only says which of them it is.
+Only a process that this recorder has found under its own /proc, below the launcher that it started or started for the run
+by its environment, is ever signalled. What a rank writes of itself only says which of them it is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Workers:
         launcher: The launcher's identity.
         process: The launcher where it is this process's child; None where it is adopted, so that its exit status cannot be
             had.
-        family: What is known to descend from it, from `state.json` of an adopted run.
+        family: What is known to belong to it of an adopted run: from `state.json`, or by its environment.
         orphans: This process keeps orphans (`processes.keep_orphans`), so that whatever becomes its child is the run's.
     """
 

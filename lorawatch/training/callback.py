@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorawatch.records import Evaluation, Event, Step
-from lorawatch.rundir import RunDir
+from lorawatch.rundir import RUN_DIR_VARIABLE, RunDir
 from lorawatch.text import rank_words
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
@@ -34,7 +34,6 @@ from lorawatch.training.place import Place
 from lorawatch.training.stopping import ANSWER_S, Agreement
 
 _log = logging.getLogger(__name__)
-RUN_DIR_VARIABLE = "LORAWATCH_RUN_DIR"
 _DISK_WAIT_S = 5.0  # for a full disk to take the last lines; a script has its own work to go on with
 
 

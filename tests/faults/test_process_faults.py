@@ -213,27 +213,6 @@ def test_an_adopter_ends_what_outlived_a_launcher_that_died_unseen(lorawatch_hom
     assert run.state().state == "lost"
 
 
-def test_ranks_that_no_recorder_came_to_write_down_are_the_runs(lorawatch_home: Path) -> None:
-    """The recorder is killed at its first step, and the launcher too: only the kernel still knows whose the ranks are."""
-    process = start("--record", "--", *LIGHT, "launch", "2", "100000", "0.02")
-    run = the_run(lorawatch_home)
-    wait_for(lambda: len(run.state().ranks) == 2)
-    process.kill()
-    process.wait()
-    state = run.state()
-    ranks, launcher = [r.pid for r in state.ranks], state.launcher
-    run.write_state(msgspec.structs.replace(state, ranks=[], family=[]))
-    assert launcher is not None
-    os.kill(launcher.pid, signal.SIGKILL)
-    wait_for(lambda: not alive(launcher.pid))
-    code = "import sys; from lorawatch.storage.edit import delete_run; delete_run(sys.argv[1])"
-    refused = subprocess.run([sys.executable, "-c", code, run.run_id], check=False, capture_output=True, text=True)
-    assert "lost its recorder" in refused.stderr
-    result = lorawatch("adopt", run.run_id)
-    assert not any(alive(pid) for pid in ranks), result.stdout
-    assert run.state().state == "lost"
-
-
 def test_identities_of_an_older_lorawatch_are_no_reason_to_signal(
     lorawatch_home: Path, stranger: subprocess.Popen[bytes]
 ) -> None:

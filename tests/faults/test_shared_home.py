@@ -105,8 +105,8 @@ def test_a_silent_host_is_named_and_only_a_person_gives_it_up(
     living: Living, n2: OtherHost, lorawatch_home: Path
 ) -> None:
     run, process = living
-    history = paths.history_file()
-    wait_for(lambda: history.exists() and sql(lorawatch_home, "SELECT count(*) FROM runs") == [(1,)])
+    # its recorder brings it in every five seconds
+    wait_for(lambda: paths.history_file().exists() and sql(lorawatch_home, "SELECT count(*) FROM runs") == [(1,)])
     stop_everything(run, process)
     grow_old(run)
     listed, shown = n2.lorawatch("runs"), n2.lorawatch("show", run.run_id)

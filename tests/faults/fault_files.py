@@ -167,7 +167,7 @@ def _(scene: Scene) -> None:
 def _(scene: Scene) -> None:
     scene.light(2, 600, 0.02)
     scene.phase("training")
-    scene.until(lambda: (scene.home / "history.duckdb").exists() and scene.sql("FROM runs"), 30, "its row")
+    scene.until(lambda: (scene.home / "history.duckdb").exists() and scene.sql("SELECT run_id FROM runs"), 30, "its row")
     root, recorder = scene.root, scene.recorder
     assert recorder is not None
     shutil.rmtree(root)

@@ -319,7 +319,7 @@ def start(text: str, tags: Sequence[str], closing: threading.Event) -> str:
 
 
 def _wait_for_recorder(run: RunDir, closing: threading.Event) -> None:
-    """Until the recorder has written down that it has the run.
+    """Until the recorder's first heartbeat; that it was started is written down before.
 
     Raises:
         StartFailed: Its process has gone before that.
@@ -328,7 +328,7 @@ def _wait_for_recorder(run: RunDir, closing: threading.Event) -> None:
     while not closing.wait(0.1):
         alive = _recorder_lives(run.run_id)
         try:
-            if run.state().recorder is not None:  # read after the look at the process: it may have ended in between
+            if run.state().heartbeat_at is not None:  # read after the look at the process: it may have ended in between
                 return
         except (OSError, msgspec.MsgspecError):
             pass

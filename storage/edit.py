@@ -82,7 +82,7 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
 def _delete_rows(run_id: str, deadline_s: float, move: tuple[Path, Path] | None = None) -> None:
     """Take a run's rows out of the history, and its directory out of sight in the same moment.
 
-    The directory goes while the history is held and before the rows are gone for good, so that nobody brings them in again,
+    The directory goes while the history is held and before the rows are gone for good, so that no ingest brings them in again,
     and whatever fails or is killed in between leaves a run that is still listed and can be deleted.
 
     Args:

@@ -36,7 +36,7 @@ def _(scene: Scene) -> None:
     _hang(scene, "rank 1")
 
 
-@fault("hang: both ranks are stopped and nobody continues them", "failed hang", said="stopped", rc=(1,))
+@fault("hang: both ranks are stopped for good", "failed hang", said="stopped", rc=(1,))
 def _(scene: Scene) -> None:
     _hang(scene, "rank 0", "rank 1")
 

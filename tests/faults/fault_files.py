@@ -167,7 +167,9 @@ def _(scene: Scene) -> None:
 def _(scene: Scene) -> None:
     scene.light(2, 600, 0.02)
     scene.phase("training")
-    scene.until(lambda: (scene.home / "history.duckdb").exists() and scene.sql("SELECT run_id FROM runs"), 30, "its row")
+    scene.until(
+        lambda: (scene.home / "history.duckdb").exists() and scene.sql("SELECT run_id FROM runs"), 30, "its row"
+    )
     root, recorder = scene.root, scene.recorder
     assert recorder is not None
     shutil.rmtree(root)
@@ -276,7 +278,7 @@ def _(scene: Scene) -> None:
     if len(living) != 1 or any(p.returncode != 2 for p in several if p not in living):
         scene.found.wrong.append(f"adopters ended with {[p.poll() for p in several]}")
     if not living or ended(scene):
-        raise Trouble("nobody adopted it")
+        raise Trouble("no adopter took it over")
     scene.recorder = living[0]
     scene.until(lambda: (scene.state().get("recorder") or {}).get("pid") == living[0].pid, 30, "the adopter")
     scene.send("recorder", signal.SIGTERM)

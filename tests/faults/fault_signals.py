@@ -5,7 +5,7 @@ In a column, `/` stands between several right answers, and `-` says that nothing
 run      recipe (two torchrun ranks of a tiny model), torchrun (an own torchrun, ranks without torch), light (an own launcher)
 who      recorder, agent (torchrun's), launcher (an own one), rank 0, rank 1
 signal   A name; several are sent one after the other. `adopt`: a new recorder takes the run over; `stop`: `lorawatch stop`;
-         `alone`: the recorder is killed first, so that nobody sees what follows.
+         `alone`: the recorder is killed first, so that no recorder sees what follows.
          HUP, what a lost terminal sends, ends nothing.
 phase    starting, loading, training, evaluating, saving, ending: `scene.Scene.phase`
 verdict  State, and the failure behind it

@@ -176,7 +176,7 @@ def _limited(scene: Scene, what: str, value: int) -> None:
     scene.recipe(50)
     scene.finish()
     message = str(scene.state().get("message"))
-    if "signal" in message and "SIGABRT" not in message:  # what C++ does with an exception that nobody catches
+    if "signal" in message and "SIGABRT" not in message:  # what C++ does with an uncaught exception
         scene.found.wrong.append("an exit is called a signal")
 
 

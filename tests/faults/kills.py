@@ -161,7 +161,7 @@ class Run:
         self.recorder = self.herd.start(*words, env={"LIGHT_MADE": str(self.folder)})
 
     def end(self) -> None:
-        """Stop it, with an adoption where nobody records it, and look at everything."""
+        """Stop it, with an adoption where it has no recorder, and look at everything."""
         deadline = time.monotonic() + _END_S
         while self.run.state().state not in ENDED and time.monotonic() < deadline:
             if not self.run.requested("stop"):

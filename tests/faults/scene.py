@@ -28,7 +28,7 @@ ENDED = ("completed", "stopped", "failed", "lost")
 GRACE_S = 1.0
 """For what is left over: a process that has just been killed is in the table for a moment."""
 
-# A recipe's ranks count their optimizer steps where no fault of the home reaches, and apart from lorawatch's own count.
+# A recipe's ranks count their optimizer steps on another file system than the home, whatever lorawatch counts.
 COUNTING = """
 import os, sys
 if "RANK" in os.environ and "lorawatch.training.worker" in " ".join(sys.orig_argv):
@@ -170,7 +170,7 @@ class Scene:
             return 0
 
     def sql(self, query: str, timeout: float = 20) -> list[tuple[Any, ...]]:
-        """Ask the history file itself, when nobody holds it.
+        """Ask the history file itself, when no other process holds it.
 
         Raises:
             Trouble: It is held, or is no database.

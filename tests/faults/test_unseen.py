@@ -1,4 +1,4 @@
-"""Moments in which a run seems to have nobody: before its recorder began, and before that wrote down what it had started."""
+"""Moments in which a run seems to have no process: before its recorder began, and before that wrote down what it had started."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_command_whose_recorder_was_killed_before_it_knew_it_is_adopted(lorawa
 
 
 def test_a_detached_run_has_a_recorder_from_its_first_moment(lorawatch_home: Path) -> None:
-    """However long its recorder takes to load: nobody may judge the run meanwhile."""
+    """However long its recorder takes to load: no command may judge the run meanwhile."""
     result = lorawatch("--record", "--detach", "--", "sleep", "60")
     assert result.returncode == 0, result.stderr
     run = the_run(lorawatch_home)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 class Trouble(Exception):
@@ -47,6 +49,21 @@ class Found:
     doubled: int = 0
     unsaid: int = 0
     wrong: list[str] = field(default_factory=list)
+
+
+def processes_of(home: Path, but: Collection[int] = ()) -> list[psutil.Process]:
+    """Every live process that was started with this home: recorders, launchers, ranks, and what they started."""
+    wanted = f"LORAWATCH_HOME={home}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) in but:
+            continue
+        with contextlib.suppress(OSError, psutil.Error):
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                process = psutil.Process(int(entry.name))
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+    return found
 
 
 def lines_of(path: Path, kind: str) -> list[dict[str, Any]]:

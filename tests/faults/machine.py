@@ -282,7 +282,7 @@ class Machine(RuleBasedStateMachine):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def end_everything(self) -> None:
-        """A stop, a second one that ends at once, and an adoption where no recorder is left: within seconds every run has ended."""
+        """A stop, a second one that ends at once, an adoption where no recorder is left: within seconds all runs have ended."""
         deadline, asked = time.monotonic() + _END_S, 0.0
         while time.monotonic() < deadline:
             living = self.living()

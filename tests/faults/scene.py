@@ -21,7 +21,7 @@ from typing import Any
 
 import duckdb
 import psutil
-from found import Found, Skip, Trouble, count_rows, lines_of
+from found import Found, Skip, Trouble, count_rows, lines_of, processes_of
 
 HERE = Path(__file__).parent
 ENDED = ("completed", "stopped", "failed", "lost")
@@ -205,13 +205,7 @@ class Scene:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this scene that lives, whoever its parent is."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                ours = process.environ().get("LORAWATCH_HOME") == str(self.home)
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return processes_of(self.home)
 
     # --- who is meant
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import duckdb
 import msgspec
 import psutil
+from found import processes_of
 from herd import Command
 
 from lorawatch import checkpoints
@@ -39,21 +40,6 @@ _QUESTIONS = {
 
 
 # --- processes
-
-
-def processes_of(home: Path, but: Collection[int] = ()) -> list[psutil.Process]:
-    """Every live process that was started with this home: recorders, launchers, ranks, and what they started."""
-    wanted = f"LORAWATCH_HOME={home}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) in but:
-            continue
-        with contextlib.suppress(OSError, psutil.Error):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                process = psutil.Process(int(entry.name))
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-    return found
 
 
 def left_processes(home: Path, but: Collection[int] = (), wait_s: float = 10) -> list[str]:

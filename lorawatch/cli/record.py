@@ -215,6 +215,7 @@ def supervise_one(
         recipe=recipe,
         command=command,
         nvml=nvml,
+        on_begin=lambda: display.start(info),
         on_tick=lambda r: display.update(r.info, r.state, r.view),
         on_event=display.event,
     )
@@ -227,7 +228,6 @@ def supervise_one(
     handled = (signal.SIGINT, signal.SIGTERM)
     before = {s: signal.signal(s, on_signal) for s in handled}
     hup_before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # losing the terminal is no reason to end a run
-    display.start(info)
     try:
         state = recorder.adopt() if adopt else recorder.run()
     finally:

@@ -71,6 +71,7 @@ class Recorder:
         recipe: The recipe; None for an own command.
         command: The own command as it was typed, which is in no file; None for a recipe, and to adopt.
         nvml: The driver's readings; None on a machine without an NVIDIA driver.
+        on_begin: Called once the run is this recorder's, for a display.
         on_tick: Called every tick and once at the end, for a display.
         on_event: Called for each event, for a display.
     """
@@ -83,6 +84,7 @@ class Recorder:
         recipe: Recipe | None = None,
         command: Sequence[str] | None = None,
         nvml: Nvml | None = None,
+        on_begin: Callable[[], None] | None = None,
         on_tick: Callable[[Recorder], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -93,7 +95,7 @@ class Recorder:
         """After the end: why the history lacks lines that the journals have, or None."""
         self._placement, self._nvml = placement, nvml
         self._command = command
-        self._showing = Showing(on_tick, on_event, lambda words: self._say("display_lost", words, "warning"))
+        self._showing = Showing(on_begin, on_tick, on_event, lambda words: self._say("display_lost", words, "warning"))
         self._host = host_name()
         self._host_journal = JournalWriter(run.host_journal(self._host))
         self._events_journal = JournalWriter(run.events_journal)
@@ -231,6 +233,7 @@ class Recorder:
 
     def _begin(self) -> None:
         self._state_file.begin()
+        self._showing.begin()
         self._sampler.start()
         self._ingesting.start()
 

@@ -15,18 +15,28 @@ class Showing:
     """Hands ticks and events to a display.
 
     Args:
-        on_tick: Called every tick and once at the end; None: there is no display.
+        on_begin: Called at the beginning; None: there is no display.
+        on_tick: Called every tick and once at the end.
         on_event: Called for each event.
         lost: Called once, with why the display was given up.
     """
 
     def __init__(
         self,
+        on_begin: Callable[[], None] | None,
         on_tick: Callable[[Recorder], None] | None,
         on_event: Callable[[Event], None] | None,
         lost: Callable[[str], None],
     ) -> None:
-        self._on_tick, self._on_event, self._lost = on_tick, on_event, lost
+        self._on_begin, self._on_tick, self._on_event, self._lost = on_begin, on_tick, on_event, lost
+
+    def begin(self) -> None:
+        """Show that there is a run."""
+        if self._on_begin is not None:
+            try:
+                self._on_begin()
+            except Exception as error:  # noqa: BLE001  a terminal that has gone must not end a recorder
+                self._give_up(error)
 
     def tick(self, recorder: Recorder) -> None:
         """Show the run as it is now."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import hypothesis
+from found import processes_of
 from herd import DELETE, Command, Herd
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from races import LIGHT, until
-from soundness import bad_files, bad_history, bad_owners, bad_steps, bad_words, left_processes, processes_of
+from soundness import bad_files, bad_history, bad_owners, bad_steps, bad_words, left_processes
 
 from lorawatch.liveness import START_GRACE_S, liveness
 from lorawatch.processes import ProcessId

@@ -49,7 +49,8 @@ def test_of_several_that_adopt_a_run_at_once_one_does(lorawatch_home: Path) -> N
     for other in adopters:
         if other is not owner:
             assert other.returncode == 2
-            assert "has a living recorder" in finish(other)
+            said = finish(other)
+            assert said.startswith("lorawatch: run") and "has a living recorder" in said, "nothing as if it had begun"
     owner.send_signal(signal.SIGTERM)
     out = finish(owner)
     assert owner.returncode == 143, out

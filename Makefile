@@ -46,6 +46,7 @@ faults: $(VENV)/.dev   ## some 170 faults on real runs, commands that race, 200 
 	$(BIN)/python tests/faults/races.py --rounds 50 --processes 20
 	$(BIN)/python tests/faults/machine.py --examples 100 --steps 15
 	$(BIN)/python tests/faults/kills.py --kills 200 --minutes 30
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(VENV)/.dev   ## figures with their bounds; minutes
 	$(BIN)/python tests/benchmarks/run_all.py

@@ -43,6 +43,7 @@ def cpu_s(run: RunDir) -> float:
     return sum(sum(p.cpu_times()[:2]) for p in processes_of(run))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_during_saves_leaves_the_checkpoint_before(small_disk: Path) -> None:
     process = start(*TINY, *SAVING, "--set", "train.steps=1500")
     run = the_run(small_disk)

@@ -135,6 +135,7 @@ def test_the_end_of_a_run_is_written_where_no_byte_is_left(small_disk: Path, mad
     assert not list(run.root.glob(".*reserved*"))
 
 
+@pytest.mark.slow
 def test_an_adapter_waits_for_space_and_is_not_given_up_at_once(small_disk: Path) -> None:
     process = start(*TINY, "--set", "train.steps=200", env={"LORAWATCH_DISK_WAIT_S": "90"})
     run = the_run(small_disk)
@@ -151,6 +152,7 @@ def test_an_adapter_waits_for_space_and_is_not_given_up_at_once(small_disk: Path
     assert sql(small_disk, "SELECT count(*) FROM steps") == [(400,)]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_never_fits_fails_the_run_and_says_so(small_disk: Path) -> None:
     process = start(*TINY, "--set", "train.steps=200", env={"LORAWATCH_DISK_WAIT_S": "1"})
     run = the_run(small_disk)

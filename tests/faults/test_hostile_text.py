@@ -204,6 +204,7 @@ def test_no_command_and_no_error_lets_a_control_sequence_into_a_pipe(evil_home: 
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_no_command_and_no_error_lets_a_control_sequence_onto_a_terminal(evil_home: Path, tmp_path: Path) -> None:
     file = written(tmp_path)
     lines = [a for a in json.loads(file.read_text()) if isinstance(a, dict) or a[0] not in ("attach", "replay", "chat")]

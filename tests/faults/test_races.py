@@ -79,6 +79,7 @@ def test_words_and_processes_that_should_not_be_are_seen(lorawatch_home: Path, t
         assert f"process {process.pid} is left" in left_processes(lorawatch_home, wait_s=0)[0]
 
 
+@pytest.mark.slow
 def test_commands_at_the_same_moment_leave_every_run_whole() -> None:
     tally = race(rounds=2, processes=12, seed=11, resumable_every=0)
     assert not tally.problems, "\n".join(tally.problems)
@@ -86,11 +87,13 @@ def test_commands_at_the_same_moment_leave_every_run_whole() -> None:
     assert tally.rows > 0
 
 
+@pytest.mark.slow
 def test_any_order_of_commands_and_kills_leads_to_an_end() -> None:
     found = run_machine(examples=2, steps=8, seed=3)
     assert not found, "\n".join(found)
 
 
+@pytest.mark.slow
 def test_a_run_takes_kill_after_kill() -> None:
     count = kill_often(kills=6, minutes=1, seed=4, recipes=0)
     assert not count.problems, "\n".join(count.problems)

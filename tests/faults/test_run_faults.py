@@ -42,6 +42,7 @@ def test_a_killed_rank_fails_the_run_as_a_signal_and_is_named(lorawatch_home: Pa
     assert sql(lorawatch_home, "SELECT count(*) FROM steps") == [(steps,)]
 
 
+@pytest.mark.slow
 def test_a_killed_agent_takes_its_ranks_along(lorawatch_home: Path) -> None:
     process = start(*TINY, *LONG)
     run = the_run(lorawatch_home)
@@ -77,6 +78,7 @@ def test_a_rank_that_raises_is_quoted(lorawatch_home: Path, tmp_path: Path) -> N
     no_process_left(the_run(lorawatch_home))
 
 
+@pytest.mark.slow
 def test_a_history_held_by_somebody_else_costs_no_line(lorawatch_home: Path) -> None:
     assert lorawatch(*TINY).returncode == 0
     holder = subprocess.Popen(
@@ -102,6 +104,7 @@ def test_a_history_held_by_somebody_else_costs_no_line(lorawatch_home: Path) -> 
     assert sql(lorawatch_home, "SELECT count(*) FROM run_summary") == [(2,)]
 
 
+@pytest.mark.slow
 def test_a_history_that_is_no_database_is_set_aside(lorawatch_home: Path) -> None:
     lorawatch_home.mkdir()
     (lorawatch_home / "history.duckdb").write_bytes(b"my precious notes\n" * 1000)
@@ -112,6 +115,7 @@ def test_a_history_that_is_no_database_is_set_aside(lorawatch_home: Path) -> Non
     assert kept.read_bytes().startswith(b"my precious notes")
 
 
+@pytest.mark.slow
 def test_a_hung_rank_is_found_and_its_stack_written(lorawatch_home: Path) -> None:
     process = start(*TINY, *LONG, "--set", "launch.hang_timeout_s=33")
     run = the_run(lorawatch_home)
@@ -129,6 +133,7 @@ def test_a_hung_rank_is_found_and_its_stack_written(lorawatch_home: Path) -> Non
     no_process_left(run)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs")
 def test_a_full_disk_costs_neither_the_run_nor_a_line(tmp_path: Path, lorawatch_home: Path) -> None:
     lorawatch_home.mkdir()

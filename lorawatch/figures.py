@@ -13,7 +13,7 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and text of each figure that the run has; what it lacks is left out, except power on a GPU run.
 
     Args:
-        row: As `storage.queries.run_figures` gives it; `silence` beside it says that the run's host was not heard.
+        row: As `storage.queries.run_figures` gives it; `note` beside it: `liveness.note`.
     """
     gpus = row.get("gpu_count") or 0
     on_gpu = row.get("device") == "cuda"
@@ -25,7 +25,7 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     ended = f"{row['state']}" + (f" ({row['failure']})" if row.get("failure") else "")
     where += ", each for itself" if row.get("coupling") == "separate" else ""
     lines = [("run", f"{row['run_id']}  {clean(row['name'])}  {where} on {clean(row['host'])}"), ("state", ended)]
-    lines += [("", clean(row[key])) for key in ("message", "silence") if row.get(key)]
+    lines += [("", clean(row[key])) for key in ("message", "note") if row.get(key)]
     lines.append(("duration", duration(row.get("duration_s"))))
     missing = _missing_ranks(row)
     if missing and row.get("tok_s") is None:

@@ -129,7 +129,10 @@ class JournalWriter:
         if self._descriptor is not None and time.monotonic() - self._looked_at > _LOOK_EVERY_S:
             self._look_at_file(self._descriptor)
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if self.path.is_symlink():  # a journal is none: what it names is not ours to write to
+                self.path.unlink()
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._descriptor = os.open(self.path, flags, 0o600)
             if _ends_torn(self.path):
                 self._batch, self._written = b"\n" + self._rest(), 0
         while True:
@@ -148,7 +151,7 @@ class JournalWriter:
     def _look_at_file(self, descriptor: int) -> None:
         """Put a file that was deleted back under its name: as long as it is open here its lines are still there."""
         self._looked_at = time.monotonic()
-        if os.fstat(descriptor).st_nlink == 0 and not self.path.exists():
+        if os.fstat(descriptor).st_nlink == 0 and (self.path.is_symlink() or not self.path.exists()):
             copy = beside(self.path)
             with contextlib.suppress(OSError):  # no space, or its folder is gone too: asked again in a second
                 shutil.copyfile(f"/proc/self/fd/{descriptor}", copy)

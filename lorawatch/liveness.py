@@ -107,15 +107,19 @@ def started_for(run: RunDir) -> list[ProcessId]:
     while pid in table and pid not in above:
         above.add(pid)
         pid = table[pid].parent
-    found: list[ProcessId] = []
-    for process in sorted(table.values(), key=lambda p: (p.started, p.pid)):
-        folder = Path(environment_of(process.pid).get(RUN_DIR_VARIABLE, ""))
-        if process.ended or folder.name != run.run_id or process.pid in above:
-            continue
-        with contextlib.suppress(OSError):
-            if folder.samefile(run.root) and Path(f"/proc/{process.pid}").stat().st_uid == os.geteuid():
-                found.append(ProcessId.seen(process.pid, process.started))
-    return found
+    living = (p for p in table.values() if not p.ended and p.pid not in above and was_started_for(run, p.pid))
+    return [ProcessId.seen(p.pid, p.started) for p in sorted(living, key=lambda p: (p.started, p.pid))]
+
+
+def was_started_for(run: RunDir, pid: int) -> bool:
+    """Whether a process of this user has the run's directory in the environment that it was started with."""
+    folder = Path(environment_of(pid).get(RUN_DIR_VARIABLE, ""))
+    if folder.name != run.run_id:
+        return False
+    try:
+        return folder.samefile(run.root) and Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _workers_alive(run: RunDir, state: RunState) -> bool:
@@ -130,8 +134,8 @@ def heartbeat_age(run: RunDir) -> float:
     return max(_file_clock(run.root) - max(heard, default=0.0), 0.0)
 
 
-def silence(run_id: str, state: str) -> str | None:
-    """For how long the host of a run that has not ended was not heard, in words; None where it is heard.
+def note(run_id: str, state: str) -> str | None:
+    """What a run's own files and processes say beyond its row in the history, in words; None where they agree.
 
     Args:
         state: As the history has it.
@@ -140,10 +144,15 @@ def silence(run_id: str, state: str) -> str | None:
     if state in ENDED or not run.root.is_dir():
         return None
     try:
-        status = liveness(run)
-    except OSError:
+        now = run.state()
+        status = liveness(run, now)
+    except (OSError, msgspec.MsgspecError):
         return None
-    return status.words if status.kind == "silent" else None
+    if status.kind == "ended":
+        return f"has ended ({now.state}); the history does not have its end yet"
+    if status.kind == "unrecorded":
+        return f"has lost its recorder and goes on: lorawatch adopt {run_id} records it"
+    return f"{status.words}; it may still go on there" if status.kind == "silent" else None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ def home() -> Path:
     """The folder of runs and history: `$LORAWATCH_HOME`, else the platform's state folder.
 
     Raises:
-        UsageError: Its path is no UTF-8, which neither the history nor a journal can hold.
+        UsageError: Its path is no UTF-8, which neither the history nor a journal can hold, or has a `?`, at which DuckDB
+            ends the name of a file that it writes.
     """
     named = os.environ.get("LORAWATCH_HOME")
     if named:
@@ -28,6 +29,11 @@ def home() -> Path:
         raise UsageError(
             f"the home {encodable(str(folder))} has a path that is no UTF-8",
             hint="set LORAWATCH_HOME to a folder whose path is UTF-8 text",
+        )
+    if "?" in str(folder):
+        raise UsageError(
+            f"the home {folder} has a question mark in its path, which DuckDB cannot write to",
+            hint="set LORAWATCH_HOME to another folder",
         )
     return folder
 

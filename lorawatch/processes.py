@@ -156,6 +156,11 @@ def keep_orphans() -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
+def has_children() -> bool:
+    """Whether this process has living children, whoever started them: a program keeps those of the shell that it replaces."""
+    return any(p.parent == os.getpid() and not p.ended for p in process_table().values())
+
+
 def process_table() -> dict[int, Process]:
     """All processes by pid, zombies included; one pass over /proc, some 30 µs a process."""
     return {p.pid: p for p in _each()} if _proc_is_own() else {}

@@ -77,12 +77,22 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.hang is not None:
         verdict = Verdict("failed", "hang", evidence.hang, 1)
     elif evidence.stop_requested == "kill":
-        verdict = Verdict("stopped", message="ended at once; the steps since the last save are not in the adapter")
+        lost = (
+            ""
+            if evidence.own_command or not evidence.step
+            else "; the steps since the last save are not in the adapter"
+        )
+        verdict = Verdict("stopped", message=f"ended at once{lost}")
     else:
         verdict = _judge_command(evidence) if evidence.own_command else _judge_recipe(evidence)
     if lost := _not_recorded(evidence):
         verdict = replace(verdict, message="\n".join(filter(None, (verdict.message, lost))))
     return verdict
+
+
+def tells_an_end(log: str) -> bool:
+    """Whether torchrun's log says how the ranks, or torchrun itself, ended."""
+    return bool(_RANK_EXIT.search(log) or _AGENT_SIGNAL.search(log))
 
 
 def cause(records: Iterable[ExitRecord]) -> ExitRecord | None:
@@ -245,11 +255,13 @@ def _judge_command(evidence: Evidence) -> Verdict:
         return Verdict("completed")
     if code is None:
         return Verdict(
-            "lost", message="the command ended while no recorder watched; its exit status is not known", exit_code=1
+            "lost", message="the recorder that started the command is gone: its exit status is not known", exit_code=1
         )
-    if _OOM_TEXT.search(evidence.log_tail):
-        cause_text = _last_exception(evidence.log_tail) or "CUDA out of memory"
-        return Verdict("failed", "cuda_oom", f"{cause_text}\na smaller batch or shorter sequences need less", 1)
+    # A program that tries a smaller batch by itself has such lines in its log too: the last word counts. C++ aborts with it.
+    exception = _last_exception(evidence.log_tail)
+    if code in (-signal.SIGABRT, *range(1, 256)) and _OOM_TEXT.search(exception or evidence.log_tail):
+        words = f"{exception or 'CUDA out of memory'}\na smaller batch or shorter sequences need less"
+        return Verdict("failed", "cuda_oom", words, 1)
     if code < 0:
         return _signal("the command", -code, evidence.oom_kills)
     return _torchrun_of_a_user(evidence) or _from_status(evidence, code)

@@ -30,12 +30,12 @@ RANK_COLUMNS = (
 def load_run(run_id: str) -> dict[str, Any]:
     """The run's row, and the pages that it makes."""
     from lorawatch.figures import evaluation_lines, summary_lines
-    from lorawatch.liveness import silence
+    from lorawatch.liveness import note
     from lorawatch.storage.queries import run_evaluations, run_figures
 
     row = run_figures(run_id, deadline_s=0.5)
     if row:
-        row["silence"] = silence(run_id, row["state"])
+        row["note"] = note(run_id, row["state"])
     made = run_evaluations(run_id, deadline_s=0.5) if row and row["eval_step"] is not None else []
     evaluations = ["", "evaluations", *evaluation_lines(made, EVALUATIONS)] if made else []
     return {

@@ -46,7 +46,7 @@ COLUMNS = (  # the first ones fit 80 columns; left and right scroll to the other
 
 def load_runs() -> list[dict[str, Any]]:
     """All runs of the history, latest first, each with the text that the filter looks into as `search`."""
-    from lorawatch.liveness import silence
+    from lorawatch.liveness import note
     from lorawatch.storage.queries import list_runs
 
     rows = list_runs(limit=None, deadline_s=0.5)
@@ -55,7 +55,7 @@ def load_runs() -> list[dict[str, Any]]:
         place = row["sku"], row["gpu_count"], row["world_size"], row["device"]
         if place not in where:
             where[place] = f"{where_words(row)} {row['sku'] or ''}"
-        row["silence"] = silence(row["run_id"], row["state"])
+        row["note"] = note(row["run_id"], row["state"])
         row["search"] = (
             f"{row['run_id']} {row['name']} {row['state']} {row['failure'] or ''} {where[place]} "
             f"{' '.join(row['tags'] or ())}"

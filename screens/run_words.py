@@ -32,8 +32,8 @@ def where_words(row: Mapping[str, Any]) -> str:
 
 def state_words(row: Mapping[str, Any]) -> str:
     """`✓ completed`, `✗ failed cuda_oom`, `? no word from n1 for 3:20`."""
-    if row.get("silence"):
-        return f"? {one_line(row['silence'])}"
+    if row.get("note"):
+        return f"? {one_line(row['note'])}"
     state = one_line(row["state"] or "")
     return f"{GLYPHS.get(state, '·')} {state}" + (f" {one_line(row['failure'])}" if row["failure"] else "")
 

@@ -84,6 +84,8 @@ def reading(
     with explained(path), _alone(deadline, path):
         if files.absent(path):
             raise HistoryError(f"there is no history in {path.parent} yet", hint="record a run: lorawatch --record")
+        if files.gone(path):
+            raise HistoryDamaged(f"the history {path} is gone; it is made again from the journals of the runs")
         if not partial:
             _check_whole(path)
         options = {**files.READING, **(config or {})}

@@ -49,9 +49,17 @@ def rebuilding(path: Path) -> Path:
 
 
 def absent(path: Path | None = None) -> bool:
-    """Whether there is no history yet; one that was damaged and set aside is not absent."""
+    """Whether there is no history yet; one that was damaged and set aside, or is gone, is not absent."""
     path = path or paths.history_file()
-    return not os.path.lexists(path) and not rebuilding(path).exists()
+    return not os.path.lexists(path) and not rebuilding(path).exists() and not gone(path)
+
+
+def gone(path: Path) -> bool:
+    """Whether the home's history was there and is not any more: a run has no marker, as one that is wholly in it."""
+    if path != paths.history_file() or os.path.lexists(path) or rebuilding(path).exists():
+        return False
+    marked = paths.open_runs_folder()
+    return any(not (marked / info.parent.name).exists() for info in paths.runs_folder().glob("[!.]*/run.json"))
 
 
 def identity(path: Path) -> tuple[int, int] | None:

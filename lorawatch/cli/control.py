@@ -29,7 +29,8 @@ def stop(run: str, now: bool, wait: bool, host_gone: bool) -> int:
     status = liveness(run_dir)
     if status.kind == "ended":
         raise LorawatchError(
-            f"run {run_dir.run_id} has ended already ({run_dir.state().state})", hint="lorawatch show tells how"
+            f"run {run_dir.run_id} has ended already ({run_dir.state().state})",
+            hint=f"lorawatch show {run_dir.run_id} tells how",
         )
     if status.kind == "over":
         raise LorawatchError(
@@ -46,7 +47,12 @@ def stop(run: str, now: bool, wait: bool, host_gone: bool) -> int:
         ) from None
     if status.kind == "unrecorded":
         # The ranks see the request by themselves; writing down how they ended is a recorder's work.
-        click.echo(f"run {run_dir.run_id} has no recorder: lorawatch adopt {run_dir.run_id} records its end", err=True)
+        name = run_dir.run_id
+        if now or again:
+            words = f"run {name} has no recorder that could end it at once: lorawatch adopt {name} does"
+        else:
+            words = f"run {name} stops at its next step; it has no recorder: lorawatch adopt {name} records its end"
+        click.echo(words, err=True)
         return 0
     where = f" ({status.words})" if status.words else ""
     click.echo(f"run {run_dir.run_id}: {'ending at once' if now or again else 'stopping at the next step'}{where}")
@@ -151,7 +157,10 @@ def _check_recorder(run: RunDir, silent: bool) -> bool:
 @click.argument("run", default="last")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
 def adopt(run: str, as_json: bool) -> int:
-    """Record on a RUN whose recorder died while its ranks trained on."""
+    """Record on a RUN whose recorder died while its ranks trained on.
+
+    Ctrl-C then stops the run, as it does where it was started.
+    """
     from lorawatch.cli.machine import open_driver
     from lorawatch.cli.record import exit_code, supervise_one
 

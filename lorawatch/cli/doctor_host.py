@@ -205,6 +205,13 @@ def _history_itself(path: Path) -> Check:
 
         if files.absent(path):
             return Check("history", "info", f"{path} will be made by the first run")
+        if files.gone(path):
+            return Check(
+                "history",
+                "fail",
+                f"{path} is gone, though there are runs that it had",
+                "lorawatch doctor --rebuild-history",
+            )
         if files.noted(path):
             return Check(
                 "history",

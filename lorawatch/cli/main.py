@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -139,6 +140,7 @@ def _called(args: list[str], own_command: list[str] | None) -> Any:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line. Returns its exit status: 2 for bad usage, 3 for a missing GPU or dependency."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it hides how a child ended
     args, own_command, debug = normalize(args)
     if debug:
         os.environ["LORAWATCH_DEBUG"] = "1"  # for the screens, and for what they start

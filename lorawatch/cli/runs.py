@@ -37,12 +37,12 @@ def catch_up() -> None:
 def runs(limit: int, everything: bool, state: str | None, name: str | None, tag: str | None, as_json: bool) -> int:
     """List the runs in the history, latest first."""
     catch_up()
-    from lorawatch.liveness import silence
+    from lorawatch.liveness import note
     from lorawatch.storage.queries import list_runs
 
     rows = list_runs(limit=None if everything else limit, state=state, name=name, tag=tag)
     for row in rows:
-        row["silence"] = silence(row["run_id"], row["state"])
+        row["note"] = note(row["run_id"], row["state"])
     if as_json:
         for row in rows:
             click.echo(json_text(row))
@@ -64,8 +64,8 @@ def runs(limit: int, everything: bool, state: str | None, name: str | None, tag:
             f"{number(row['final_loss'], 3):>7} {gib(row['peak_vram_bytes']):>9} {duration(row['duration_s']):>8}"
         )
     for row in rows:
-        if row["silence"]:
-            click.echo(f"{row['run_id']}: {row['silence']}; it may still go on there", err=True)
+        if row["note"]:
+            click.echo(f"{row['run_id']}: {row['note']}", err=True)
     return 0
 
 
@@ -81,7 +81,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     """Show RUN (an id, its beginning, a name, or `last`): what was asked, measured, and what happened."""
     catch_up()
     from lorawatch.errors import RunNotFound
-    from lorawatch.liveness import silence
+    from lorawatch.liveness import note
     from lorawatch.storage.queries import run_evaluations, run_events, run_figures
 
     run_id, folder = _resolve(run)
@@ -89,7 +89,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     if row is None:
         hint = "it is starting; lorawatch attach follows it" if folder else "lorawatch runs lists them"
         raise RunNotFound(f"run {run_id!r} is not in the history", hint=hint)
-    row["silence"] = silence(run_id, row["state"])
+    row["note"] = note(run_id, row["state"])
     if row.get("command"):
         row["command"] = mask_command_line(row["command"])  # an older version kept it as it was typed
     happened, evaluated = run_events(run_id, events), run_evaluations(run_id)

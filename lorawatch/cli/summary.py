@@ -50,7 +50,7 @@ def print_end(run: RunDir, recorder: Recorder, *, as_json: bool) -> None:
         _out(f"  they wait in {run.journal}; the next command brings them")
     if state.state == "failed":
         for line in log_end(run, run.last_attempt(), whole=bool(os.environ.get("LORAWATCH_DEBUG"))):
-            _out(line, err=True)
+            _out(recorder.without_secrets(line), err=True)
     _out(f"run directory  {run.root}")
     if run.adapter.is_dir():
         _out(f"adapter        {run.adapter}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,11 +12,14 @@ import msgspec
 from lorawatch import paths
 from lorawatch.errors import RunBusy, RunNotFound, UsageError
 from lorawatch.files import read_json
+from lorawatch.journal import JournalWriter
 from lorawatch.liveness import START_GRACE_S, Liveness, deciding, liveness
 from lorawatch.recorder.accounting import journal_missing_steps
-from lorawatch.records import ExitRecord
+from lorawatch.recorder.last_words import LastWords, last_words
+from lorawatch.recorder.logs import tail
+from lorawatch.records import Event, ExitRecord
 from lorawatch.rundir import RunDir, RunInfo, RunState
-from lorawatch.verdict import Evidence, Verdict, judge
+from lorawatch.verdict import Evidence, Verdict, judge, tells_an_end
 
 _BRIEFLY_S = 0.5
 
@@ -35,8 +39,8 @@ def catch_up() -> list[str]:
     for marker in sorted(folder.iterdir()) if folder.is_dir() else ():
         run = RunDir(paths.runs_folder() / marker.name)
         try:
-            if not run.root.is_dir():
-                _drop(marker)
+            if not (run.root / "run.json").exists() and not run.journal.is_dir():
+                _drop(marker)  # what its ranks have made again in its place is no run
             elif _caught_up(run):
                 ended.append(run.run_id)
         except OSError as error:  # one directory that cannot be read keeps no other run waiting
@@ -108,19 +112,29 @@ def _judge(run: RunDir, status: Liveness) -> RunState:
         state = run.state()
     except (OSError, msgspec.MsgspecError):
         state = RunState()
-    verdict = _verdict(run, run.info(), status)
+    info = run.info()
+    records = _exit_records(run, info)
+    last = last_words(run, records)
+    verdict = _verdict(run, info, status, records, last)
     state.state = verdict.state
     state.failure = verdict.failure
     state.message = verdict.message
     state.exit_code = verdict.exit_code
-    state.ended_at = state.heartbeat_at or time.time()
+    state.step = max(state.step, last.step)
+    state.ended_at = max(state.heartbeat_at or 0.0, last.at or 0.0) or time.time()
+    if state.elapsed_s is not None and state.heartbeat_at is not None:  # the ranks went on without a recorder
+        state.elapsed_s += state.ended_at - state.heartbeat_at
+    journal = JournalWriter(run.events_journal)
+    words = f"no recorder saw the run's end: {verdict.state}" + (f": {verdict.message}" if verdict.message else "")
+    journal.append(Event(at=state.ended_at, kind="ended_unseen", severity="warning", message=words))
+    journal.close()
     run.write_state(state)
     return state
 
 
-def _verdict(run: RunDir, info: RunInfo, status: Liveness) -> Verdict:
-    records = _exit_records(run, info)
-    if not records:
+def _verdict(run: RunDir, info: RunInfo, status: Liveness, records: Sequence[ExitRecord], last: LastWords) -> Verdict:
+    log = tail(run.logs / ("command.log" if info.own_command else "torchrun.log"))
+    if not records and not tells_an_end(log):
         if status.silent_s is not None and status.host:
             how = "the host restarted" if status.kind == "over" else f"{status.words}, and it is given up"
             return Verdict("lost", "host_lost", f"{status.host} was recording the run: {how}", 1)
@@ -131,7 +145,9 @@ def _verdict(run: RunDir, info: RunInfo, status: Liveness) -> Verdict:
             records,
             info.world_size,
             own_command=info.own_command,
+            log_tail=log,
             stop_requested="stop" if run.requested("stop") else None,
+            step=last.step,
         )
     )
 

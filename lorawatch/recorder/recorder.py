@@ -18,15 +18,16 @@ from lorawatch.files import read_json
 from lorawatch.journal import JournalWriter
 from lorawatch.launch.placement import Placement
 from lorawatch.live import Follower, LiveView, eval_every, is_separate
-from lorawatch.liveness import deciding, known_workers, started_for
+from lorawatch.liveness import deciding, known_workers, started_for, was_started_for
 from lorawatch.masking import mask_output
 from lorawatch.paths import host_name
-from lorawatch.processes import ProcessId, in_initial_namespace, keep_orphans, oom_kills
+from lorawatch.processes import ProcessId, has_children, in_initial_namespace, keep_orphans, oom_kills
 from lorawatch.recipe import Recipe
 from lorawatch.recorder.accounting import journal_missing_steps
 from lorawatch.recorder.hang import STEPPING, HangWatch
 from lorawatch.recorder.infofile import InfoFile
 from lorawatch.recorder.ingesting import Ingesting
+from lorawatch.recorder.last_words import last_words
 from lorawatch.recorder.leftovers import settle
 from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.logs import tail as tail
@@ -142,6 +143,10 @@ class Recorder:
 
     # --- from outside
 
+    def without_secrets(self, text: str) -> str:
+        """What the run's command has printed, with the secrets of its own line as `***`."""
+        return mask_output(text, self._command or ())
+
     def stop(self) -> None:
         """Ask the ranks to stop together at the next step and save; a second call ends them at once.
 
@@ -168,6 +173,7 @@ class Recorder:
         self._begin()
         log = self._launcher_log
         self._log_begins = size_of(log)
+        alone = os.getpid() != 1 and not has_children()
         orphans = keep_orphans()
         try:
             if self.info.own_command:
@@ -181,7 +187,7 @@ class Recorder:
             self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
             raise
         launcher = ProcessId.of(process.pid) or ProcessId(process.pid, 0, "")  # it may have ended already
-        self._workers = Workers(launcher, process, orphans=orphans)
+        self._workers = Workers(launcher, process, orphans=orphans, is_ours=None if alone else self._is_ours)
         self.state.launcher = launcher
         self._state_file.beat()
         how = f"started again, attempt {self._first_attempt}" if self._first_attempt else "started"
@@ -189,6 +195,10 @@ class Recorder:
             Event(at=time.time(), kind="started", message=f"{self.info.name} {how}", detail={"pid": process.pid})
         )
         return self._supervise()
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether an orphan that this process took in is the run's, and not one that was its child before."""
+        return was_started_for(self.run_dir, pid)
 
     def _interconnect(self, recipe: Recipe, uuids: Sequence[str]) -> dict[str, str]:
         """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose."""
@@ -226,8 +236,13 @@ class Recorder:
                     f"run {run.run_id} never started its workers", hint="start the recipe again: lorawatch --record"
                 )
             before.launcher = launcher
+            if found.kind == "over":
+                words = last_words(run, self._exit_records())
+                self._state_file.over_at = max(before.heartbeat_at or 0.0, words.at or 0.0) or None
             self._begin()
-        self._workers = Workers(launcher, None, [*known_workers(before), *there])
+        self._workers = Workers(
+            launcher, None, [*known_workers(before), *there], find=lambda: started_for(self.run_dir)
+        )
         self._say("adopted", "a new recorder took the run over")
         return self._supervise()
 
@@ -272,7 +287,7 @@ class Recorder:
         self._sampler.stop(timeout_s=2.0)
         self._take_inbox()
         if verdict.message is not None:  # often a line of the command's own output
-            verdict = replace(verdict, message=mask_output(verdict.message, self._command or ()))
+            verdict = replace(verdict, message=self.without_secrets(verdict.message))
         state = self.state
         self._ended_event(verdict)
         self._host_journal.close()

@@ -27,12 +27,14 @@ class StateFile:
     Attributes:
         state: What is written; the recorder changes it.
         lost: Why this recorder may write no more: `taken` by another recorder, or `deleted` with its directory.
+        over_at: When the run's last process was heard, where it had ended before this recorder came.
     """
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self.state = run.state()
         self.lost: Loss | None = None
+        self.over_at: float | None = None
         self._own = ProcessId.own()
         self._reserve: Reserve | None = None
         self._recorded_s = self.state.elapsed_s or 0.0
@@ -47,7 +49,7 @@ class StateFile:
         before = self.state
         now = time.time()
         if before.launcher is not None and before.heartbeat_at is not None:  # it went on without a recorder
-            self._recorded_s += max(now - before.heartbeat_at, 0.0)
+            self._recorded_s += max((self.over_at or now) - before.heartbeat_at, 0.0)
         self._began = time.monotonic()
         self.state = msgspec.structs.replace(before, recorder=self._own, started_at=before.started_at or now)
         if self.state.state == "queued":
@@ -87,7 +89,7 @@ class StateFile:
             return False
         self.state.ranks, self.state.family = [], []
         self._stamp()
-        self.state.ended_at = time.time()
+        self.state.ended_at = self.over_at or time.time()
         data = msgspec.json.encode(self.state)
         reserve = self._reserve or Reserve(self._run.root / "state.json", _RESERVED_BYTES)
         deadline = time.monotonic() + wait_s
@@ -103,7 +105,7 @@ class StateFile:
 
     def _stamp(self) -> None:
         self.state.heartbeat_at = time.time()
-        self.state.elapsed_s = self._recorded_s + time.monotonic() - self._began
+        self.state.elapsed_s = self._recorded_s + (0.0 if self.over_at else time.monotonic() - self._began)
 
     def _check(self) -> Loss | None:
         if not self._run.root.is_dir():

@@ -48,7 +48,8 @@ class Stopping:
         elif asked == 1 and self.kind is None:
             self.kind = "stop"
             self._since = time.monotonic()
-            self._ask(workers)
+            if not workers.wait_gone(0.0):
+                self._ask(workers)
         elif self.kind == "stop" and self._since is not None:
             self._wait(workers, self._since)
 
@@ -65,7 +66,8 @@ class Stopping:
         silent = self._view.silent_ranks
         if not any(rank.started for rank in self._view.ranks.values()):
             # nobody there who could agree on a step: an own command without the callback, or ranks still loading
-            self._say("stopping", "no step to save yet: asking the workers to end; once more ends them at once", "info")
+            what = "no step to save yet: asking the ranks" if self._view.world_size else "asking the command"
+            self._say("stopping", f"{what} to end; once more ends it at once", "info")
             workers.terminate()
             return
         if silent:

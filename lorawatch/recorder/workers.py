@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lorawatch.masking import mask_command_line
 from lorawatch.processes import Process, ProcessId, descendants, match, process_table
 
 _LOOK_AGAIN_S = 0.02
+_SHOWN_CHARACTERS = 80
+_MASKED_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ class Workers:
         process: The launcher where it is this process's child; None where it is adopted, so that its exit status cannot be
             had.
         family: What is known to belong to it of an adopted run: from `state.json`, or by its environment.
-        orphans: This process keeps orphans (`processes.keep_orphans`), so that whatever becomes its child is the run's.
+        orphans: This process keeps orphans (`processes.keep_orphans`): what loses its parent becomes its child.
+        is_ours: Whether an orphan with this pid is the run's. None: each is, since this process had no child before the
+            launcher, and no other process leaves it any.
+        find: Finds the processes of an adopted run, whose orphans this process does not keep.
     """
 
     def __init__(
@@ -49,13 +55,15 @@ class Workers:
         family: Iterable[ProcessId] = (),
         *,
         orphans: bool = False,
+        is_ours: Callable[[int], bool] | None = None,
+        find: Callable[[], Iterable[ProcessId]] | None = None,
     ) -> None:
         self.launcher = launcher
         self.exit_code: int | None = None
         self._process = process
         self._family: dict[int, ProcessId] = {p.pid: p for p in family if p.here}
         self._ranks: dict[int, ProcessId] = {}
-        self._orphans = orphans
+        self._orphans, self._is_ours, self._find = orphans, is_ours, find
 
     # --- who is there
 
@@ -67,7 +75,10 @@ class Workers:
         self._family = {pid: known for pid, known in self._family.items() if _is_there(known, table)}
         roots = {*self._family, *([self.launcher.pid] if alive else [])}
         if self._orphans:  # what lost its parent became this process's child
-            roots |= {p.pid for p in table.values() if p.parent == os.getpid() and not p.ended} - {self.launcher.pid}
+            children = {p.pid for p in table.values() if p.parent == os.getpid() and not p.ended} - roots
+            roots |= {pid for pid in children if pid != self.launcher.pid and self._takes(pid)}
+        if self._find is not None:
+            roots |= {p.pid for p in self._find() if p.pid in table}
         for process in [*(table[pid] for pid in roots if pid in table), *descendants(roots, table)]:
             if not process.ended and process.pid not in (os.getpid(), self.launcher.pid, *self._family):
                 self._family[process.pid] = ProcessId.seen(process.pid, process.started)
@@ -112,7 +123,7 @@ class Workers:
 
     def leftovers(self) -> list[Leftover]:
         """What lives although the launcher has ended."""
-        return [Leftover(p, p.command()) for p in self.look() if p != self.launcher]
+        return [Leftover(p, _shown(p)) for p in self.look() if p != self.launcher]
 
     # --- what is done to them
 
@@ -152,6 +163,15 @@ class Workers:
             time.sleep(0.05)
         return True
 
+    def _takes(self, pid: int) -> bool:
+        """Whether an orphan is the run's."""
+        if self._is_ours is None:
+            return True
+        try:
+            return os.getsid(pid) == self.launcher.pid or self._is_ours(pid)
+        except ProcessLookupError:
+            return False
+
     def _anyone(self) -> bool:
         """Whether a process of the run lives. Asked twice: one pass may miss a process that has just started another and
         ended."""
@@ -186,6 +206,12 @@ class Workers:
             if process is not None and process.ended and process.parent == os.getpid():
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
+
+
+def _shown(process: ProcessId) -> str:
+    """A process's command line without secrets, cut."""
+    text = mask_command_line(process.command(limit=_MASKED_CHARACTERS))
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def _is_there(known: ProcessId, table: dict[int, Process]) -> bool:

@@ -26,6 +26,7 @@ from pathlib import Path
 import fault_disks  # noqa: F401  each adds its cases to FAULTS
 import fault_files  # noqa: F401
 import fault_hostile  # noqa: F401
+import fault_left  # noqa: F401
 import fault_signals
 import fault_users  # noqa: F401
 from fault_list import FAULTS

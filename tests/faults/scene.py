@@ -97,14 +97,17 @@ class Scene:
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[bytes]:
         """Start what records the run, in a session of its own."""
-        self._outputs += 1
-        path = self.folder / f"out-{self._outputs}.txt"
-        with open(path, "wb") as file:
+        with open(self.output_file(), "wb") as file:
             self.recorder = subprocess.Popen(
                 self.command(*args), stdin=subprocess.DEVNULL, stdout=file, stderr=file, env={**self.env, **env},
                 start_new_session=True, cwd=self.folder,
             )  # fmt: skip
         return self.recorder
+
+    def output_file(self) -> Path:
+        """Where the next command that records the run prints to."""
+        self._outputs += 1
+        return self.folder / f"out-{self._outputs}.txt"
 
     def light(self, ranks: int = 2, steps: int = 100_000, step_s: float = 0.02, **env: str) -> None:
         """A run of an own command whose ranks make steps without torch."""

@@ -124,6 +124,15 @@ def test_own_commands_end_by_status_signal_or_traceback() -> None:
     assert verdict.message == f"{oom}a smaller batch or shorter sequences need less"
 
 
+def test_a_program_that_got_over_a_full_gpu_by_itself_ended_for_another_reason() -> None:
+    tried = "CUDA out of memory at batch 64, trying 32\n"
+    assert judge(Evidence(-11, own_command=True, log_tail=tried)).failure == "signal"
+    after = judge(Evidence(1, own_command=True, log_tail=f"{tried}FileNotFoundError: data.csv\n"))
+    assert (after.failure, after.message) == ("python_exception", "FileNotFoundError: data.csv")
+    assert judge(Evidence(-6, own_command=True, log_tail=tried)).failure == "cuda_oom"
+    assert judge(Evidence(2, own_command=True, log_tail=tried)).failure == "cuda_oom"
+
+
 def test_an_adopted_command_whose_status_nobody_saw_is_lost() -> None:
     assert judge(Evidence(None, own_command=True)).state == "lost"
 

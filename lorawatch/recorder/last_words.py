@@ -1,0 +1,47 @@
+"""What the ranks of a run wrote last: the end of a run that no recorder watched to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from lorawatch.journal import line_decoder
+from lorawatch.recorder.logs import tail
+from lorawatch.records import ExitRecord, LinesLost, Step
+from lorawatch.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """The end of what the ranks wrote.
+
+    Attributes:
+        step: The last step of any rank; 0 where none is named.
+        at: When a rank wrote last, in unix seconds; None where none did.
+    """
+
+    step: int = 0
+    at: float | None = None
+
+
+def last_words(run: RunDir, records: Iterable[ExitRecord] = ()) -> LastWords:
+    """Read the ends of the ranks' journals.
+
+    Args:
+        records: How the ranks ended, as far as they say.
+    """
+    step, at = 0, 0.0
+    for record in records:
+        step, at = max(step, record.step), max(at, record.at)
+    for path in run.journal.glob("rank-*.jsonl"):
+        for text in tail(path).splitlines():
+            try:
+                line = line_decoder.decode(text)
+            except msgspec.MsgspecError:  # the first is cut
+                continue
+            if isinstance(line, Step | LinesLost):
+                step = max(step, line.step if isinstance(line, Step) else line.last_step or 0)
+            at = max(at, getattr(line, "ended_at", None) or getattr(line, "at", None) or 0.0)
+    return LastWords(step, at or None)

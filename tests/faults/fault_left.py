@@ -230,7 +230,9 @@ def _(scene: Scene) -> None:
 @fault("a home with a question mark")
 def _(scene: Scene) -> None:
     env = {**scene.env, "LORAWATCH_HOME": str(scene.folder / "q?q")}
-    done = subprocess.run(scene.command("runs"), env=env, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        scene.command("runs"), env=env, cwd=scene.folder, capture_output=True, text=True, check=False, timeout=60
+    )
     if done.returncode != 2 or "question mark" not in done.stderr:
         scene.found.wrong.append(f"rc {done.returncode}: {done.stderr}")
 

@@ -48,22 +48,31 @@ _SCRIPT = re.compile(r"-[a-z]*c")  # `bash -lc`: what follows is a script, in wh
 _ASSIGNED = re.compile(r"([-+~]*([A-Za-z_][\w./-]*)=)(.+)", re.DOTALL)
 _WITH_PASSWORD = re.compile(r"([^\s:/]+:)(?!\d+\Z).+", re.DOTALL)
 _TAKES_PASSWORD = frozenset({"-u", "--user", "--proxy-user", "--basic-auth"})
+# Programs whose short option is a password: whether it may stand apart from it, and not only glued to it.
+_SHORT = {"sshpass": ("-p", True), "redis-cli": ("-a", True), "zip": ("-P", True), "unzip": ("-P", True),
+          "mysql": ("-p", False), "mysqldump": ("-p", False), "7z": ("-p", False)}  # fmt: skip
 
-_VALUE = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|\\.|[^\s"'\\;&|)<>])+|["']\S*""", re.DOTALL)
+_VALUE = re.compile(
+    r"""(?:\$\((?:[^()]|\([^()]*\))*\)|`[^`]*`|"(?:[^"\\]|\\.)*"|'[^']*'|\\.|[^\s"'\\;&|)<>])+|["']\S*""", re.DOTALL
+)
 _SHORTEST = 6  # of a secret that is looked for in a program's words
 _LOOKED_AT = 128  # characters of a value; it is masked whole
 _TELLING = re.compile("(?i)auth|bearer|cookie|cred|jwt|key|otp|pass|pat|pwd|secret|token")  # in every name of a secret
 _NAMED = re.compile(r"""(?<![\w.\-])[-+~]{0,3}([A-Za-z_][\w.\-]*)[\\"'\]]{0,4}[ \t]*[=:][ \t]*""")
 _NAMED_OPTION = re.compile(r"(?<![\w.\-])(--?[A-Za-z][\w.\-]*)(?:\s|\\\n)+(?!--?[A-Za-z])")
 _HEADER = re.compile(
-    r"""(?i)(?<![\w-])((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:key|token|secret|auth)[\w-]*)"""
+    r"""(?i)(?:(?<=-H)|(?<![\w-]))((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:key|token|secret|auth)[\w-]*)"""
     r"""([\\"']{0,4}[ \t]*[:=][ \t]*[\\"']{0,4})([^\\"'\r\n]+)"""
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)([\w.~+/=-]{6,})")
 _URL_USER = re.compile(
     r"""([A-Za-z][\w+.-]{0,30}://)(?:[^\s/?#'"<>]+|[^\s/:@'"<>]{0,200}:(?!\d+[/?#])[^\s'"<>]{0,200})@"""
 )
-_USER_AT_HOST = re.compile(r"""(?<![\w./-])(?!mailto:)[\w.+-]{1,64}:[^\s:/@'"<>]{1,256}@(?!sha256:)(?=[\w(\[])""")
+_USER_AT_HOST = re.compile(
+    r"""(?<![\w./-])(?!mailto:)[\w.+-]{1,64}:[^\s:/@'"<>]{1,256}@(?!sha256:|\d+(?:[\s,;]|\Z))(?=[\w(\[])"""
+)
+_SSHPASS = re.compile(r"(\bsshpass\s+-p\s*)[^\s;&|]+")
+_USER_OPTION = re.compile(r"((?<!\S)(?:-u\s*|--(?:proxy-)?user[ =])[^\s:/]+:)(?!\d+(?!\S))[^\s;&|]+")
 _LOGIN = re.compile(r"(?i)\b((?:re)?login\s+)[0-9a-f]{32,}")
 _SIGNED = re.compile(r"""(?i)([?&](?:sig|signature|x-amz-signature|x-goog-signature)=)[^\s&'"]+""")
 _FORMS = re.compile(
@@ -85,10 +94,10 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
     """A command's arguments with the secrets among them as `***`; as many as there were."""
     masked: list[str] = []
     before = ""
-    logs_in = bool(arguments) and arguments[0].rpartition("/")[2] == "sshpass"
+    short: tuple[str, bool] | None = None
     for argument in arguments:
-        masked.append(_argument(argument, before, logs_in))
-        logs_in = logs_in or argument == "login"
+        masked.append(_argument(argument, before, short))
+        short = _SHORT.get(argument.rpartition("/")[2], ("-p", True) if argument == "login" else short)
         before = argument
     return masked
 
@@ -101,6 +110,8 @@ def mask_text(text: str) -> str:
     text = _HEADER.sub(rf"\1\2{MASK}", text)
     text = _mask_values(_NAMED, text)
     text = _mask_values(_NAMED_OPTION, text)
+    text = _SSHPASS.sub(rf"\1{MASK}", text)
+    text = _USER_OPTION.sub(rf"\1{MASK}", text)
     return mask_forms(text)
 
 
@@ -148,24 +159,24 @@ def _secrets_of(arguments: Sequence[str]) -> set[str]:
     return {secret for secret in found if len(secret) >= _SHORTEST}
 
 
-def _argument(argument: str, before: str, logs_in: bool) -> str:
+def _argument(argument: str, before: str, short: tuple[str, bool] | None) -> str:
     """An argument as it may be shown.
 
     Args:
         before: The argument in front of it.
-        logs_in: The command logs in somewhere, so that `-p` is a password.
+        short: The option that is a password of the program before it, and whether it may stand apart from it.
     """
     if _OPTION.match(argument) is None:
         if before.startswith("-") and "=" not in before and not _turned_off(before) and _is_secret(before, argument):
             return MASK
-        if before.lower().rstrip(":") in ("bearer", "authorization") or (logs_in and before == "-p"):
+        if before.lower().rstrip(":") in ("bearer", "authorization") or short == (before, True):
             return MASK
         if before.lower().endswith(("login", "key")) and _RANDOM.fullmatch(argument):
             return MASK
         if before in _TAKES_PASSWORD and (found := _WITH_PASSWORD.fullmatch(argument)):
             return found[1] + MASK
-    if logs_in and argument.startswith("-p") and not argument.startswith("-p="):
-        return "-p" if argument == "-p" else f"-p{MASK}"
+    if short is not None and argument.startswith(short[0]) and argument[2:3] != "=":
+        return argument if argument == short[0] else f"{short[0]}{MASK}"
     assigned = _ASSIGNED.fullmatch(argument)
     if assigned is None:
         return mask_text(argument)

@@ -82,6 +82,15 @@ SECRET: list[list[str]] = [
     ["wandb", "login", HEX],
     ["bash", "-c", "wandb login " + HEX],
     ["sshpass", "-p", S, "ssh", "host"],
+    ["env", "sshpass", "-p", S, "ssh", "host"],
+    ["bash", "-c", f"sshpass -p {S} ssh host"],
+    ["bash", "-c", f"curl -u me:{S} https://x"],
+    ["bash", "-c", f"curl -ume:{S} https://x"],
+    ["bash", "-c", f"HF_TOKEN=$(echo {S}) python train.py"],
+    ["bash", "-c", f"HF_TOKEN=`echo {S}` python train.py"],
+    ["curl", f"-HAuthorization: Basic {S}"],
+    ["env", "mysql", "-p" + S],
+    ["env", "redis-cli", "-a", S],
     ["docker", "login", "-u", "me", "-p", S],
     ["curl", "-u", "me:" + S, "https://host"],
     ["https://me:" + S + "@host/path"],
@@ -116,6 +125,7 @@ FORMS = [
     "https://hooks.slack.com/services/T0/B0/abc",
 ]
 PLAIN: list[list[str]] = [
+    ["--schedule", "0:1e-4@100"],
     ["--tokenizer", "gpt2"],
     ["--tokenizer_name=meta-llama/Llama-3.1-8B"],
     ["--max_new_tokens", "256"],

@@ -274,6 +274,14 @@ class RunDir:
     def info(self) -> RunInfo:
         return msgspec.json.decode(read_small(self.root / "run.json"), type=RunInfo)
 
+    def info_left(self) -> RunInfo:
+        """What was asked; where `run.json` cannot be read, what is known without it."""
+        try:
+            return self.info()
+        except (OSError, msgspec.MsgspecError):  # its journals are still worth having
+            made = self.root.stat().st_mtime
+            return RunInfo(run_id=self.run_id, name="?", created_at=made, host="?", user="?", world_size=0)
+
     def write_info(self, info: RunInfo) -> None:
         write_atomically(self.root / "run.json", msgspec.json.format(msgspec.json.encode(info), indent=1))
 

@@ -18,7 +18,7 @@ import msgspec
 from lorawatch import paths
 from lorawatch.errors import JournalUnreadable, RunNotFound
 from lorawatch.masking import mask_arguments
-from lorawatch.rundir import ENDED, RunDir, RunInfo, RunState
+from lorawatch.rundir import ENDED, RunDir, RunState
 from lorawatch.sanitize import clean, cleaned
 from lorawatch.storage.bulk import Loader, Position
 from lorawatch.storage.connection import once_more, writing
@@ -216,12 +216,7 @@ def _facts(run: RunDir) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
     if not run.root.is_dir():  # deleted while this waited for the history: nothing of it may come back
         raise RunNotFound(f"run {run.run_id} is gone", hint="lorawatch runs lists them")
     state = _state(run)
-    try:
-        info = run.info()
-    except (OSError, msgspec.MsgspecError):  # its journals are still worth having
-        info = RunInfo(
-            run_id=run.run_id, name="?", created_at=run.root.stat().st_mtime, host="?", user="?", world_size=0
-        )
+    info = run.info_left()
     values: dict[str, Any] = {
         "name": info.name,
         "state": state.state,

@@ -87,7 +87,7 @@ def _caught_up(run: RunDir) -> bool:
             elif status.kind != "ended":
                 return False
             finish_run(run)
-            if status.kind == "over" and journal_missing_steps(run, _exit_records(run, run.info())):
+            if status.kind == "over" and journal_missing_steps(run, _exit_records(run, run.info_left())):
                 finish_run(run)
     except (RunBusy, RunNotFound):
         return False
@@ -112,7 +112,7 @@ def _judge(run: RunDir, status: Liveness) -> RunState:
         state = run.state()
     except (OSError, msgspec.MsgspecError):
         state = RunState()
-    info = run.info()
+    info = run.info_left()
     records = _exit_records(run, info)
     last = last_words(run, records)
     verdict = _verdict(run, info, status, records, last)

@@ -18,7 +18,7 @@ class LastWords:
     """The end of what the ranks wrote.
 
     Attributes:
-        step: The last step of any rank; 0 where none is named.
+        step: The last step of any rank in the last attempt; 0 where none is named.
         at: When a rank wrote last, in unix seconds; None where none did.
     """
 
@@ -30,18 +30,21 @@ def last_words(run: RunDir, records: Iterable[ExitRecord] = ()) -> LastWords:
     """Read the ends of the ranks' journals.
 
     Args:
-        records: How the ranks ended, as far as they say.
+        records: How the ranks of the last attempt ended, as far as they say.
     """
-    step, at = 0, 0.0
+    attempt, step, at = 0, 0, 0.0
     for record in records:
-        step, at = max(step, record.step), max(at, record.at)
+        attempt, step, at = record.attempt, max(step, record.step), max(at, record.at)
     for path in run.journal.glob("rank-*.jsonl"):
         for text in tail(path).splitlines():
             try:
                 line = line_decoder.decode(text)
             except msgspec.MsgspecError:  # the first is cut
                 continue
-            if isinstance(line, Step | LinesLost):
-                step = max(step, line.step if isinstance(line, Step) else line.last_step or 0)
+            if isinstance(line, Step) and line.attempt >= attempt:
+                step = line.step if line.attempt > attempt else max(step, line.step)
+                attempt = line.attempt
+            elif isinstance(line, LinesLost):
+                step = max(step, line.last_step or 0)
             at = max(at, getattr(line, "ended_at", None) or getattr(line, "at", None) or 0.0)
     return LastWords(step, at or None)

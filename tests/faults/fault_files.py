@@ -127,6 +127,7 @@ for _how, _name, _rows in (
     ("a link", "state.json", "all"),
     ("noise", "run.json", "all"),
     ("a link", "run.json", "all"),
+    ("deleted", "run.json", "all"),
     ("deleted", "journal/rank-0.jsonl", "all"),
     ("deleted", "journal/events.jsonl", "all"),
     ("cut", "journal/rank-0.jsonl", "written"),

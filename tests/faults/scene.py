@@ -138,7 +138,7 @@ class Scene:
     def root(self) -> Path:
         """The latest run's directory, once it is there."""
         return Path(
-            self.until(lambda: [p for p in self.roots() if (p / "run.json").exists()], 60, "a run directory")[-1]
+            self.until(lambda: [p for p in self.roots() if (p / "journal").is_dir()], 60, "a run directory")[-1]
         )
 
     def roots(self) -> list[Path]:

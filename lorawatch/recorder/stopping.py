@@ -48,7 +48,7 @@ class Stopping:
         elif asked == 1 and self.kind is None:
             self.kind = "stop"
             self._since = time.monotonic()
-            if not workers.wait_gone(0.0):
+            if workers.look():  # of a run that is adopted after its end no process is left to ask
                 self._ask(workers)
         elif self.kind == "stop" and self._since is not None:
             self._wait(workers, self._since)

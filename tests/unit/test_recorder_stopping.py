@@ -20,6 +20,10 @@ class Told:
 
     def __init__(self) -> None:
         self.did: list[str] = []
+        self.living = [1]
+
+    def look(self) -> list[int]:
+        return self.living
 
     def __getattr__(self, name: str) -> Any:
         def note(*_: float) -> bool:
@@ -52,6 +56,13 @@ class Case:
 def test_nothing_is_done_unasked() -> None:
     case = Case()
     assert (case.look(), case.stopping.kind, case.events) == ([], None, [])
+
+
+def test_where_all_have_ended_none_is_asked() -> None:
+    case = Case()
+    case.workers.living = []
+    case.run.request("stop")
+    assert (case.look(), case.stopping.kind, case.events) == ([], "stop", [])
 
 
 @pytest.mark.parametrize("by", ["signal", "directory"])

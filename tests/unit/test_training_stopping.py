@@ -49,15 +49,19 @@ def test_pledges_of_an_earlier_attempt_do_not_count(tmp_path: Path) -> None:
     assert agreement.stop_at is None
 
 
-def test_a_pledge_that_cannot_be_written_is_made_later(tmp_path: Path) -> None:
+def test_a_pledge_that_cannot_be_written_is_made_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = tmp_path / "control"
     agreement = StopAgreement(control, Place())
     control.mkdir()
     (control / "stop").touch()
-    (control / "ack-attempt_0-rank-0").mkdir()  # refuses the file, as a full disk would
-    agreement.tick()
-    assert not agreement.step_completed(1)  # no wait: it has pledged nothing
-    (control / "ack-attempt_0-rank-0").rmdir()
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(stopping, "write_atomically", refuse)
+        agreement.tick()
+        assert not agreement.step_completed(1)  # no wait: it has pledged nothing
     agreement.tick()
     assert agreement.stop_at == 2
 

@@ -84,6 +84,7 @@ if os.environ.get('RANK') == '0' and os.environ.get('TORCHELASTIC_RESTART_COUNT'
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["stored", "put_in_place"])
 def test_a_rank_that_dies_in_a_save_costs_one_interval(lorawatch_home: Path, tmp_path: Path, where: str) -> None:
     hook = tmp_path / "hook"

@@ -92,6 +92,7 @@ def test_a_directory_that_was_deleted_behind_a_dead_recorder_leaves_no_run_that_
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_logs_deleted_under_a_run_cost_it_a_warning(lorawatch_home: Path) -> None:
     process = start(*TINY, "--set", "train.steps=300")
     run = the_run(lorawatch_home)

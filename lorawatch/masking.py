@@ -48,7 +48,7 @@ _SCRIPT = re.compile(r"-[a-z]*c")  # `bash -lc`: what follows is a script, in wh
 _ASSIGNED = re.compile(r"([-+~]*([A-Za-z_][\w./-]*)=)(.+)", re.DOTALL)
 _WITH_PASSWORD = re.compile(r"([^\s:/]+:)(?!\d+\Z).+", re.DOTALL)
 _TAKES_PASSWORD = frozenset({"-u", "--user", "--proxy-user", "--basic-auth"})
-# Programs whose short option is a password: whether it may stand apart from it, and not only glued to it.
+# Programs whose short option takes a password, and whether a space may come between the two.
 _SHORT = {"sshpass": ("-p", True), "redis-cli": ("-a", True), "zip": ("-P", True), "unzip": ("-P", True),
           "mysql": ("-p", False), "mysqldump": ("-p", False), "7z": ("-p", False)}  # fmt: skip
 
@@ -164,7 +164,7 @@ def _argument(argument: str, before: str, short: tuple[str, bool] | None) -> str
 
     Args:
         before: The argument in front of it.
-        short: The option that is a password of the program before it, and whether it may stand apart from it.
+        short: The password option of the program before it, and whether a space may come between it and the password.
     """
     if _OPTION.match(argument) is None:
         if before.startswith("-") and "=" not in before and not _turned_off(before) and _is_secret(before, argument):

@@ -76,7 +76,7 @@ def reading(
 
     Raises:
         HistoryBusy: A writer held it all that time.
-        HistoryDamaged: It is damaged, or was and is not whole again.
+        HistoryDamaged: It is damaged or gone, or was and is not whole again.
         HistoryError: There is none yet, or it cannot be read.
     """
     path = path or paths.history_file()

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,7 +188,9 @@ class Recorder:
             self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
             raise
         launcher = ProcessId.of(process.pid) or ProcessId(process.pid, 0, "")  # it may have ended already
-        self._workers = Workers(launcher, process, orphans=orphans, is_ours=None if alone else self._is_ours)
+        self._workers = Workers(
+            launcher, process, orphans=orphans, is_ours=None if alone else partial(was_started_for, self.run_dir)
+        )
         self.state.launcher = launcher
         self._state_file.beat()
         how = f"started again, attempt {self._first_attempt}" if self._first_attempt else "started"
@@ -195,10 +198,6 @@ class Recorder:
             Event(at=time.time(), kind="started", message=f"{self.info.name} {how}", detail={"pid": process.pid})
         )
         return self._supervise()
-
-    def _is_ours(self, pid: int) -> bool:
-        """Whether an orphan that this process took in is the run's, and not one that was its child before."""
-        return was_started_for(self.run_dir, pid)
 
     def _interconnect(self, recipe: Recipe, uuids: Sequence[str]) -> dict[str, str]:
         """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose."""
@@ -241,7 +240,7 @@ class Recorder:
                 self._state_file.over_at = max(before.heartbeat_at or 0.0, words.at or 0.0) or None
             self._begin()
         self._workers = Workers(
-            launcher, None, [*known_workers(before), *there], find=lambda: started_for(self.run_dir)
+            launcher, None, [*known_workers(before), *there], find=partial(started_for, self.run_dir)
         )
         self._say("adopted", "a new recorder took the run over")
         return self._supervise()

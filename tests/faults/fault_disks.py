@@ -142,9 +142,7 @@ def _(scene: Scene) -> None:
     scene.light(2)
     scene.phase("training")
     scene.fill()
-    scene.send("recorder", signal.SIGKILL)
-    assert scene.recorder is not None
-    scene.recorder.wait()
+    scene.lose_recorder()
     time.sleep(1)
     scene.free()
     adopt(scene)

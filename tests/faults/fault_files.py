@@ -270,9 +270,7 @@ def _(scene: Scene) -> None:
 def _(scene: Scene) -> None:
     scene.light()
     scene.phase("training")
-    scene.send("recorder", signal.SIGKILL)
-    assert scene.recorder is not None
-    scene.recorder.wait()
+    scene.lose_recorder()
     several = [scene.start("adopt", scene.root.name) for _ in range(4)]
     scene.until(lambda: sum(p.poll() is None for p in several) <= 1, 30, "the adopters")
     living = [p for p in several if p.poll() is None]

@@ -80,9 +80,7 @@ def _(scene: Scene) -> None:
     go = scene.folder / "go"
     scene.start("--record", "--", scene.python, "-c", DAEMON, str(go))
     scene.until(lambda: scene.state().get("state") == "running", 30, "the command")
-    scene.send("recorder", signal.SIGKILL)
-    assert scene.recorder is not None
-    scene.recorder.wait()
+    scene.lose_recorder()
     adopt(scene)
     go.touch()
     scene.until(lambda: any("sleep 171" in " ".join(p.cmdline()) for p in scene.processes()), 20, "the daemon")
@@ -142,9 +140,7 @@ def _alone(scene: Scene) -> int:
     """A recipe's run that goes on without a recorder. Returns rank 0's steps a moment later."""
     scene.recipe()
     scene.phase("training")
-    scene.send("recorder", signal.SIGKILL)
-    assert scene.recorder is not None
-    scene.recorder.wait()
+    scene.lose_recorder()
     time.sleep(3)
     listed = scene.lorawatch("runs")
     if "has lost its recorder" not in listed.stderr or "lorawatch adopt" not in listed.stderr:
@@ -153,12 +149,18 @@ def _alone(scene: Scene) -> int:
     return scene.steps(0)
 
 
-@fault("unseen: stopped without a recorder, and then looked at", "stopped", said=r"together at step \d+", rows="all")
-def _(scene: Scene) -> None:
+def _stopped_alone(scene: Scene) -> int:
+    """Such a run is stopped and has ended. Returns rank 0's steps before that."""
     steps = _alone(scene)
     scene.lorawatch("stop", scene.root.name)
     pid = scene.state()["launcher"]["pid"]
     scene.until(lambda: not os.path.exists(f"/proc/{pid}"), 30, "the agent's end")  # noqa: PTH110
+    return steps
+
+
+@fault("unseen: stopped without a recorder, and then looked at", "stopped", said=r"together at step \d+", rows="all")
+def _(scene: Scene) -> None:
+    steps = _stopped_alone(scene)
     time.sleep(2)
     scene.lorawatch("runs")
     _judge_unseen(scene, steps)
@@ -168,10 +170,7 @@ def _(scene: Scene) -> None:
     "unseen: stopped without a recorder, and then adopted", "stopped", said=r"together at step \d+", rc=(0,), rows="all"
 )
 def _(scene: Scene) -> None:
-    steps = _alone(scene)
-    scene.lorawatch("stop", scene.root.name)
-    pid = scene.state()["launcher"]["pid"]
-    scene.until(lambda: not os.path.exists(f"/proc/{pid}"), 30, "the agent's end")  # noqa: PTH110
+    steps = _stopped_alone(scene)
     time.sleep(4)
     scene.fault()
     scene.start("adopt", scene.root.name)

@@ -111,9 +111,7 @@ def _(scene: Scene) -> None:
 def _(scene: Scene) -> None:
     scene.light()
     scene.phase("training")
-    scene.send("recorder", signal.SIGKILL)
-    assert scene.recorder is not None
-    scene.recorder.wait()
+    scene.lose_recorder()
     code = "import sys; from lorawatch.storage.edit import delete_run; delete_run(sys.argv[1])"
     subprocess.run(
         [scene.python, "-c", code, scene.root.name], env=scene.env, check=False, capture_output=True, timeout=60

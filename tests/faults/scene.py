@@ -279,6 +279,12 @@ class Scene:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
+    def lose_recorder(self) -> None:
+        """Kill the recorder; the run goes on without one."""
+        assert self.recorder is not None
+        self.send("recorder", signal.SIGKILL)
+        self.recorder.wait()
+
     def fault(self) -> None:
         """The fault has happened."""
         self.fault_at = time.monotonic()

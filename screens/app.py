@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -27,6 +28,8 @@ from lorawatch.screens.background import Answered, Background
 from lorawatch.screens.garbage import EVERY_S, Collector
 
 if TYPE_CHECKING:
+    from textual.driver import Driver
+
     from lorawatch.watching.frame import Frame
     from lorawatch.watching.watcher import Watcher
 
@@ -82,6 +85,7 @@ class LorawatchApp(App[None]):
         run_id: Show this run; None shows the latest that lives, or this machine.
         replay_speed: Replay that run at this speed instead of following it.
         debug: Show tracebacks.
+        driver_class: What draws on the terminal; None leaves it to Textual.
     """
 
     TITLE = "lorawatch"
@@ -111,8 +115,15 @@ class LorawatchApp(App[None]):
 
     machine: reactive[tuple[Gpu, ...]] = reactive(())
 
-    def __init__(self, run_id: str | None = None, *, replay_speed: float | None = None, debug: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        run_id: str | None = None,
+        *,
+        replay_speed: float | None = None,
+        debug: bool = False,
+        driver_class: type[Driver] | None = None,
+    ) -> None:
+        super().__init__(driver_class)
         self.host = host_name()
         self._own_machine = self.machine_words = self.host
         self.last_frame: Frame | None = None
@@ -143,9 +154,10 @@ class LorawatchApp(App[None]):
             self.post_message(message)
 
     def on_mount(self) -> None:
-        with contextlib.suppress(ValueError):  # not the main thread: a test
+        with contextlib.suppress(ValueError, RuntimeError):  # not the main thread: a test
             for number in (signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, lambda *_: self.call_later(self.exit))
+                # not signal.signal: its handler runs without waking a loop that waits in select()
+                asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.call_after_refresh(lambda: self.watcher.start())
         if self.collector is not None:
             self.set_interval(EVERY_S, self.collector.collect)
@@ -265,7 +277,9 @@ def run_app(run_id: str | None = None, *, replay_speed: float | None = None, deb
     """Open the TUI until the user leaves it. Returns the process's exit status."""
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "auto")
-    app = LorawatchApp(run_id, replay_speed=replay_speed, debug=debug)
+    from lorawatch.screens.terminal_driver import TerminalDriver
+
+    app = LorawatchApp(run_id, replay_speed=replay_speed, debug=debug, driver_class=TerminalDriver)
     app.collector = Collector()
     app.run()
     return app.return_code or 0

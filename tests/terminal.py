@@ -24,9 +24,17 @@ class Terminal:
 
     Args:
         size: Columns, rows.
+        controlling: Whether it is the program's controlling terminal, whose loss the kernel tells by SIGHUP.
     """
 
-    def __init__(self, args: Sequence[str], env: Mapping[str, str], size: tuple[int, int] = (120, 40)) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        env: Mapping[str, str],
+        size: tuple[int, int] = (120, 40),
+        *,
+        controlling: bool = True,
+    ) -> None:
         self.fd, inner = pty.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
         self.modes_before = termios.tcgetattr(inner)
@@ -35,9 +43,13 @@ class Terminal:
         self._arrived = threading.Condition()
         self._closing = threading.Event()
         self.began = time.monotonic()
+
+        def take_terminal() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         self.process = subprocess.Popen(
             [*args], env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"}, stdin=inner, stdout=inner,
-            stderr=inner, start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            stderr=inner, start_new_session=True, preexec_fn=take_terminal if controlling else None,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from lorawatch.system.version import __version__
+
 __all__ = ["StepCallback", "__version__"]
 
 TYPE_CHECKING = False  # as typing's, which a typing.py of the user's could not stand in for here

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its status; every error of ours is one clean message."""
-    from lorawatch import permissions, terminal
+    from lorawatch.system import permissions, terminal
 
     terminal.guard()
     permissions.keep_private()

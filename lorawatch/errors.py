@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorawatch.sanitize import clean
+from lorawatch.text.sanitize import clean
 
 
 class LorawatchError(Exception):

@@ -20,12 +20,12 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from lorawatch.errors import LorawatchError
-from lorawatch.interpreter import own_module
-from lorawatch.paths import host_name
-from lorawatch.permissions import users_umask
-from lorawatch.rundir import ENDED, Gpu, RunDir
-from lorawatch.screens.background import Answered, Background
+from lorawatch.run.directory import ENDED, Gpu, RunDir
 from lorawatch.screens.garbage import EVERY_S, Collector
+from lorawatch.screens.shared.background import Answered, Background
+from lorawatch.system.home import host_name
+from lorawatch.system.interpreter import own_module
+from lorawatch.system.permissions import users_umask
 
 if TYPE_CHECKING:
     from textual.driver import Driver
@@ -55,25 +55,25 @@ class MachineKnown(Message, bubble=False):
 
 
 def _live() -> Screen[None]:
-    from lorawatch.screens.live import LiveScreen
+    from lorawatch.screens.live.screen import LiveScreen
 
     return LiveScreen()
 
 
 def _runs() -> Screen[None]:
-    from lorawatch.screens.runs import RunsScreen
+    from lorawatch.screens.runs.screen import RunsScreen
 
     return RunsScreen()
 
 
 def _launch() -> Screen[None]:
-    from lorawatch.screens.launch import LaunchScreen
+    from lorawatch.screens.launch.screen import LaunchScreen
 
     return LaunchScreen()
 
 
 def _compare() -> Screen[None]:
-    from lorawatch.screens.compare import CompareScreen
+    from lorawatch.screens.compare.screen import CompareScreen
 
     return CompareScreen()
 
@@ -171,7 +171,7 @@ class LorawatchApp(App[None]):
         self.last_frame = message.frame
         head = message.frame.head
         self._name_machine(head.machine if head is not None and message.frame.replay else self._own_machine)
-        from lorawatch.screens.live import LiveScreen
+        from lorawatch.screens.live.screen import LiveScreen
 
         if isinstance(self.screen, LiveScreen):
             self.screen.show(message.frame)
@@ -236,7 +236,7 @@ class LorawatchApp(App[None]):
         self.notify(f"a new recorder takes {run_id} over", markup=False)
 
     def action_help(self) -> None:
-        from lorawatch.screens.confirm import Help
+        from lorawatch.screens.shared.confirm import Help
 
         if not isinstance(self.screen, Help):
             everywhere = (

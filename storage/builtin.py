@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lorawatch.published import PublishedRow, builtin_digest, builtin_rows, differences
+from lorawatch.published.builtin import builtin_digest, builtin_rows
+from lorawatch.published.checks import differences
+from lorawatch.published.rows import PublishedRow
 from lorawatch.storage.engine import Connection, roll_back
 
 # in the order of PublishedRow's fields; the last two are the history's own

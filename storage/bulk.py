@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from lorawatch.journal import JournalTail
-from lorawatch.records import (
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import (
     NOT_IN_HISTORY,
     AnyLine,
     Attempt,
@@ -34,9 +35,8 @@ from lorawatch.records import (
     Step,
     UnixTime,
 )
-from lorawatch.rundir import RunDir
-from lorawatch.sanitize import cleaned
 from lorawatch.storage.engine import Connection
+from lorawatch.text.sanitize import cleaned
 
 LONGEST_LINE = 1 << 20
 _PIECE = 1 << 20

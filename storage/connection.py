@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from lorawatch import paths
 from lorawatch.errors import HistoryBusy, HistoryDamaged, HistoryError, LorawatchError
 from lorawatch.storage import files, schema
 from lorawatch.storage.engine import Connection, Error, duckdb
 from lorawatch.storage.explain import check_kind, explain, explained
+from lorawatch.system import home
 
 log = logging.getLogger("lorawatch.storage")
 _ONE_AT_A_TIME = threading.Lock()
@@ -46,7 +46,7 @@ def writing(path: Path | None = None, *, deadline_s: float = 2.0, whole: bool = 
         HistoryDamaged: Damage has shown while it was open (`once_more` then sets it aside), or it is not whole.
         HistoryError: It cannot be written: no permission, no space.
     """
-    path = path or paths.history_file()
+    path = path or home.history_file()
     deadline = time.monotonic() + deadline_s
     with explained(path), _alone(deadline, path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -79,7 +79,7 @@ def reading(
         HistoryDamaged: It is damaged or gone, or was and is not whole again.
         HistoryError: There is none yet, or it cannot be read.
     """
-    path = path or paths.history_file()
+    path = path or home.history_file()
     deadline = time.monotonic() + deadline_s
     with explained(path), _alone(deadline, path):
         if files.absent(path):
@@ -145,7 +145,7 @@ def once_more(path: Path | None, work: Callable[[], _T], *, deadline_s: float = 
         HistoryDamaged: DuckDB failed inside, and whether that is damage is not certain.
         HistoryBusy, HistoryError: As `writing`.
     """
-    path = path or paths.history_file()
+    path = path or home.history_file()
     try:
         return work()
     except HistoryDamaged as error:

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorawatch import paths
 from lorawatch.errors import HistoryError
-from lorawatch.files import beside
-from lorawatch.liveness import deciding, refuse_living
-from lorawatch.rundir import ENDED, RunDir, RunState
+from lorawatch.run.directory import ENDED, RunDir, RunState
+from lorawatch.run.liveness import deciding, refuse_living
 from lorawatch.storage.connection import writing
 from lorawatch.storage.engine import roll_back
+from lorawatch.system import home
+from lorawatch.system.files import beside
 
 RUN_TABLES = (
     "runs", "ranks", "gpus", "steps", "evaluations", "gpu_samples", "host_samples", "events", "run_summary",
@@ -31,7 +31,7 @@ def set_tags(run_id: str, tags: Sequence[str], *, deadline_s: float = 0.5) -> No
     """
     with writing(deadline_s=deadline_s, whole=True) as connection:
         connection.execute("UPDATE runs SET tags = ? WHERE run_id = ?", [list(tags), run_id])
-    run = RunDir(paths.runs_folder() / run_id)
+    run = RunDir(home.runs_folder() / run_id)
     if (run.root / "run.json").exists():
         info = run.info()
         info.tags = list(tags)
@@ -62,8 +62,8 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
         HistoryDamaged: It is damaged, or not whole again yet; nothing has changed.
         HistoryError: Its directory cannot be removed.
     """
-    run = RunDir(paths.runs_folder() / run_id)
-    gone = beside(paths.home() / run_id, "deleted-")
+    run = RunDir(home.runs_folder() / run_id)
+    gone = beside(home.home() / run_id, "deleted-")
     try:
         if run.root.is_dir():
             with deciding(run) as found:
@@ -73,7 +73,7 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
             _delete_rows(run_id, deadline_s)
     except OSError as error:
         raise _stays(run.root, error) from None
-    for rest in (gone, *paths.home().glob(".*.deleted-*")):  # also what a killed command has left
+    for rest in (gone, *home.home().glob(".*.deleted-*")):  # also what a killed command has left
         shutil.rmtree(rest, ignore_errors=True)
     if gone.exists():
         raise HistoryError(f"run {run_id} is deleted, but some of its files stay in {gone}", hint="remove them by hand")
@@ -104,7 +104,7 @@ def _delete_rows(run_id: str, deadline_s: float, move: tuple[Path, Path] | None 
             if move is not None and moved:
                 move[1].rename(move[0])
             raise
-    (paths.open_runs_folder() / run_id).unlink(missing_ok=True)
+    (home.open_runs_folder() / run_id).unlink(missing_ok=True)
 
 
 def _moved(root: Path, gone: Path) -> bool:

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorawatch import paths
 from lorawatch.errors import HistoryError
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Error, duckdb
 from lorawatch.storage.explain import damaged, explain
+from lorawatch.system import home
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def examine(path: Path | None = None, *, budget_s: float = 10.0) -> Examined:
         HistoryBusy: A writer held it for 2 s.
         HistoryError: There is none, or it cannot be read.
     """
-    path = path or paths.history_file()
+    path = path or home.history_file()
     until = time.monotonic() + budget_s
     rows = 0
     with reading(path, partial=True) as connection:

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from lorawatch.errors import HistoryDamaged, LorawatchError, UsageError
-from lorawatch.sanitize import clean, json_text
 from lorawatch.storage.outlet import NotWritten, Outlet, replacing
 from lorawatch.storage.sql import Answer, answering, copy_select
+from lorawatch.text.sanitize import clean, json_text
 
 _WIDEST = 60
 _LOOKED_AT = 1000

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from lorawatch import paths
-from lorawatch.files import write_atomically
 from lorawatch.storage import schema
 from lorawatch.storage.engine import duckdb
+from lorawatch.system import home
+from lorawatch.system.files import write_atomically
 
 # The format that the DuckDB tools of today can open.
 STORAGE = "v1.5.0"
@@ -50,16 +50,16 @@ def rebuilding(path: Path) -> Path:
 
 def absent(path: Path | None = None) -> bool:
     """Whether there is no history yet; one that was damaged and set aside, or is gone, is not absent."""
-    path = path or paths.history_file()
+    path = path or home.history_file()
     return not os.path.lexists(path) and not rebuilding(path).exists() and not gone(path)
 
 
 def gone(path: Path) -> bool:
     """Whether the home's history was there and is not any more: a run has no marker, as one that is wholly in it."""
-    if path != paths.history_file() or os.path.lexists(path) or rebuilding(path).exists():
+    if path != home.history_file() or os.path.lexists(path) or rebuilding(path).exists():
         return False
-    marked = paths.open_runs_folder()
-    return any(not (marked / info.parent.name).exists() for info in paths.runs_folder().glob("[!.]*/run.json"))
+    marked = home.open_runs_folder()
+    return any(not (marked / info.parent.name).exists() for info in home.runs_folder().glob("[!.]*/run.json"))
 
 
 def identity(path: Path) -> tuple[int, int] | None:
@@ -135,7 +135,7 @@ def create(path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
         wal(temporary).unlink(missing_ok=True)
-    if path == paths.history_file():
+    if path == home.history_file():
         reopen_all_runs()
 
 
@@ -184,7 +184,7 @@ def note(path: Path, asides: Sequence[Aside]) -> None:
 
 def reopen_all_runs() -> None:
     """Mark every run directory as not in the history, so that a new history is filled from the journals."""
-    runs, markers = paths.runs_folder(), paths.open_runs_folder()
+    runs, markers = home.runs_folder(), home.open_runs_folder()
     if not runs.is_dir():
         return
     markers.mkdir(exist_ok=True)
@@ -220,5 +220,5 @@ def _sync(path: Path) -> None:
 
 def same(path: Path, history: Path | None = None) -> bool:
     """Whether a path is the history file itself, under whatever name."""
-    other = history or paths.history_file()
+    other = history or home.history_file()
     return path.exists() and other.exists() and path.samefile(other)

@@ -15,19 +15,19 @@ from typing import Any
 
 import msgspec
 
-from lorawatch import paths
 from lorawatch.errors import JournalUnreadable, RunNotFound
-from lorawatch.masking import mask_arguments
-from lorawatch.rundir import ENDED, RunDir, RunState
-from lorawatch.sanitize import clean, cleaned
+from lorawatch.run.directory import ENDED, RunDir, RunState
 from lorawatch.storage.bulk import Loader, Position
 from lorawatch.storage.connection import once_more, writing
 from lorawatch.storage.engine import Connection, Error, roll_back
+from lorawatch.system import home
+from lorawatch.text.masking import mask_arguments
+from lorawatch.text.sanitize import clean, cleaned
 
 # Bytes of journal in one transaction. At this size most rows go straight to the file's row groups, past the log, which is
 # the fastest and takes no more memory than a third of it; the recorder's own cycles are a thousandth of it.
 BATCH_BYTES = 48 << 20
-# What a run's small files may say; what is in journals has its bounds in `lorawatch.records`.
+# What a run's small files may say; what is in journals has its bounds in `lorawatch.run.records`.
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "world_size": (0, 65_536),
     "exit_code": (-(2**31), 2**31 - 1),
@@ -110,8 +110,8 @@ def _finish(run: RunDir, deadline_s: float, history: Path | None) -> IngestRepor
 
                     summarize(connection, run.run_id)
                 break
-    if ended and history in (None, paths.history_file()):
-        (paths.open_runs_folder() / run.run_id).unlink(missing_ok=True)
+    if ended and history in (None, home.history_file()):
+        (home.open_runs_folder() / run.run_id).unlink(missing_ok=True)
     return IngestReport(rows, broken, taken, True, time.monotonic() - began)
 
 

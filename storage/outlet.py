@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TextIO
 
 from lorawatch.errors import HistoryError
-from lorawatch.permissions import export_mode
+from lorawatch.system.permissions import export_mode
 
 _WAITING_BYTES = 32 << 20
 _AT_ONCE_BYTES = 1 << 20

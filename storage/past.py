@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lorawatch import paths
-from lorawatch.records import (
+from lorawatch.run.records import (
     NOT_IN_HISTORY,
     AnyLine,
     Evaluation,
@@ -26,6 +25,7 @@ from lorawatch.records import (
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
+from lorawatch.system import home
 
 BINS = 512
 STEPS = 1000
@@ -100,7 +100,7 @@ def read_past(run_id: str, *, deadline_s: float = 0.5) -> Past | None:
         HistoryBusy: A writer held the history that long.
         HistoryError: It cannot be read.
     """
-    if files.absent() or files.gone(paths.history_file()):
+    if files.absent() or files.gone(home.history_file()):
         return None
     with reading(deadline_s=deadline_s) as connection:
         connection.execute("BEGIN")  # one moment of the history: rows and offsets that belong together

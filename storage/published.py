@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from lorawatch.errors import UsageError
-from lorawatch.published import PublishedRow, builtin_rows, builtin_sources
+from lorawatch.published.builtin import builtin_rows, builtin_sources
+from lorawatch.published.rows import PublishedRow
 from lorawatch.storage import builtin, files, schema
 from lorawatch.storage.connection import once_more, reading_with, writing
 from lorawatch.storage.engine import Connection, roll_back

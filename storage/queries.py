@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from lorawatch import paths
 from lorawatch.errors import RunNotFound
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 from lorawatch.storage.summary import _workload
+from lorawatch.system import home
 
 _LIST = (
     "run_id, name, state, failure, sku, gpu_count, world_size, device, coupling, steps, steps_total, tok_s, tok_s_ci95, "
@@ -239,7 +239,7 @@ def _rows(
     """
     if files.absent():
         return []
-    if run_id is not None and files.noted(paths.history_file()):
+    if run_id is not None and files.noted(home.history_file()):
         with reading(deadline_s=deadline_s, partial=True) as connection:
             if connection.execute("SELECT 1 FROM runs WHERE run_id = ?", [run_id]).fetchone():
                 return _answer(connection, query, values)

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorawatch import paths
 from lorawatch.errors import HistoryBusy, HistoryDamaged, HistoryError, JournalUnreadable
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage import files
 from lorawatch.storage.connection import held, writing
 from lorawatch.storage.examine import examine
 from lorawatch.storage.explain import explained
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.rescue import Rescued, rescue
+from lorawatch.system import home
 
 _EXAMINE_S = 60.0
 _WAIT_S = 30.0
@@ -82,7 +82,7 @@ def repair(
         HistoryError: The old one can be read whole; or the new one cannot be written, and the next call goes on.
         HistoryBusy: Others held the history, or were making it, all that time.
     """
-    path = history or paths.history_file()
+    path = history or home.history_file()
     with explained(path), _one_at_a_time(path, on_wait, wait_s):
         if not files.noted(path) and not _set_aside(path, error):
             return None
@@ -90,7 +90,7 @@ def repair(
             pass
         asides = files.noted(path)
         done = Rebuilt([(path.with_name(a.name), a.why) for a in asides])
-        if path == paths.history_file():
+        if path == home.history_file():
             _take_runs(done, on_progress)
         for aside, _ in done.asides:
             _take_over(aside, path, done.rescued)
@@ -164,8 +164,8 @@ def _check_free(path: Path) -> None:
 
 def _take_runs(done: Rebuilt, on_progress: Callable[[int, int], None]) -> None:
     """What is in the journals, of every run that is marked; those that are in already are not any more."""
-    folder = paths.open_runs_folder()
-    runs = [RunDir(paths.runs_folder() / marker.name) for marker in sorted(folder.glob("*"))]
+    folder = home.open_runs_folder()
+    runs = [RunDir(home.runs_folder() / marker.name) for marker in sorted(folder.glob("*"))]
     runs = [run for run in runs if (run.root / "run.json").is_file()]
     for number, run in enumerate(runs):
         on_progress(number, len(runs))
@@ -174,7 +174,7 @@ def _take_runs(done: Rebuilt, on_progress: Callable[[int, int], None]) -> None:
         except JournalUnreadable as error:
             done.failed.append(error.message)
     on_progress(len(runs), len(runs))
-    done.runs = sum(1 for _ in paths.runs_folder().glob("*/run.json"))
+    done.runs = sum(1 for _ in home.runs_folder().glob("*/run.json"))
 
 
 def _take_over(aside: Path, path: Path, into: Rescued) -> None:

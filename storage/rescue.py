@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorawatch import paths
-from lorawatch.rundir import ENDED, RunDir
-from lorawatch.sanitize import clean
+from lorawatch.run.directory import ENDED, RunDir
 from lorawatch.storage import files
 from lorawatch.storage.connection import writing
 from lorawatch.storage.edit import RUN_TABLES
@@ -21,6 +19,8 @@ from lorawatch.storage.engine import Connection, Error, duckdb
 from lorawatch.storage.explain import about_the_file, explain
 from lorawatch.storage.schema import view_names
 from lorawatch.storage.summary import summarize
+from lorawatch.system import home
+from lorawatch.text.sanitize import clean
 
 # What journals hold, compared row by row where a part of them is gone; a run's other rows come from its directory.
 _FACTS = ("ranks", "steps", "evaluations", "gpu_samples", "host_samples", "events")
@@ -69,7 +69,7 @@ def rescue(aside: Path, history: Path) -> Rescued:
         shared = {t: [c for c in there.columns[t] if c in names] for t, names in mine.items() if t in there.columns}
         ids, unread = there.run_ids(shared)
         for run_id in sorted(ids | known):
-            gone = not (paths.runs_folder() / run_id / "run.json").is_file()
+            gone = not (home.runs_folder() / run_id / "run.json").is_file()
             if run_id not in known if gone else there.lacks_journals(run_id):
                 _take_run(history, there, shared, run_id, gone, found)
         if unread:
@@ -125,7 +125,7 @@ class _Source:
         """Whether journals that it was made from are gone or were cut; so it seems where that cannot be read."""
         cuts = "cuts" if "cuts" in self.columns.get("journal_offsets", ()) else "0"
         rows = self.ask(f"SELECT file, byte_offset, {cuts} FROM old.journal_offsets WHERE run_id = ?", [run_id])  # noqa: S608
-        folder = RunDir(paths.runs_folder() / run_id).journal
+        folder = RunDir(home.runs_folder() / run_id).journal
         return rows is None or any(cuts or _size(folder / file) < taken for file, taken, cuts in rows)
 
     def readable(self, table: str, run_id: str) -> bool:
@@ -222,7 +222,7 @@ def _remember_journals(connection: Connection, columns: Sequence[str], run_id: s
 
 def _ended(run_id: str) -> bool:
     try:
-        return RunDir(paths.runs_folder() / run_id).state().state in ENDED
+        return RunDir(home.runs_folder() / run_id).state().state in ENDED
     except (OSError, ValueError):
         return False
 

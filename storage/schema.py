@@ -6,10 +6,10 @@ import functools
 import re
 from importlib import resources
 
-from lorawatch import __version__
 from lorawatch.errors import HistoryTooNew
 from lorawatch.storage import builtin
 from lorawatch.storage.engine import Connection, duckdb, roll_back
+from lorawatch.system.version import __version__
 
 _CREATE_MIGRATIONS = """
 CREATE TABLE IF NOT EXISTS schema_migrations (

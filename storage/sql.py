@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorawatch import paths
 from lorawatch.errors import HistoryError, UsageError
-from lorawatch.processes import usable_cores
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection, Error, duckdb
 from lorawatch.storage.explain import about_the_file, explain
+from lorawatch.system import home as paths
+from lorawatch.system.processes import usable_cores
 
 MEMORY = "1GB"
 """Of DuckDB; it counts neither a single text that it makes nor what is made of its rows here."""

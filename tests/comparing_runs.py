@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorawatch import recipe
-from lorawatch.comparing.comparison import Comparison, Row, compare
+from lorawatch.comparing.comparison import compare
 from lorawatch.comparing.configuration import Configuration, measured
+from lorawatch.comparing.rows import Comparison, Row
+from lorawatch.recipe import loading
 from lorawatch.storage.configurations import RunSummary
 
-EXXACT = recipe.load("exxact-8b").to_dict()
+EXXACT = loading.load("exxact-8b").to_dict()
 PRO_4500 = "NVIDIA RTX PRO 4500 Blackwell"
 PRO_5000 = "NVIDIA RTX PRO 5000 Blackwell"
 _count = iter(range(10_000))

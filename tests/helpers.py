@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 
-from lorawatch.files import read_json
-from lorawatch.journal import JournalTail
-from lorawatch.records import Event, ExitRecord
-from lorawatch.rundir import ENDED, RunDir, RunState
+from lorawatch.run.directory import ENDED, RunDir, RunState
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Event, ExitRecord
+from lorawatch.system.files import read_json
 
 TINY = ["--record", "tiny"]
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from lorawatch.journal import JournalWriter
-from lorawatch.records import (
+from lorawatch.run.directory import Gpu, RunDir, RunInfo, RunState
+from lorawatch.run.journal import JournalWriter
+from lorawatch.run.records import (
     Evaluation,
     Event,
     GpuSample,
@@ -23,7 +24,6 @@ from lorawatch.records import (
     Severity,
     Step,
 )
-from lorawatch.rundir import Gpu, RunDir, RunInfo, RunState
 from lorawatch.storage.connection import reading
 
 T0 = 1_790_000_000.0

@@ -42,7 +42,7 @@ def home(folder: Path) -> None:
         (folder / "history.duckdb").write_bytes(packed.read())
     run = folder / "runs" / "0gq3qhp5"
     shutil.copytree(DATA / "h100_x2_run" / "0gq3qhp5", run)
-    from lorawatch.rundir import RunDir
+    from lorawatch.run.directory import RunDir
     from lorawatch.storage.edit import delete_run
     from lorawatch.storage.ingest import finish_run
 

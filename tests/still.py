@@ -9,9 +9,9 @@ import msgspec
 from history import DATA, T0
 from textual.pilot import Pilot
 
-from lorawatch.journal import JournalTail
-from lorawatch.records import AnyLine, Event, GpuSample, HostSample, PhaseChange, RankStarted, Step
-from lorawatch.rundir import Gpu, RunInfo, RunState
+from lorawatch.run.directory import Gpu, RunInfo, RunState
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import AnyLine, Event, GpuSample, HostSample, PhaseChange, RankStarted, Step
 from lorawatch.screens.app import FrameReady, LorawatchApp
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.watch import Watch

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lorawatch import checkpoints
-from lorawatch import recipe as recipes
-from lorawatch.journal import JournalTail
-from lorawatch.records import Evaluation, Event, Step
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.recipe import loading, schema
+from lorawatch.run import checkpoints
+from lorawatch.run.directory import RunDir, RunInfo
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Evaluation, Event, Step
 from lorawatch.training import model as models
 from lorawatch.training.data import build_sets
 from lorawatch.training.observer import Observer
@@ -29,7 +29,7 @@ class Trained:
     """A run in this process, of one rank; each call is an attempt."""
 
     def __init__(self, *overrides: str) -> None:
-        self.recipe = recipes.load("tiny", [*overrides, "launch.gpus=cpu:1"])
+        self.recipe = loading.load("tiny", [*overrides, "launch.gpus=cpu:1"])
         self.run = RunDir.create(
             RunInfo(run_id="", name="tiny", created_at=time.time(), host="h", user="u", world_size=1, device="cpu")
         )
@@ -75,7 +75,7 @@ def rows(path: Path, number: int) -> Path:
     return path
 
 
-def loss_by_hand(recipe: recipes.Recipe, adapter: Path) -> tuple[float, int]:
+def loss_by_hand(recipe: schema.Recipe, adapter: Path) -> tuple[float, int]:
     """Mean over all label tokens of the held-out rows, a row at a time, with an adapter's weights; and their number."""
     plan = models.plan_model(recipe)
     model = models.load_model(plan, recipe, torch.device("cpu"))

@@ -7,10 +7,11 @@ import sys
 import click
 import msgspec
 
-from lorawatch.adapters import ChatRequest, Which, recipe_of, refuse_random, require_adapter
 from lorawatch.cli.child import freest_gpu, run_module
 from lorawatch.errors import UsageError
-from lorawatch.rundir import RunDir
+from lorawatch.run.adapters import recipe_of, refuse_random, require_adapter
+from lorawatch.run.directory import RunDir
+from lorawatch.run.requests import ChatRequest, Which
 
 
 @click.command()

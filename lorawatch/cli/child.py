@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from lorawatch.errors import LorawatchError
-from lorawatch.interpreter import own_module
-from lorawatch.permissions import users_umask
-from lorawatch.quiet import QUIET
+from lorawatch.system.interpreter import own_module
+from lorawatch.system.permissions import users_umask
+from lorawatch.system.quiet import QUIET
 
 
 def run_module(

@@ -52,9 +52,9 @@ def compare(
     """
     from lorawatch.analysis.epoch import parse_tokens
     from lorawatch.comparing import documents, formats
-    from lorawatch.comparing.comparison import Prices
     from lorawatch.comparing.comparison import compare as put_together
     from lorawatch.comparing.gather import gather
+    from lorawatch.comparing.rows import Prices
     from lorawatch.comparing.work import one_line
 
     try:

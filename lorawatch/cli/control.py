@@ -9,9 +9,9 @@ import time
 import click
 
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.liveness import liveness
-from lorawatch.records import Event
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run.directory import ENDED, RunDir
+from lorawatch.run.liveness import liveness
+from lorawatch.run.records import Event
 
 _FLOOD = 1000
 
@@ -100,9 +100,9 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
     """
     if not as_json and not plain and sys.stdin.isatty() and sys.stdout.isatty():
         return open_tui(RunDir.find(run).run_id)
-    from lorawatch.cli.record import exit_code, make_display
     from lorawatch.cli.summary import print_summary
-    from lorawatch.live import Follower
+    from lorawatch.cli.supervise import exit_code, make_display
+    from lorawatch.run.follower import Follower
 
     run_dir = RunDir.find(run)
     follower = Follower(run_dir)
@@ -162,7 +162,7 @@ def adopt(run: str, as_json: bool) -> int:
     Ctrl-C then stops the run, as it does where it was started.
     """
     from lorawatch.cli.machine import open_driver
-    from lorawatch.cli.record import exit_code, supervise_one
+    from lorawatch.cli.supervise import exit_code, supervise_one
 
     state, stopped_by = supervise_one(RunDir.find(run), as_json=as_json, nvml=open_driver(), adopt=True)
     return exit_code(state, stopped_by)

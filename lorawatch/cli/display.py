@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from lorawatch.figures import evaluation_words
-from lorawatch.live import LiveView, StepTotal
-from lorawatch.records import Evaluation, Event
-from lorawatch.rundir import RunInfo, RunState
-from lorawatch.sanitize import clean, json_text
-from lorawatch.terminal import raw_stdout
-from lorawatch.text import duration, gib, number
+from lorawatch.run.directory import RunInfo, RunState
+from lorawatch.run.live import LiveView, StepTotal
+from lorawatch.run.records import Evaluation, Event
+from lorawatch.system.terminal import raw_stdout
+from lorawatch.text.numbers import duration, gib, number
+from lorawatch.text.run_summary import evaluation_words
+from lorawatch.text.sanitize import clean, json_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

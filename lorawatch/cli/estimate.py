@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lorawatch.errors import UsageError
-from lorawatch.reading import expanded
+from lorawatch.system.user_files import expanded
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 
@@ -35,14 +35,14 @@ def estimate(
 
     The time comes from the own runs and the published tables that did the same work.
     """
-    from lorawatch import recipe as recipes
     from lorawatch.analysis.epoch import parse_tokens
     from lorawatch.cli.machine import gpus_of, open_driver
     from lorawatch.comparing import documents
     from lorawatch.comparing.estimating import estimate_recipe
     from lorawatch.comparing.gather import gather
+    from lorawatch.recipe import loading
 
-    loaded = recipes.load(recipe, overrides)
+    loaded = loading.load(recipe, overrides)
     try:
         count = parse_tokens(tokens or "50M")
     except ValueError as error:

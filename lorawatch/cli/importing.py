@@ -11,7 +11,7 @@ class _WithColumns(click.Command):
     """Lists the columns at the end of `--help`."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from lorawatch.published_csv import column_help
+        from lorawatch.published.table_csv import column_help
 
         with formatter.section("Columns (sku, gpu_count and one figure are needed; empty is not printed)"):
             formatter.write_dl(list(column_help().items()))
@@ -33,11 +33,12 @@ def import_table(files: tuple[Path, ...], source: str | None, replace: bool, dry
     lorawatch import table.csv --source "Our lab"
     lorawatch sql "SELECT sku, gpu_count, scaling, computed_scaling, differs FROM v_published"
     """
-    from lorawatch.printed import compact
-    from lorawatch.published import checked_cells, differences, read_csv
-    from lorawatch.sanitize import clean
+    from lorawatch.published.checks import checked_cells, differences
+    from lorawatch.published.printed import compact
+    from lorawatch.published.table_csv import read_csv
     from lorawatch.storage.published import check_source, replace_source
     from lorawatch.storage.skus import short_name
+    from lorawatch.text.sanitize import clean
 
     named = clean(source or "").strip() or None
     rows = [row for file in files for row in read_csv(file, source=named, named=short_name)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorawatch.rundir import Gpu
+    from lorawatch.run.directory import Gpu
     from lorawatch.telemetry.nvml import Nvml
 
 
@@ -21,6 +21,6 @@ def open_driver() -> Nvml | None:
 
 def gpus_of(nvml: Nvml | None) -> list[Gpu]:
     """This host's GPUs, by index."""
-    from lorawatch.paths import host_name
+    from lorawatch.system.home import host_name
 
     return nvml.gpus(host_name()) if nvml else []

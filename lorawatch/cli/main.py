@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from lorawatch import __version__, terminal
-from lorawatch.sanitize import clean, encodable
+from lorawatch.system import terminal
+from lorawatch.system.version import __version__
+from lorawatch.text.sanitize import clean, encodable
 
 # name → (module, one line of help). The module's command object has the name, dashes as underscores.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -30,8 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sql": ("sql", "Ask the history with one read-only SELECT."),
     "snapshot": ("sql", "Copy the history into a file of your own."),
     "import": ("importing", "Take a published table into the history and check its arithmetic."),
-    "doctor": ("doctor_command", "Say what works on this machine, and what to do about what does not."),
-    "supervise": ("record", "Record prepared runs; what --detach starts."),
+    "doctor": ("doctor", "Say what works on this machine, and what to do about what does not."),
+    "supervise": ("supervise", "Record prepared runs; what --detach starts."),
     "record": ("record", "Run a recipe, or your own command, headless and record it."),
 }
 # `lorawatch --record` is how it is written; the name `record` stays out of the list.
@@ -153,7 +154,7 @@ def run(args: Sequence[str]) -> int:
     except click.Abort:
         return 130
     except click.ClickException as error:
-        from lorawatch.masking import mask_forms
+        from lorawatch.text.masking import mask_forms
 
         vars(error)["message"] = mask_forms(error.message)  # a command without its `--`
         with contextlib.suppress(OSError):  # a standard error that takes nothing

@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from lorawatch.adapters import MergeReport, MergeRequest, Which, recipe_of, refuse_random, require_adapter
 from lorawatch.cli.child import run_module
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.reading import expanded
-from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean, encodable, json_text
-from lorawatch.text import gib
+from lorawatch.run.adapters import recipe_of, refuse_random, require_adapter
+from lorawatch.run.directory import RunDir
+from lorawatch.run.requests import MergeReport, MergeRequest, Which
+from lorawatch.system.user_files import expanded
+from lorawatch.text.numbers import gib
+from lorawatch.text.sanitize import clean, encodable, json_text
 
 
 @click.command()

@@ -7,7 +7,7 @@ import time
 import click
 
 from lorawatch.errors import HistoryDamaged
-from lorawatch.sanitize import clean
+from lorawatch.text.sanitize import clean
 
 # They only ask, or check before they write: run once more, they do the same.
 ASKING = frozenset({"runs", "show", "compare", "estimate", "sql", "snapshot", "import", "replay"})

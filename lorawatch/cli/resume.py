@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lorawatch.cli.machine import gpus_of, open_driver
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 
 
 def resume(name: str, *, overrides: tuple[str, ...], from_name: str | None, detach: bool, as_json: bool) -> int:
@@ -19,7 +19,7 @@ def resume(name: str, *, overrides: tuple[str, ...], from_name: str | None, deta
     Raises:
         UsageError: It cannot go on; says why, and what would do.
     """
-    from lorawatch.cli.record import detach_runs, supervise_all
+    from lorawatch.cli.supervise import detach_runs, supervise_all
     from lorawatch.recorder.resuming import prepare_resumption
 
     run = RunDir.find(name)

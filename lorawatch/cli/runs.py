@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import click
 
-from lorawatch.masking import mask_command_line
-from lorawatch.sanitize import clean, json_text
-from lorawatch.text import duration, gib, hanging, number
+from lorawatch.text.masking import mask_command_line
+from lorawatch.text.numbers import duration, gib, hanging, number
+from lorawatch.text.sanitize import clean, json_text
 
 
 def catch_up() -> None:
     """Bring in what dead recorders left in their journals; a history that is held now is caught up later."""
-    from lorawatch import paths
+    from lorawatch.system import home
 
-    folder = paths.open_runs_folder()
+    folder = home.open_runs_folder()
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     from lorawatch.errors import HistoryDamaged, LorawatchError
@@ -37,7 +37,7 @@ def catch_up() -> None:
 def runs(limit: int, everything: bool, state: str | None, name: str | None, tag: str | None, as_json: bool) -> int:
     """List the runs in the history, latest first."""
     catch_up()
-    from lorawatch.liveness import note
+    from lorawatch.run.liveness import note
     from lorawatch.storage.queries import list_runs
 
     rows = list_runs(limit=None if everything else limit, state=state, name=name, tag=tag)
@@ -81,7 +81,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     """Show RUN (an id, its beginning, a name, or `last`): what was asked, measured, and what happened."""
     catch_up()
     from lorawatch.errors import RunNotFound
-    from lorawatch.liveness import note
+    from lorawatch.run.liveness import note
     from lorawatch.storage.queries import run_evaluations, run_events, run_figures
 
     run_id, folder = _resolve(run)
@@ -97,7 +97,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
         more = {"evaluations": evaluated, "events": happened, "run_dir": folder}
         click.echo(json_text({**row, **more}))
         return 0
-    from lorawatch.figures import evaluation_lines, event_words, summary_lines
+    from lorawatch.text.run_summary import evaluation_lines, event_words, summary_lines
 
     for name, value in summary_lines(row):
         click.echo(hanging(f"{name:<14} ", value))
@@ -122,7 +122,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     if recipe and row.get("recipe"):
         import msgspec
 
-        from lorawatch.yaml_text import write_yaml
+        from lorawatch.recipe.yaml_text import write_yaml
 
         click.echo("\nrecipe")
         text = write_yaml(msgspec.json.decode(row["recipe"]))
@@ -133,7 +133,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
 def _resolve(name: str) -> tuple[str, str | None]:
     """A run's id and its directory; runs whose directory was deleted are still in the history."""
     from lorawatch.errors import RunNotFound
-    from lorawatch.rundir import RunDir
+    from lorawatch.run.directory import RunDir
 
     try:
         found = RunDir.find(name)

@@ -28,8 +28,8 @@ def sql(query: str, form: str, output: Path | None, timeout: float) -> int:
     lorawatch sql "SELECT step, loss FROM v_steps WHERE run_id = '…'" --format csv -o loss.csv
     lorawatch sql "DESCRIBE v_steps"
     """
-    from lorawatch import paths
     from lorawatch.cli.bounded import run_bounded
+    from lorawatch.system import home
 
     text = _stdin() if query == "-" else query
 
@@ -38,7 +38,7 @@ def sql(query: str, form: str, output: Path | None, timeout: float) -> int:
 
         write_result(text, form, output, timeout_s=timeout, on_answered=on_answered)
 
-    folders = [paths.home()] if output is None else [paths.home(), Path(os.path.realpath(output)).parent]
+    folders = [home.home()] if output is None else [home.home(), Path(os.path.realpath(output)).parent]
     run_bounded(work, timeout, folders)
     return 0
 

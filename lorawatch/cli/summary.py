@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError
-from lorawatch.figures import summary_lines
-from lorawatch.files import read_json
-from lorawatch.masking import mask_text
 from lorawatch.recorder.logs import tail
-from lorawatch.records import ExitRecord
-from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean, json_text
-from lorawatch.text import hanging
-from lorawatch.verdict import cause
+from lorawatch.run.adapters import best_of
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import ExitRecord
+from lorawatch.run.verdict import cause
+from lorawatch.system.files import read_json
+from lorawatch.text.masking import mask_text
+from lorawatch.text.numbers import hanging
+from lorawatch.text.run_summary import summary_lines
+from lorawatch.text.sanitize import clean, json_text
 
 if TYPE_CHECKING:
     from lorawatch.recorder.recorder import Recorder

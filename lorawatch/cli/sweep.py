@@ -11,8 +11,11 @@ import click
 from lorawatch.analysis.interval import Figure, pooled
 from lorawatch.analysis.scaling import LossSplit, coupling_efficiency_pct, efficiency_pct, speedup, split_loss
 from lorawatch.cli.summary import run_figures
-from lorawatch.sanitize import json_text
-from lorawatch.text import MISSING, number
+from lorawatch.errors import UsageError
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run.directory import Gpu
+from lorawatch.text.numbers import MISSING, number
+from lorawatch.text.sanitize import json_text
 
 Row = Mapping[str, Any]
 
@@ -165,3 +168,61 @@ def _with_interval(figure: Figure | None, places: int, unit: str = "") -> str:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def sweep_counts(sweep: str | None) -> list[int | None]:
+    if sweep is None:
+        return [None]
+    try:
+        counts = [int(w) for w in sweep.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UsageError(f"--sweep {sweep!r} is not a list of GPU counts", hint="for example --sweep 1,2,4")
+    return list(counts)
+
+
+def places_of(recipe: Recipe, gpus: Sequence[Gpu], counts: Sequence[int | None]) -> list[tuple[int | None, int]]:
+    """Each count with the number of ranks that it comes to; refuses an impossible sweep before its first run."""
+    from lorawatch.launch.placement import place
+    from lorawatch.recipe.devices import parse_gpus
+
+    request = parse_gpus(recipe.launch.gpus)
+    return [(count, place(request, gpus, count=count).world_size) for count in counts]
+
+
+def plan_sweep(
+    places: Sequence[tuple[int | None, int]], *, separate: bool, repeat: int
+) -> list[tuple[int | None, bool]]:
+    """The runs of a sweep in their order.
+
+    In turns, the whole ladder before its next repeat, and separate beside coupled: a machine that warms up or is used by
+    others meanwhile then burdens all configurations alike, where repeats in a row would make it a difference between
+    them.
+
+    Args:
+        places: Each count with its number of ranks.
+        separate: A separate run beside each run of several ranks.
+        repeat: How often each.
+
+    Returns:
+        For each run: the count, and whether its ranks train separately.
+
+    Raises:
+        UsageError: No repeat, or nothing to separate.
+    """
+    if repeat < 1:
+        raise UsageError(
+            f"--repeat {repeat} is no number of runs", hint="at least 1; 3 give an interval across repeats"
+        )
+    if separate and all(ranks == 1 for _, ranks in places):
+        raise UsageError(
+            "--separate compares several GPUs coupled with as many apart, but the run has a single one",
+            hint="for example --sweep 1,2 --separate, or --gpus cpu:2 --separate",
+        )
+    once: list[tuple[int | None, bool]] = []
+    for count, ranks in places:
+        once.append((count, False))
+        if separate and ranks > 1:
+            once.append((count, True))
+    return once * repeat

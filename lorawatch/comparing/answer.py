@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from lorawatch.analysis.cost import Configuration as Priced
 from lorawatch.analysis.cost import break_even_tokens, energy_per_token
 from lorawatch.comparing.words import after, interval_pct, kilowatt_hours, money, tokens_words
-from lorawatch.text import long_duration
+from lorawatch.text.numbers import long_duration
 
 if TYPE_CHECKING:
-    from lorawatch.comparing.comparison import Comparison, Epoch, Row
+    from lorawatch.comparing.rows import Comparison, Epoch, Row
 
 _YEAR_S = 8766 * 3600.0
 

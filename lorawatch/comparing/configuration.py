@@ -11,10 +11,10 @@ from typing import Any, Literal, TypedDict
 from lorawatch.analysis.epoch import Span, epoch_time_s
 from lorawatch.analysis.interval import Figure, pooled
 from lorawatch.comparing.work import Work, assumed, facts, one_line, published_facts, tokens_per_step
-from lorawatch.published import PublishedRow
+from lorawatch.published.rows import PublishedRow
 from lorawatch.storage.configurations import RunSummary
 from lorawatch.storage.skus import short_name
-from lorawatch.text import number
+from lorawatch.text.numbers import number
 
 Provenance = Literal["measured", "published", "simulated", "extrapolated"]
 SIMULATED_TAG = "simulated"

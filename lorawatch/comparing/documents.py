@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +13,15 @@ import msgspec
 from lorawatch.comparing import sheets
 from lorawatch.comparing import work as works
 from lorawatch.comparing.estimating import Estimate, Place, about
+from lorawatch.comparing.sheets import Document, Sheet
 from lorawatch.comparing.words import tokens_words, with_interval
 from lorawatch.errors import LorawatchError
-from lorawatch.permissions import write_export
-from lorawatch.sanitize import json_text
-from lorawatch.text import MISSING, gib, long_duration
+from lorawatch.system.permissions import write_export
+from lorawatch.text.numbers import MISSING, gib, long_duration
+from lorawatch.text.sanitize import json_text
 
 _ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 _ADVISED = 3  # GPU models whose remedies are told
-
-
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """A titled table of words; `right` tells which columns are figures."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """What is said first, the tables, the notes; `records` are the same figures unrounded, for programs."""
-
-    title: str
-    work: str
-    answer: tuple[str, ...]
-    sheets: tuple[Sheet, ...]
-    notes: tuple[str, ...]
-    records: tuple[Mapping[str, Any], ...]
 
 
 def format_of(form: str | None, output: Path | None) -> str:

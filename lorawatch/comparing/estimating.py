@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorawatch import fit
 from lorawatch.analysis.epoch import Span
 from lorawatch.analysis.memory import Fit, MemoryEstimate, Workload, estimate, verdict, what_would_fit
 from lorawatch.comparing import work as works
@@ -13,10 +12,11 @@ from lorawatch.comparing.comparison import compare
 from lorawatch.comparing.configuration import Configuration
 from lorawatch.comparing.gather import Gathered
 from lorawatch.errors import LorawatchError
-from lorawatch.recipe import Recipe
-from lorawatch.rundir import Gpu
-from lorawatch.sanitize import clean
+from lorawatch.models import memory as fit
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run.directory import Gpu
 from lorawatch.storage.skus import all_skus, find_sku
+from lorawatch.text.sanitize import clean
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import msgspec
 
 from lorawatch.analysis.interval import Figure
 from lorawatch.comparing import sheets, words
-from lorawatch.comparing.comparison import LADDER, Comparison, Row
 from lorawatch.comparing.configuration import epoch_cell
-from lorawatch.sanitize import json_text
+from lorawatch.comparing.rows import LADDER, Comparison, Row
+from lorawatch.text.sanitize import json_text
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 

@@ -16,8 +16,10 @@ from lorawatch.comparing.configuration import (
 )
 from lorawatch.comparing.work import one_line
 from lorawatch.errors import UsageError
-from lorawatch.printed import compact
-from lorawatch.published import PublishedRow, builtin_rows, differences
+from lorawatch.published.builtin import builtin_rows
+from lorawatch.published.checks import differences
+from lorawatch.published.printed import compact
+from lorawatch.published.rows import PublishedRow
 from lorawatch.storage import files
 from lorawatch.storage.configurations import RunSummary, run_summaries
 from lorawatch.storage.connection import reading

@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from lorawatch import __version__
 from lorawatch.comparing import charts, words
 from lorawatch.comparing import work as works
-from lorawatch.comparing.comparison import Comparison, Row
+from lorawatch.comparing.rows import Comparison, Row
 from lorawatch.comparing.series import lines
-from lorawatch.text import long_duration
+from lorawatch.system.version import __version__
+from lorawatch.text.numbers import long_duration
 
 if TYPE_CHECKING:
-    from lorawatch.comparing.documents import Document
+    from lorawatch.comparing.sheets import Document
 
 _STYLE = """
 :root { --page: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #d9dee6; --shade: #f4f6f9;

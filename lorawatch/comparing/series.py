@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from lorawatch.analysis.interval import Figure
 from lorawatch.comparing.charts import Dot, Series
-from lorawatch.comparing.comparison import Comparison, Row
+from lorawatch.comparing.rows import Comparison, Row
 from lorawatch.comparing.words import after
 
 FIGURES: Mapping[str, Callable[[Row], Figure | None]] = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _FORMULAS = "=+-@|%＝＋－＠"
@@ -63,3 +64,25 @@ def escaped(text: str) -> str:
     for letter in ("\\", "|", "`", "*", "_", "[", "]", "~", "#"):
         text = text.replace(letter, "\\" + letter)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A titled table of words; `right` tells which columns are figures."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What is said first, the tables, the notes; `records` are the same figures unrounded, for programs."""
+
+    title: str
+    work: str
+    answer: tuple[str, ...]
+    sheets: tuple[Sheet, ...]
+    notes: tuple[str, ...]
+    records: tuple[Mapping[str, Any], ...]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from lorawatch.analysis.interval import Figure
 from lorawatch.comparing import work as works
-from lorawatch.comparing.comparison import Comparison, Epoch, Row
 from lorawatch.comparing.configuration import epoch_cell
-from lorawatch.printed import compare_cell
-from lorawatch.text import MISSING, long_duration, number
+from lorawatch.comparing.rows import Comparison, Epoch, Row
+from lorawatch.published.printed import compare_cell
+from lorawatch.text.numbers import MISSING, long_duration, number
 
 
 @dataclass(frozen=True, slots=True)

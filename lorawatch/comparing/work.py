@@ -9,7 +9,7 @@ from typing import Any
 
 from lorawatch.analysis.shape import LINEARS
 from lorawatch.errors import LorawatchError
-from lorawatch.sanitize import clean
+from lorawatch.text.sanitize import clean
 
 Work = Mapping[str, str]
 """Fact → value, in words and in the order in which people name them."""
@@ -161,10 +161,10 @@ def _targets(targets: Any, model: str) -> str:
 @functools.lru_cache(maxsize=1000)
 def _is_known(model: str) -> bool:
     """Whether a model has the linear layers of the Llama family and no others."""
-    from lorawatch import fit  # 30 ms, which few comparisons need
+    from lorawatch.models import shapes  # 30 ms, which few comparisons need
 
     try:
-        fit.model_shape(model)
+        shapes.model_shape(model)
     except LorawatchError:
         return False
     return True

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from lorawatch.errors import DataError, LorawatchError, UsageError
-from lorawatch.interpreter import own_module
-from lorawatch.permissions import users_umask
-from lorawatch.sanitize import clean
+from lorawatch.system.interpreter import own_module
+from lorawatch.system.permissions import users_umask
+from lorawatch.text.sanitize import clean
 
 BYTES_PER_TOKEN = 4.0
 """Of English text under the vocabularies of today's models, roughly; used where the tokenizer is not here."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lorawatch.devices import DeviceRequest
 from lorawatch.errors import NoSuitableGpu
-from lorawatch.processes import usable_cores
-from lorawatch.rundir import Gpu
+from lorawatch.recipe.devices import DeviceRequest
+from lorawatch.run.directory import Gpu
+from lorawatch.system.processes import usable_cores
 
 DEFAULT_CPU_RANKS = 2  # DDP is DDP from two ranks on; more would only share the same cores
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lorawatch.errors import MissingDependency
-from lorawatch.interpreter import SAFE_PATH, own_module
 from lorawatch.launch.placement import Placement
-from lorawatch.masking import mask_text
-from lorawatch.permissions import users_umask
-from lorawatch.rundir import RUN_DIR_VARIABLE, RunDir
+from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir
+from lorawatch.system.interpreter import SAFE_PATH, own_module
+from lorawatch.system.permissions import users_umask
+from lorawatch.text.masking import mask_text
 
 # Longer than a step plus a save of an adapter, shorter than a person's patience.
 SHUTDOWN_TIMEOUT_S = 60

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 
 from lorawatch.errors import LorawatchError
-from lorawatch.journal import JournalWriter
-from lorawatch.records import Event, ExitRecord
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalWriter
+from lorawatch.run.records import Event, ExitRecord
 
 
 def missing_steps(records: Iterable[ExitRecord], counts: Mapping[tuple[int, int], int]) -> list[tuple[int, int, int]]:

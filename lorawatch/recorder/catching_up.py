@@ -9,17 +9,17 @@ from pathlib import Path
 
 import msgspec
 
-from lorawatch import paths
 from lorawatch.errors import RunBusy, RunNotFound, UsageError
-from lorawatch.files import read_json
-from lorawatch.journal import JournalWriter
-from lorawatch.liveness import START_GRACE_S, Liveness, deciding, liveness
 from lorawatch.recorder.accounting import journal_missing_steps
 from lorawatch.recorder.last_words import LastWords, last_words
 from lorawatch.recorder.logs import tail
-from lorawatch.records import Event, ExitRecord
-from lorawatch.rundir import RunDir, RunInfo, RunState
-from lorawatch.verdict import Evidence, Verdict, judge, tells_an_end
+from lorawatch.run.directory import RunDir, RunInfo, RunState
+from lorawatch.run.journal import JournalWriter
+from lorawatch.run.liveness import START_GRACE_S, Liveness, deciding, liveness
+from lorawatch.run.records import Event, ExitRecord
+from lorawatch.run.verdict import Evidence, Verdict, judge, tells_an_end
+from lorawatch.system import home
+from lorawatch.system.files import read_json
 
 _BRIEFLY_S = 0.5
 
@@ -33,11 +33,11 @@ def catch_up() -> list[str]:
         HistoryBusy: Somebody else holds the history; nothing is lost, a later call goes on.
         OSError: The directory of some run cannot be read; the others were brought in.
     """
-    folder = paths.open_runs_folder()
+    folder = home.open_runs_folder()
     ended: list[str] = []
     trouble: OSError | None = None
     for marker in sorted(folder.iterdir()) if folder.is_dir() else ():
-        run = RunDir(paths.runs_folder() / marker.name)
+        run = RunDir(home.runs_folder() / marker.name)
         try:
             if not (run.root / "run.json").exists() and not run.journal.is_dir():
                 _drop(marker)  # what its ranks have made again in its place is no run

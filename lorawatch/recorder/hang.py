@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lorawatch.live import LiveView
 from lorawatch.recorder.logs import size_of
 from lorawatch.recorder.workers import Workers
-from lorawatch.records import Event
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.live import LiveView
+from lorawatch.run.records import Event
 
 WARN_AT_LEAST_S = 30.0
 WARN_USUAL_STEPS = 5.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection
 
-from lorawatch.records import RankStarted
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.run.directory import RunDir, RunInfo
+from lorawatch.run.records import RankStarted
 
 
 class InfoFile:

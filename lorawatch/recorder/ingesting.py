@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from lorawatch.errors import HistoryBusy, LorawatchError
-from lorawatch.records import Event
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import Event
 
 EVERY_S = 5.0
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from lorawatch.journal import line_decoder
 from lorawatch.recorder.logs import tail
-from lorawatch.records import ExitRecord, LinesLost, Step
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import line_decoder
+from lorawatch.run.records import ExitRecord, LinesLost, Step
 
 
 @dataclass(frozen=True)

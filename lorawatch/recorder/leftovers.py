@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lorawatch.processes import environment_of
 from lorawatch.recorder.workers import Leftover, Workers
-from lorawatch.records import Severity
-from lorawatch.sanitize import clean
+from lorawatch.run.records import Severity
+from lorawatch.system.processes import environment_of
+from lorawatch.text.sanitize import clean
 
 ENDED_BY_THEMSELVES_S = 2.0
 _NAMED = 5

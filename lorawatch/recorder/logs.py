@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lorawatch.files import open_regular
+from lorawatch.system.files import open_regular
 
 
 def size_of(path: Path) -> int:

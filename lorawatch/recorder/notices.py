@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lorawatch.live import LiveView, silent_words
-from lorawatch.records import RankStarted, Severity
+from lorawatch.run.live import LiveView, silent_words
+from lorawatch.run.records import RankStarted, Severity
 
 
 class Notices:

@@ -9,17 +9,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorawatch import __version__
-from lorawatch.devices import parse_gpus
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.files import write_atomically
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement, place
-from lorawatch.masking import mask_arguments, mask_text
-from lorawatch.paths import host_name
-from lorawatch.recipe import Recipe
-from lorawatch.rundir import Gpu, RunDir, RunInfo
-from lorawatch.sanitize import clean, encodable
+from lorawatch.recipe.devices import parse_gpus
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run.directory import Gpu, RunDir, RunInfo
+from lorawatch.system.files import write_atomically
+from lorawatch.system.home import host_name
+from lorawatch.system.version import __version__
+from lorawatch.text.masking import mask_arguments, mask_text
+from lorawatch.text.sanitize import clean, encodable
 
 MOST_TAGS = 32
 LONGEST_TAG = 100

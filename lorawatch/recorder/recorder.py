@@ -12,18 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorawatch import interconnect
-from lorawatch.adapters import best_of
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.files import read_json
-from lorawatch.journal import JournalWriter
+from lorawatch.launch import interconnect
 from lorawatch.launch.placement import Placement
-from lorawatch.live import Follower, LiveView, eval_every, is_separate
-from lorawatch.liveness import deciding, known_workers, started_for, was_started_for
-from lorawatch.masking import mask_output
-from lorawatch.paths import host_name
-from lorawatch.processes import ProcessId, has_children, in_initial_namespace, keep_orphans, oom_kills
-from lorawatch.recipe import Recipe
+from lorawatch.recipe.schema import Recipe
 from lorawatch.recorder.accounting import journal_missing_steps
 from lorawatch.recorder.hang import STEPPING, HangWatch
 from lorawatch.recorder.infofile import InfoFile
@@ -38,7 +30,13 @@ from lorawatch.recorder.starting import start_command, start_recipe
 from lorawatch.recorder.statefile import StateFile
 from lorawatch.recorder.stopping import Stopping
 from lorawatch.recorder.workers import Workers
-from lorawatch.records import (
+from lorawatch.run.adapters import best_of
+from lorawatch.run.directory import RunDir, RunInfo, RunState
+from lorawatch.run.follower import Follower
+from lorawatch.run.journal import JournalWriter
+from lorawatch.run.live import LiveView, eval_every, is_separate
+from lorawatch.run.liveness import deciding, known_workers, started_for, was_started_for
+from lorawatch.run.records import (
     Evaluation,
     Event,
     ExitRecord,
@@ -50,9 +48,12 @@ from lorawatch.records import (
     Severity,
     Step,
 )
-from lorawatch.rundir import RunDir, RunInfo, RunState
+from lorawatch.run.verdict import Evidence, Verdict, judge
+from lorawatch.system.files import read_json
+from lorawatch.system.home import host_name
+from lorawatch.system.processes import ProcessId, has_children, in_initial_namespace, keep_orphans, oom_kills
 from lorawatch.telemetry.sampler import Sampler
-from lorawatch.verdict import Evidence, Verdict, judge
+from lorawatch.text.masking import mask_output
 
 if TYPE_CHECKING:
     from lorawatch.telemetry.nvml import Nvml

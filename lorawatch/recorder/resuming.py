@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorawatch import checkpoints
-from lorawatch import recipe as recipes
-from lorawatch.checkpoints import CHANGEABLE, Checkpoint
-from lorawatch.devices import parse_gpus
 from lorawatch.errors import CheckpointError, LorawatchError, NoSuitableGpu, UsageError
-from lorawatch.files import write_atomically
 from lorawatch.launch.placement import Placement, place
-from lorawatch.live import is_separate
-from lorawatch.liveness import deciding, refuse_living
-from lorawatch.paths import host_name
-from lorawatch.processes import ProcessId
-from lorawatch.recipe import Recipe
-from lorawatch.rundir import Gpu, RunDir, RunInfo, RunState
+from lorawatch.recipe import loading
+from lorawatch.recipe.devices import parse_gpus
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run import checkpoints
+from lorawatch.run.checkpoints import CHANGEABLE, Checkpoint
+from lorawatch.run.directory import Gpu, RunDir, RunInfo, RunState
+from lorawatch.run.live import is_separate
+from lorawatch.run.liveness import deciding, refuse_living
+from lorawatch.system.files import write_atomically
+from lorawatch.system.home import host_name
+from lorawatch.system.processes import ProcessId
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _prepare(
         info, state = run.info(), run.state()
         _check_resumable(run, info)
         refuse_living(run, found, "resumed")
-        before = recipes.from_dict(info.recipe or {}, run.run_id)
+        before = loading.from_dict(info.recipe or {}, run.run_id)
         after, changed = _changed(run, before, overrides)
         start = _checked(run, before, info.world_size, from_name)
         _check_work_left(run, state, after, start, changed)
@@ -127,7 +127,7 @@ def _check_resumable(run: RunDir, info: RunInfo) -> None:
 
 
 def _changed(run: RunDir, before: Recipe, overrides: Iterable[str]) -> tuple[Recipe, list[tuple[str, object, object]]]:
-    after = recipes.overridden(before, overrides)
+    after = loading.overridden(before, overrides)
     changed = checkpoints.differences(before.to_dict(), after.to_dict())
     refused = [f"{path} is {was!r} and would be {now!r}" for path, was, now in changed if path not in CHANGEABLE]
     if refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lorawatch.records import Event
+from lorawatch.run.records import Event
 
 if TYPE_CHECKING:
     from lorawatch.recorder.recorder import Recorder

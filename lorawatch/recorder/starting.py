@@ -10,10 +10,10 @@ from pathlib import Path
 from lorawatch.errors import UsageError
 from lorawatch.launch import torchrun
 from lorawatch.launch.placement import Placement
-from lorawatch.recipe import Recipe
+from lorawatch.recipe.schema import Recipe
 from lorawatch.recorder.infofile import InfoFile
-from lorawatch.rundir import RUN_DIR_VARIABLE, RunDir, RunState
-from lorawatch.sanitize import encodable
+from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir, RunState
+from lorawatch.text.sanitize import encodable
 
 
 def start_command(run: RunDir, command: Sequence[str] | None, log: Path) -> subprocess.Popen[bytes]:

@@ -7,9 +7,9 @@ from typing import Literal
 
 import msgspec
 
-from lorawatch.files import Reserve
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import RunDir, RunState
+from lorawatch.run.directory import RunDir, RunState
+from lorawatch.system.files import Reserve
+from lorawatch.system.processes import ProcessId
 
 END_WAIT_S = 10.0
 _RESERVED_BYTES = 16 << 10

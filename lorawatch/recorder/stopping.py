@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from lorawatch.live import LiveView
 from lorawatch.recorder.workers import Workers
-from lorawatch.records import Severity
-from lorawatch.rundir import RunDir
-from lorawatch.text import rank_words
+from lorawatch.run.directory import RunDir
+from lorawatch.run.live import LiveView
+from lorawatch.run.records import Severity
+from lorawatch.text.numbers import rank_words
 
 GRACE_S = 60.0
 _TERMINATED_S = 10.0

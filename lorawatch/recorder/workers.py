@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lorawatch.masking import mask_command_line
-from lorawatch.processes import Process, ProcessId, descendants, match, process_table
+from lorawatch.system.processes import Process, ProcessId, descendants, match, process_table
+from lorawatch.text.masking import mask_command_line
 
 _LOOK_AGAIN_S = 0.02
 _SHOWN_CHARACTERS = 80

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from lorawatch.records import HostSample
+from lorawatch.run.records import HostSample
 
 POWERCAP = Path("/sys/class/powercap")
 

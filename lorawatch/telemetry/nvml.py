@@ -9,7 +9,7 @@ from typing import Any
 import pynvml
 
 from lorawatch.errors import MissingDependency
-from lorawatch.rundir import Gpu
+from lorawatch.run.directory import Gpu
 from lorawatch.telemetry.device import Device, GpuLost, GpuProcess, error_text
 
 __all__ = ["Device", "GpuLost", "GpuProcess", "Nvml", "NvmlUnavailable", "open_nvml"]

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lorawatch.records import Event, GpuSample, HostSample, Record, Severity
-from lorawatch.rundir import Gpu
+from lorawatch.run.directory import Gpu
+from lorawatch.run.records import Event, GpuSample, HostSample, Record, Severity
 from lorawatch.telemetry.device import GpuLost
 from lorawatch.telemetry.host import HostReader
 from lorawatch.telemetry.lanes import Lane, Timing

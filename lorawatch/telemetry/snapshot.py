@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorawatch.records import GpuSample, HostSample
-from lorawatch.rundir import Gpu
+from lorawatch.run.directory import Gpu
+from lorawatch.run.records import GpuSample, HostSample
 from lorawatch.telemetry.device import Device, GpuProcess
 
 

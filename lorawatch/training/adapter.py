@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from lorawatch import folders
-from lorawatch.adapters import BEST_FILE, BestAdapter
+from lorawatch.run.adapters import BEST_FILE, BestAdapter
+from lorawatch.system import folders
 
 
 def write_adapter(folder: Path, model: Any) -> None:

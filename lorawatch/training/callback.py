@@ -22,9 +22,9 @@ import transformers.trainer
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorawatch.records import Evaluation, Event, Step
-from lorawatch.rundir import RUN_DIR_VARIABLE, RunDir
-from lorawatch.text import rank_words
+from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir
+from lorawatch.run.records import Evaluation, Event, Step
+from lorawatch.text.numbers import rank_words
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
 from lorawatch.training.gate import Gate

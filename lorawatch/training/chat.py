@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lorawatch import terminal
-from lorawatch.adapters import ChatRequest, Voice, adapter_words, recipe_of
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean
+from lorawatch.run.adapters import adapter_words, recipe_of
+from lorawatch.run.directory import RunDir
+from lorawatch.run.requests import ChatRequest, Voice
+from lorawatch.system import terminal
+from lorawatch.text.sanitize import clean
 from lorawatch.training.streaming import SafeStream, TokenText
 
 if TYPE_CHECKING:

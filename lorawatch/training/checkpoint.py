@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from lorawatch import __version__, checkpoints
-from lorawatch.checkpoints import Checkpoint, Manifest, StoredFile
 from lorawatch.errors import CheckpointError
-from lorawatch.recipe import Recipe
-from lorawatch.rundir import RunDir
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run import checkpoints
+from lorawatch.run.checkpoints import Checkpoint, Manifest, StoredFile
+from lorawatch.run.directory import RunDir
+from lorawatch.system.version import __version__
 from lorawatch.training.adapter import write_adapter
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place

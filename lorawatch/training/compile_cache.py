@@ -6,9 +6,9 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from lorawatch import paths
-from lorawatch.permissions import make_private
-from lorawatch.processes import usable_cores
+from lorawatch.system import home
+from lorawatch.system.permissions import make_private
+from lorawatch.system.processes import usable_cores
 
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 _THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
@@ -23,7 +23,7 @@ def set_up(ranks_here: int, environment: MutableMapping[str, str] | None = None)
     """
     env = os.environ if environment is None else environment
     for variable, name in _FOLDERS.items():
-        if variable not in env and (folder := _own_folder(paths.home() / "cache" / name)):
+        if variable not in env and (folder := _own_folder(home.home() / "cache" / name)):
             env[variable] = str(folder)
     env.setdefault(_THREADS, str(max(1, min(_MOST_THREADS, usable_cores() // max(1, ranks_here)))))
 

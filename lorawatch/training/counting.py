@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
-from lorawatch import terminal
 from lorawatch.errors import LorawatchError
-from lorawatch.sanitize import json_text
+from lorawatch.system import terminal
+from lorawatch.text.sanitize import json_text
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     terminal.guard()
     source, model, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
     try:
-        from lorawatch.training import hub
+        from lorawatch.models import hub
         from lorawatch.training.data import tokenize
         from lorawatch.training.model import load_tokenizer, read_config
         from lorawatch.training.sources import read_rows

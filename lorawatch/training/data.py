@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from lorawatch.errors import DataError, RecipeError
-from lorawatch.recipe import Data as DataKeys
-from lorawatch.recipe import Recipe
+from lorawatch.recipe.schema import Data as DataKeys
+from lorawatch.recipe.schema import Recipe
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.packing import Packing, padding_to_longest, positions
 from lorawatch.training.sources import Row, read_rows

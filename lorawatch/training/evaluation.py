@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorawatch import folders
-from lorawatch.adapters import BestAdapter, best_of
 from lorawatch.errors import LorawatchError
+from lorawatch.run.adapters import BestAdapter, best_of
+from lorawatch.system import folders
 from lorawatch.training.adapter import save_adapter
 from lorawatch.training.checkpoint import everyone
 from lorawatch.training.data import Item, SyntheticData, TokenizedData

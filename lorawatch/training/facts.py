@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from lorawatch.analysis.flops import lora_flops_per_token
-from lorawatch.processes import ProcessId
-from lorawatch.records import RankStarted
+from lorawatch.run.records import RankStarted
+from lorawatch.system.processes import ProcessId
 from lorawatch.training.place import Place
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from lorawatch.recipe import Recipe
-from lorawatch.records import Severity
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run.records import Severity
 from lorawatch.training.checkpoint import everyone
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, Item

@@ -11,7 +11,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from lorawatch.files import write_atomically
+from lorawatch.system.files import write_atomically
 from lorawatch.training.place import Place
 
 _EVERY_S = 0.005

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from lorawatch.permissions import make_private
+from lorawatch.system.permissions import make_private
 
 RECORDER_VARIABLE = "LORAWATCH_RECORDER_PID"
 _PR_SET_PDEATHSIG = 1

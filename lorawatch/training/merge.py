@@ -18,11 +18,12 @@ from typing import Any, get_args
 
 import msgspec
 
-from lorawatch import terminal
-from lorawatch.adapters import MergeReport, MergeRequest, Which, adapter_folder, adapter_step, adapter_words, recipe_of
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean, json_text
+from lorawatch.run.adapters import adapter_folder, adapter_step, adapter_words, recipe_of
+from lorawatch.run.directory import RunDir
+from lorawatch.run.requests import MergeReport, MergeRequest, Which
+from lorawatch.system import terminal
+from lorawatch.text.sanitize import clean, json_text
 
 PROMPT = "An adapter is merged when its product is added to the frozen weights."
 _GIB = 1 << 30

@@ -19,8 +19,9 @@ from transformers.initialization import no_init_weights
 from lorawatch.analysis.flops import lora_flops_per_token
 from lorawatch.analysis.weights import linear_bytes
 from lorawatch.errors import LorawatchError, MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
-from lorawatch.recipe import Recipe
-from lorawatch.training import fp8, hub, nf4, random_weights
+from lorawatch.models import hub
+from lorawatch.recipe.schema import Recipe
+from lorawatch.training import fp8, nf4, random_weights
 from lorawatch.training.facts import ModelFacts, context_length, is_linear, linear_layers, model_facts
 from lorawatch.training.loading import config_of, model_from, model_of, tokenizer_of
 from lorawatch.training.tokenization import byte_tokenizer

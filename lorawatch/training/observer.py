@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from lorawatch.journal import JournalWriter
-from lorawatch.permissions import make_private
-from lorawatch.records import Event, PhaseChange, Record, Severity, Step
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalWriter
+from lorawatch.run.records import Event, PhaseChange, Record, Severity, Step
+from lorawatch.system.permissions import make_private
 from lorawatch.training.place import Place
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
 

@@ -17,10 +17,10 @@ from typing import Literal
 import msgspec
 
 from lorawatch.errors import LorawatchError, LossNotFinite
-from lorawatch.files import Reserve
-from lorawatch.masking import mask_output
-from lorawatch.records import ExitRecord, Failure
-from lorawatch.sanitize import encodable
+from lorawatch.run.records import ExitRecord, Failure
+from lorawatch.system.files import Reserve
+from lorawatch.text.masking import mask_output
+from lorawatch.text.sanitize import encodable
 from lorawatch.training.place import Place
 
 _RESERVED_BYTES = 32 << 10

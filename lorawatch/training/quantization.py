@@ -8,7 +8,7 @@ import re
 import torch
 
 from lorawatch.errors import MissingDependency, NoSuitableGpu
-from lorawatch.recipe import Recipe
+from lorawatch.recipe.schema import Recipe
 from lorawatch.training import fp8
 
 FP8_FROM = (8, 9)

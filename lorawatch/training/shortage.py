@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lorawatch import fit
 from lorawatch.analysis.memory import CUDA_CONTEXT_BYTES, DRIVER_BYTES, GIB, NCCL_BYTES
-from lorawatch.recipe import Recipe
+from lorawatch.models import memory as fit
+from lorawatch.recipe.schema import Recipe
 
 _OTHERS_FROM = GIB
 """Less than this may be our own context, whose size is only about known."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lorawatch.errors import DataError, MissingDependency
-from lorawatch.reading import expanded
-from lorawatch.recipe import SUFFIXES
-from lorawatch.training import hub
+from lorawatch.models import hub
+from lorawatch.recipe.loading import SUFFIXES
+from lorawatch.system.user_files import expanded
 
 
 @dataclass(frozen=True)

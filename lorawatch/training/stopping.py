@@ -20,7 +20,7 @@ import re
 import threading
 from pathlib import Path
 
-from lorawatch.files import Reserve, read_small, write_atomically
+from lorawatch.system.files import Reserve, read_small, write_atomically
 from lorawatch.training.place import Place
 
 ANSWER_S = 15.0

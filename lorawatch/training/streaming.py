@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lorawatch.sanitize import clean
+from lorawatch.text.sanitize import clean
 
 # The beginning of a control sequence at the end of a text: the next piece may complete it.
 _UNFINISHED = re.compile(

@@ -16,11 +16,12 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from lorawatch import checkpoints, folders
-from lorawatch.checkpoints import Checkpoint
 from lorawatch.errors import LorawatchError, LossNotFinite, NoSuitableGpu
-from lorawatch.recipe import Recipe
-from lorawatch.rundir import RunDir
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run import checkpoints
+from lorawatch.run.checkpoints import Checkpoint
+from lorawatch.run.directory import RunDir
+from lorawatch.system import folders
 from lorawatch.training import fast, quantization, shortage, space
 from lorawatch.training import model as models
 from lorawatch.training.adapter import save_adapter

@@ -11,10 +11,11 @@ import torch
 from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
-from lorawatch.adapters import Which, adapter_folder
 from lorawatch.errors import LorawatchError, NoSuitableGpu
-from lorawatch.recipe import Recipe
-from lorawatch.rundir import RunDir
+from lorawatch.recipe.schema import Recipe
+from lorawatch.run.adapters import adapter_folder
+from lorawatch.run.directory import RunDir
+from lorawatch.run.requests import Which
 from lorawatch.training import model as models
 from lorawatch.training import quantization
 

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from lorawatch import recipe as recipes
 from lorawatch.errors import LossNotFinite, NoSuitableGpu
-from lorawatch.quiet import QUIET
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading
+from lorawatch.run.directory import RunDir
+from lorawatch.system.quiet import QUIET
 from lorawatch.training import compile_cache, guards, space
 from lorawatch.training.observer import Observer
 from lorawatch.training.outcome import ExitReport
@@ -75,7 +75,7 @@ def _train(run: RunDir, place: Place, observer: Observer, report: ExitReport) ->
         import torch
 
         info = run.info()
-        recipe = recipes.load(str(run.recipe))
+        recipe = loading.load(str(run.recipe))
         device = info.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cuda" and not torch.cuda.is_available():
             raise NoSuitableGpu(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lorawatch.live import silent_words
-from lorawatch.records import Event
-from lorawatch.sanitize import clean
+from lorawatch.run.live import silent_words
+from lorawatch.run.records import Event
+from lorawatch.text.sanitize import clean
 from lorawatch.watching.frame import Alert
 
 STRAGGLER = 1.25

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lorawatch.records import Event, Severity
+from lorawatch.run.records import Event, Severity
 from lorawatch.watching.curves import CurveData
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorawatch.files import read_json
-from lorawatch.records import ExitRecord
-from lorawatch.rundir import RunDir
-from lorawatch.sanitize import clean
-from lorawatch.verdict import cause
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import ExitRecord
+from lorawatch.run.verdict import cause
+from lorawatch.system.files import read_json
+from lorawatch.text.sanitize import clean
 
 TAIL_BYTES = 64 << 10
 WIDEST = 2000  # characters of a line

@@ -6,9 +6,9 @@ from bisect import bisect_right
 from dataclasses import replace
 
 from lorawatch.errors import RunNotFound
-from lorawatch.journal import JournalTail
-from lorawatch.records import AnyLine, Evaluation, GpuSample, HostSample, Step
-from lorawatch.rundir import RunDir, RunState
+from lorawatch.run.directory import RunDir, RunState
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import AnyLine, Evaluation, GpuSample, HostSample, Step
 from lorawatch.watching.frame import Frame, Replaying
 from lorawatch.watching.watch import Watch
 

@@ -8,10 +8,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lorawatch.analysis.mfu import mfu
-from lorawatch.live import GpuView, LiveView, RankView, eval_every, is_separate
-from lorawatch.records import AnyLine, Evaluation, Event, GpuSample, HostSample, RankStarted, Step
-from lorawatch.rundir import ENDED, Gpu, RunInfo, RunState
-from lorawatch.sanitize import clean
+from lorawatch.run.directory import ENDED, Gpu, RunInfo, RunState
+from lorawatch.run.live import GpuView, LiveView, RankView, eval_every, is_separate
+from lorawatch.run.records import AnyLine, Evaluation, Event, GpuSample, HostSample, RankStarted, Step
+from lorawatch.text.sanitize import clean
 from lorawatch.watching import alerts
 from lorawatch.watching.curves import Curve, CurveData
 from lorawatch.watching.frame import Alert, Frame, Head, Pane

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lorawatch import paths
 from lorawatch.errors import HistoryError, LorawatchError
-from lorawatch.live import Follower
-from lorawatch.liveness import Liveness, liveness
-from lorawatch.records import Event, GpuSample, HostSample, Record
-from lorawatch.rundir import ENDED, Gpu, RunDir, RunState
-from lorawatch.sanitize import clean
+from lorawatch.run.directory import ENDED, Gpu, RunDir, RunState
+from lorawatch.run.follower import Follower
+from lorawatch.run.liveness import Liveness, liveness
+from lorawatch.run.records import Event, GpuSample, HostSample, Record
+from lorawatch.system import home
+from lorawatch.text.sanitize import clean
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.replay import Replay
 from lorawatch.watching.watch import Watch, gpus_words
@@ -298,7 +298,7 @@ class Watcher:
         self._without_gpu = why
         self._sampler = Sampler(
             gpus, nvml, sample_hz=MONITOR_HZ, host=self._host, write=self._inbox.append,
-            on_event=self._inbox.append, worker_pids=tuple, disk=_existing(paths.home()),
+            on_event=self._inbox.append, worker_pids=tuple, disk=_existing(home.home()),
         )  # fmt: skip
         if not self._stop.is_set():
             self._sampler.start()
@@ -306,14 +306,14 @@ class Watcher:
 
 def live_runs() -> tuple[str, ...]:
     """Ids of the runs that have not ended, oldest first; only those whose journals are not wholly in the history."""
-    folder = paths.open_runs_folder()
+    folder = home.open_runs_folder()
     try:
         markers = sorted(p.name for p in folder.iterdir())
     except OSError:
         return ()
     found = []
     for name in markers:
-        run = RunDir(paths.runs_folder() / name)
+        run = RunDir(home.runs_folder() / name)
         try:
             state = run.state()
         except (OSError, msgspec.MsgspecError):

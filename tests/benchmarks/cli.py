@@ -24,7 +24,7 @@ def timed(args: list[str], env: dict[str, str]) -> float:
 
 def make_history(runs: int) -> None:
     """A history of many finished runs, through the same door as real ones."""
-    from lorawatch.rundir import RunDir, RunInfo, RunState
+    from lorawatch.run.directory import RunDir, RunInfo, RunState
     from lorawatch.storage.ingest import finish_run
 
     for n in range(runs):

@@ -21,7 +21,7 @@ from history import DATA
 from report import Report
 from terminal import Terminal
 
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage.connection import writing
 from lorawatch.storage.ingest import finish_run
 

@@ -79,17 +79,17 @@ def train(row: str, steps: int, learning_rate: float) -> dict[str, Any]:
     from lorawatch.training import compile_cache
 
     compile_cache.set_up(1)
-    from lorawatch import recipe as recipes
-    from lorawatch.journal import JournalTail
-    from lorawatch.records import Evaluation, Step
-    from lorawatch.rundir import RunDir
+    from lorawatch.recipe import loading
+    from lorawatch.run.directory import RunDir
+    from lorawatch.run.journal import JournalTail
+    from lorawatch.run.records import Evaluation, Step
     from lorawatch.training import fp8, trainer
     from lorawatch.training import model as models
     from lorawatch.training.observer import Observer
     from lorawatch.training.place import Place
 
     engine = "reference" if row == "reference" else "fast"
-    recipe = recipes.load("demo", [
+    recipe = loading.load("demo", [
         f"train.steps={steps}", f"train.engine={engine}", f"train.learning_rate={learning_rate}", "data.eval_share=0.2",
     ])  # fmt: skip
     if row == "fp8":  # the recipe's word for it is for GPUs alone

@@ -86,10 +86,10 @@ def rank(given: argparse.Namespace) -> None:
     from transformers import TrainerCallback, set_seed
     from transformers.utils import logging as transformers_logging
 
-    from lorawatch import recipe as recipes
-    from lorawatch.journal import JournalTail
-    from lorawatch.records import Step
-    from lorawatch.rundir import RunDir
+    from lorawatch.recipe import loading
+    from lorawatch.run.directory import RunDir
+    from lorawatch.run.journal import JournalTail
+    from lorawatch.run.records import Step
     from lorawatch.training import fast
     from lorawatch.training import model as models
     from lorawatch.training.callback import StepCallback
@@ -108,7 +108,7 @@ def rank(given: argparse.Namespace) -> None:
     order = [stretch for _ in range(given.turns) for stretch in given.stretches.split(",")]
     total = SETTLE + given.steps * len(order)
     settings = [*given.set, f"train.steps={total}", "train.engine=fast", "model.weights=random"]
-    recipe = recipes.load("exxact-8b", [*settings, *(["model.name=tiny-llama"] if given.cpu else [])])
+    recipe = loading.load("exxact-8b", [*settings, *(["model.name=tiny-llama"] if given.cpu else [])])
     edges: list[float] = []
 
     class Turns(TrainerCallback):  # type: ignore[misc]

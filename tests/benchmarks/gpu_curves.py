@@ -28,10 +28,10 @@ from report import Report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import kill_all
 
-from lorawatch import checkpoints
-from lorawatch.journal import JournalTail
-from lorawatch.records import Evaluation, Step
-from lorawatch.rundir import RunDir
+from lorawatch.run import checkpoints
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Evaluation, Step
 
 PROGRAM = [sys.executable, "-m", "lorawatch"]
 ENGINES = {

@@ -179,10 +179,10 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
     from transformers.utils import logging as transformers_logging
 
-    from lorawatch import recipe as recipes
-    from lorawatch.journal import JournalTail
-    from lorawatch.records import Event, Step
-    from lorawatch.rundir import RunDir
+    from lorawatch.recipe import loading
+    from lorawatch.run.directory import RunDir
+    from lorawatch.run.journal import JournalTail
+    from lorawatch.run.records import Event, Step
     from lorawatch.training import fast
     from lorawatch.training import model as models
     from lorawatch.training.callback import StepCallback
@@ -211,7 +211,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     step_s = (0.15 if row in EAGER else 0.06) * options.batch * options.length / 1024
     each = 4 if options.dry else max(8, round(options.window / step_s))
     shape = ["model.name=tiny-llama"] if options.dry else []
-    recipe = recipes.load("exxact-8b", [
+    recipe = loading.load("exxact-8b", [
         "model.weights=random", f"train.steps={WARM_UP + WINDOWS * each}", f"train.batch_size_per_gpu={options.batch}",
         f"data.sequence_length={options.length}", f"train.engine={'reference' if row in EAGER else 'fast'}",
         f"model.quantization={'fp8' if row.startswith('fp8') else 'none'}", *shape,

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 from report import Report
 
-from lorawatch.adapters import best_of
-from lorawatch.journal import JournalTail
-from lorawatch.records import Evaluation, Step
-from lorawatch.rundir import RunDir
+from lorawatch.run.adapters import best_of
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Evaluation, Step
 
 EVERY = 10
 ENGINES = ("reference", "fast")

@@ -21,9 +21,9 @@ import psutil
 from gpu_recording import PROGRAM, recipe
 from report import Report
 
-from lorawatch.journal import JournalTail
-from lorawatch.records import Event
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run.directory import ENDED, RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Event
 
 VICTIM = 1
 HANG_TIMEOUT_S = 35

@@ -24,9 +24,9 @@ from typing import Any
 
 from child import result_of, tell
 
-from lorawatch import fit
-from lorawatch import recipe as recipes
 from lorawatch.analysis.memory import GIB, Workload, estimate, verdict
+from lorawatch.models import memory
+from lorawatch.recipe import loading, schema
 
 QV = ("q_proj", "v_proj")
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -77,9 +77,9 @@ class Case:
         words += [f"accumulation {self.accumulation}"] * (self.accumulation > 1)
         return " ".join(words + [f"{self.ranks} ranks"] * (self.ranks > 1))
 
-    def recipe(self, folders: Path) -> recipes.Recipe:
+    def recipe(self, folders: Path) -> schema.Recipe:
         name = HUB_IDS.get(self.model) or str(folders / self.model)
-        return recipes.load("exxact-8b", [
+        return loading.load("exxact-8b", [
             f"model.name={name}", "model.weights=random", f"model.dtype={self.dtype}", f"lora.rank={self.rank}",
             f"lora.targets=[{', '.join(self.targets)}]", f"data.sequence_length={self.length}", "train.steps=4",
             f"train.batch_size_per_gpu={self.batch}", f"train.gradient_accumulation={self.accumulation}",
@@ -87,7 +87,7 @@ class Case:
         ])  # fmt: skip
 
     def workload(self, folders: Path) -> Workload:
-        return replace(fit.workload(self.recipe(folders), self.ranks), padded=self.padded)
+        return replace(memory.workload(self.recipe(folders), self.ranks), padded=self.padded)
 
 
 # Neighbours go to different halves, so that each half has about as much to do.
@@ -200,9 +200,9 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
     from transformers import set_seed
     from transformers.utils import logging as transformers_logging
 
-    from lorawatch.journal import JournalTail
-    from lorawatch.records import Step
-    from lorawatch.rundir import RunDir
+    from lorawatch.run.directory import RunDir
+    from lorawatch.run.journal import JournalTail
+    from lorawatch.run.records import Step
     from lorawatch.training import model as models
     from lorawatch.training.callback import StepCallback
     from lorawatch.training.counts import BatchCounts

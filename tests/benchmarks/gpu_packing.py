@@ -69,10 +69,10 @@ def main() -> None:
 
 
 def recipe_of(options: argparse.Namespace, *overrides: str) -> Any:
-    from lorawatch import recipe as recipes
+    from lorawatch.recipe import loading
 
     shape = ["model.name=tiny-llama", "model.dtype=float32"] if options.dry else []
-    return recipes.load("exxact-8b", [
+    return loading.load("exxact-8b", [
         "model.weights=random", f"data.sequence_length={options.length}", f"train.batch_size_per_gpu={options.batch}",
         f"train.steps={options.steps}", "train.schedule=constant", *shape, *overrides,
     ])  # fmt: skip
@@ -209,9 +209,9 @@ def measure(row: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     import torch
     from transformers import PrinterCallback, set_seed
 
-    from lorawatch.journal import JournalTail
-    from lorawatch.records import Event, Step
-    from lorawatch.rundir import RunDir
+    from lorawatch.run.directory import RunDir
+    from lorawatch.run.journal import JournalTail
+    from lorawatch.run.records import Event, Step
     from lorawatch.training import fast
     from lorawatch.training.callback import StepCallback
     from lorawatch.training.counts import BatchCounts

@@ -79,12 +79,12 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     from transformers import set_seed
     from transformers.utils import logging as transformers_logging
 
-    from lorawatch import fit
-    from lorawatch import recipe as recipes
     from lorawatch.analysis.memory import estimate
-    from lorawatch.journal import JournalTail
-    from lorawatch.records import Event, Step
-    from lorawatch.rundir import RunDir
+    from lorawatch.models import memory
+    from lorawatch.recipe import loading
+    from lorawatch.run.directory import RunDir
+    from lorawatch.run.journal import JournalTail
+    from lorawatch.run.records import Event, Step
     from lorawatch.training import fast, quantization
     from lorawatch.training import model as models
     from lorawatch.training.callback import StepCallback
@@ -107,8 +107,8 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         if row != "70b":
             engine = "fast" if row == "8b-fast" else "reference"
             overrides += ["model.quantization=nf4", "lora.targets=all-linear", f"train.engine={engine}"]
-        recipe = recipes.load("llama-70b-qlora" if row == "70b" else "exxact-8b", overrides)
-        needed = estimate(fit.workload(recipe))
+        recipe = loading.load("llama-70b-qlora" if row == "70b" else "exxact-8b", overrides)
+        needed = estimate(memory.workload(recipe))
         run = RunDir(Path(folder))
         observer = Observer(run, Place()).start()
         arguments = training_arguments(recipe, run.checkpoints, device)

@@ -36,7 +36,7 @@ from fakes.nvml import stub_env
 from terminal import Terminal
 
 from lorawatch.analysis.throughput import mean_interval95
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run.directory import ENDED, RunDir
 
 PROGRAM = [sys.executable, "-m", "lorawatch"]
 SIZE = (160, 50)

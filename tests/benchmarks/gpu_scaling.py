@@ -46,14 +46,15 @@ from scaling_words import (
     turn_by_turn_pct,
 )
 
-from lorawatch import paths
-from lorawatch.comparing.comparison import Row, compare
+from lorawatch.comparing.comparison import compare
 from lorawatch.comparing.configuration import Configuration
 from lorawatch.comparing.gather import gather
+from lorawatch.comparing.rows import Row
 from lorawatch.errors import LorawatchError
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage.connection import reading
 from lorawatch.storage.snapshot import snapshot
+from lorawatch.system import home as paths
 
 PROGRAM = gpu_recording.PROGRAM
 PARTS = ("sweep", "allreduce", "recording", "faults", "extrapolate")

@@ -23,10 +23,10 @@ import torch
 from transformers import Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
-from lorawatch import recipe as recipes
-from lorawatch.journal import JournalTail
-from lorawatch.records import Step
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Step
 from lorawatch.training import model as models
 from lorawatch.training.callback import StepCallback
 from lorawatch.training.counts import BatchCounts
@@ -131,7 +131,7 @@ def cost_of_a_step() -> None:
 
 def against_bare_trainer(layers: int, steps: int, pairs: int) -> None:
     """The same Trainer, model and data with and without lorawatch's callback, one after the other."""
-    recipe = recipes.load("exxact-8b", ["model.weights=random", f"train.steps={steps}"])
+    recipe = loading.load("exxact-8b", ["model.weights=random", f"train.steps={steps}"])
     plan = models.plan_model(recipe)
     plan.config.num_hidden_layers = layers
     models.check_memory(plan, DEVICE)

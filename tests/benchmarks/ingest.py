@@ -16,9 +16,9 @@ import time
 import msgspec
 from report import Report
 
-from lorawatch.journal import JournalWriter
-from lorawatch.records import GpuSample, HostSample, Record, Step
-from lorawatch.rundir import Gpu, RunDir, RunInfo, RunState
+from lorawatch.run.directory import Gpu, RunDir, RunInfo, RunState
+from lorawatch.run.journal import JournalWriter
+from lorawatch.run.records import GpuSample, HostSample, Record, Step
 from lorawatch.storage.connection import reading, writing
 from lorawatch.storage.ingest import ingest_run
 
@@ -28,7 +28,7 @@ KILLS = 50
 ONCE = """
 import sys, time
 from pathlib import Path
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage.ingest import ingest_run
 run = RunDir(Path(sys.argv[1]))
 began = time.perf_counter()
@@ -41,7 +41,7 @@ LOOP = """
 import sys, time
 from pathlib import Path
 from lorawatch.errors import HistoryError
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage.ingest import ingest_run
 run = RunDir(Path(sys.argv[1]))
 print("ready", flush=True)

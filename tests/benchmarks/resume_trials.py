@@ -21,8 +21,8 @@ from report import Report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import TINY, finish, journal_steps, kill_all, lorawatch, processes_of, ranks_of, start, the_run, wait_for
 
-from lorawatch import checkpoints
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run import checkpoints
+from lorawatch.run.directory import ENDED, RunDir
 
 STEPS, EVERY = 150, 10
 # Dropout makes the random numbers count, accumulation and the cosine every other state.

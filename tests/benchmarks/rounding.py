@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from report import Report
 
-from lorawatch import recipe as recipes
+from lorawatch.recipe import loading
 from lorawatch.training import model as models
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import build_data
@@ -29,7 +29,7 @@ ROWS, LENGTH, LEARNING_RATE = 4, 256, 2e-4
 
 def loaded() -> tuple[Any, list[Any]]:
     """The demo's model in BF16, with an adapter that adds nothing yet; and its batches."""
-    recipe = recipes.load("demo", ["model.dtype=bfloat16"])
+    recipe = loading.load("demo", ["model.dtype=bfloat16"])
     plan = models.plan_model(recipe)
     plan.config.use_cache = False  # as the Trainer sets it
     tokenizer = models.load_tokenizer(plan)

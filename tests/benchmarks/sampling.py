@@ -34,7 +34,7 @@ CHILD = """
 import json, os, sys, time
 from pathlib import Path
 import psutil
-from lorawatch.journal import JournalWriter
+from lorawatch.run.journal import JournalWriter
 from lorawatch.telemetry.nvml import open_nvml
 from lorawatch.telemetry.sampler import Sampler
 

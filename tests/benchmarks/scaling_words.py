@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lorawatch.analysis import steptime
 from lorawatch.analysis.interval import Figure, pooled, ratio
-from lorawatch.comparing.comparison import Row
+from lorawatch.comparing.rows import Row
 
 EFFICIENCY_PCT = {2: 99.0, 4: 99.0, 8: 98.0}
 """Weak-scaling efficiency that the fast engine must reach, by GPUs."""

@@ -26,12 +26,12 @@ from history import DATA, step
 from report import Report
 from terminal import Terminal
 
-from lorawatch.journal import JournalTail, JournalWriter
-from lorawatch.processes import ProcessId
-from lorawatch.records import GpuSample, HostSample, RankStarted, Record, Step
-from lorawatch.rundir import Gpu, RunDir, RunInfo, RunState
+from lorawatch.run.directory import Gpu, RunDir, RunInfo, RunState
+from lorawatch.run.journal import JournalTail, JournalWriter
+from lorawatch.run.records import GpuSample, HostSample, RankStarted, Record, Step
 from lorawatch.storage.connection import writing
 from lorawatch.storage.ingest import finish_run, ingest_run
+from lorawatch.system.processes import ProcessId
 
 RANKS = 8
 SIZE = (160, 50)

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from history import make_run, step
 
-from lorawatch.records import GpuSample, HostSample, RankStarted
-from lorawatch.rundir import Gpu, RunState
+from lorawatch.run.directory import Gpu, RunState
+from lorawatch.run.records import GpuSample, HostSample, RankStarted
 from lorawatch.screens.app import LorawatchApp
-from lorawatch.screens.live import LiveScreen
+from lorawatch.screens.live.screen import LiveScreen
 from lorawatch.watching.watch import Watch
 
 HOURS = 24

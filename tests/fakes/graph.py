@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from lorawatch import recipe as recipes
+from lorawatch.recipe import schema
 from lorawatch.training.fast import FastEngine, StaticCollator
 from lorawatch.training.graph import Recorded
 from lorawatch.training.observer import Observer
@@ -38,7 +38,7 @@ class RecordedEngine(FastEngine):
 
     replays = 0
 
-    def __init__(self, recipe: recipes.Recipe, collator: StaticCollator, observer: Observer) -> None:
+    def __init__(self, recipe: schema.Recipe, collator: StaticCollator, observer: Observer) -> None:
         super().__init__(recipe, collator, observer, self._recorder)
 
     def on_train_begin(self, *args: Any, model: Any = None, **kwargs: Any) -> None:

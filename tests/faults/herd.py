@@ -275,8 +275,8 @@ def _main() -> int:
     import lorawatch.storage.ingest
     import lorawatch.storage.queries
     import lorawatch.storage.summary  # noqa: F401
-    from lorawatch import permissions, terminal
     from lorawatch.cli.main import run
+    from lorawatch.system import permissions, terminal
 
     question = _serve()
     if question is None:

@@ -34,11 +34,11 @@ from soundness import (
     temporary_files,
 )
 
-from lorawatch.journal import JournalTail
-from lorawatch.liveness import liveness
-from lorawatch.processes import ProcessId
-from lorawatch.records import PhaseChange
-from lorawatch.rundir import ENDED
+from lorawatch.run.directory import ENDED
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.liveness import liveness
+from lorawatch.run.records import PhaseChange
+from lorawatch.system.processes import ProcessId
 
 SETTINGS = (
     "train.steps=10000", "train.checkpoint_every=15", "train.eval_every=25", "train.keep_checkpoints=3",

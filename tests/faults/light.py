@@ -17,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from lorawatch.processes import ProcessId
-from lorawatch.records import RankStarted, Step
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import RankStarted, Step
+from lorawatch.system.processes import ProcessId
 from lorawatch.training.observer import Observer
 from lorawatch.training.place import Place
 

@@ -36,9 +36,9 @@ from hypothesis.stateful import (
 from races import LIGHT, until
 from soundness import bad_files, bad_history, bad_owners, bad_steps, bad_words, left_processes
 
-from lorawatch.liveness import START_GRACE_S, liveness
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run.directory import ENDED, RunDir
+from lorawatch.run.liveness import START_GRACE_S, liveness
+from lorawatch.system.processes import ProcessId
 
 AT_ONCE = 2
 """Runs that live at the same moment."""

@@ -25,8 +25,8 @@ from pathlib import Path
 from herd import DELETE, Command, Herd
 from soundness import bad_files, bad_history, bad_owners, bad_steps, bad_words, left_processes, recorded
 
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run.directory import ENDED, RunDir
+from lorawatch.system.processes import ProcessId
 
 LIGHT = [sys.executable, str(Path(__file__).with_name("light.py")), "launch", "2"]
 KINDS = ("orphaned", "orphaned", "leaderless", "ending", "living", "lost", "completed")

@@ -20,12 +20,12 @@ import psutil
 from found import processes_of
 from herd import Command
 
-from lorawatch import checkpoints
 from lorawatch.errors import LorawatchError
-from lorawatch.journal import line_decoder
-from lorawatch.recipe import load
-from lorawatch.records import Evaluation, Event, ExitRecord, HostSample, RankStarted, Step
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.recipe.loading import load
+from lorawatch.run import checkpoints
+from lorawatch.run.directory import ENDED, RunDir
+from lorawatch.run.journal import line_decoder
+from lorawatch.run.records import Evaluation, Event, ExitRecord, HostSample, RankStarted, Step
 
 Rows = dict[str, Counter[tuple[object, ...]]]
 _REFUSALS = (1, 2)

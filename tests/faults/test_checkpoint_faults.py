@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from helpers import TINY, finish, journal_steps, lorawatch, processes_of, sql, start, the_run, wait_for
 
-from lorawatch import checkpoints
-from lorawatch.rundir import RunDir
+from lorawatch.run import checkpoints
+from lorawatch.run.directory import RunDir
 
 SAVING = ("--set", "train.checkpoint_every=10")
 
@@ -74,7 +74,7 @@ if os.environ.get('RANK') == '0' and os.environ.get('TORCHELASTIC_RESTART_COUNT'
     import threading, time
     def plant():
         while not hasattr(sys.modules.get('lorawatch.training.trainer'), 'train'): time.sleep(.01)
-        from lorawatch import checkpoints
+        from lorawatch.run import checkpoints
         place = checkpoints.{where}
         def die(*args, **kwargs):
             if any('step-00000020' in str(a) for a in args): os.kill(os.getpid(), 9)

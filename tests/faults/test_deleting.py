@@ -13,7 +13,7 @@ from helpers import lorawatch, sql
 from history import end, make_run, step, write
 
 from lorawatch.errors import HistoryError, RunNotFound
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage.edit import RUN_TABLES, delete_run
 from lorawatch.storage.ingest import finish_run, ingest_run
 

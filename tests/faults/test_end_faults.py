@@ -14,9 +14,9 @@ import pytest
 from helpers import TINY, event_kinds, finish, lorawatch, sql, start, the_run, wait_for
 from history import end, make_run, step, write
 
-from lorawatch import paths
-from lorawatch.records import ExitRecord
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import ExitRecord
+from lorawatch.system import home as paths
 
 LIGHT = [sys.executable, str(Path(__file__).with_name("light.py"))]
 

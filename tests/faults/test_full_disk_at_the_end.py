@@ -25,9 +25,9 @@ from helpers import (
     wait_for_step,
 )
 
-from lorawatch.journal import JournalTail
-from lorawatch.records import Step
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Step
 
 LIGHT = [sys.executable, str(Path(__file__).with_name("light.py"))]
 

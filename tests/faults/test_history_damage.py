@@ -19,10 +19,9 @@ import pytest
 from helpers import lorawatch, wait_for
 from history import a_whole_run, make_run, many_lines, rows, step, write
 
-from lorawatch import paths
-from lorawatch.cli import doctor_host
+from lorawatch.doctor import host
 from lorawatch.errors import HistoryBusy, HistoryDamaged, HistoryError
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading, writing
 from lorawatch.storage.edit import delete_run, set_tags
@@ -32,6 +31,7 @@ from lorawatch.storage.files import all_set_aside, wal
 from lorawatch.storage.ingest import finish_run, ingest_run
 from lorawatch.storage.queries import find_run, list_runs, run_figures
 from lorawatch.storage.repair import repair
+from lorawatch.system import home as paths
 
 BLOCK = 262_144
 
@@ -142,7 +142,7 @@ def test_a_command_that_meets_damage_repairs_and_answers(
         assert "the new one has 2 runs from the journals" in done.stderr
         assert len(all_set_aside(paths.history_file())) == 1
     else:  # its answer was not in what is damaged; the doctor reads all of it
-        assert doctor_host.storage()[-1].status == "fail" or how == "end cut"
+        assert host.storage()[-1].status == "fail" or how == "end cut"
     again = lorawatch(*command)
     assert again.stdout == before.stdout
     assert again.stderr == "" or "is damaged" not in done.stderr
@@ -329,7 +329,7 @@ def test_nobody_is_answered_from_a_part_of_the_history_but_about_a_run_that_is_t
             refused()
         assert "--rebuild-history" in (caught.value.hint or "")
     assert (run_figures(new.run_id) or {})["name"] == "new", "a run's end can be shown by who recorded it"
-    assert doctor_host.storage()[-2].status == "fail"
+    assert host.storage()[-2].status == "fail"
     assert repair(caught.value) is not None
     assert repair(caught.value) is None, "the next finds it whole"
     assert {r["name"] for r in list_runs()} == {"run-0", "new"}
@@ -388,18 +388,18 @@ def test_a_history_that_another_program_holds_is_not_replaced() -> None:
 
 def test_the_doctor_reads_all_of_it_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     history_of(1)
-    check = doctor_host.storage()[-1]
+    check = host.storage()[-1]
     assert (check.name, check.status) == ("history", "ok")
     assert "all of its" in check.found
     with monkeypatch.context() as patch:
-        patch.setattr(doctor_host, "_HISTORY_S", 0.0)
-        assert "did not suffice for" in doctor_host.storage()[-1].found
+        patch.setattr(host, "_HISTORY_S", 0.0)
+        assert "did not suffice for" in host.storage()[-1].found
     damage(flipped)
-    check = doctor_host.storage()[-1]
+    check = host.storage()[-1]
     assert check.status == "fail"
     assert "--rebuild-history" in (check.advice or "")
     assert lorawatch("doctor", "--rebuild-history").returncode == 0
-    whole, beside = doctor_host.storage()[-2:]
+    whole, beside = host.storage()[-2:]
     assert (whole.name, whole.status) == ("history", "ok")
     assert (beside.name, beside.status) == ("old histories", "info")
 

@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 from history import a_whole_run, make_run, many_lines, rows, step, write
 
-from lorawatch import paths
 from lorawatch.errors import HistoryBusy, HistoryError, HistoryTooNew, JournalUnreadable
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage.connection import writing
 from lorawatch.storage.engine import duckdb
 from lorawatch.storage.files import set_aside, wal
 from lorawatch.storage.ingest import finish_run, ingest_run
 from lorawatch.storage.queries import list_runs
+from lorawatch.system import home as paths
 
 INGEST_IN_A_LOOP = """
 import sys, time
 from pathlib import Path
 from lorawatch.errors import HistoryError
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
 from lorawatch.storage.ingest import ingest_run
 run = RunDir(Path(sys.argv[1]))
 print("ready", flush=True)

@@ -17,10 +17,10 @@ from history import T0, a_whole_run, make_run, step, write
 from terminal import Terminal
 
 from lorawatch.cli.main import COMMANDS
-from lorawatch.records import Event, PhaseChange, RankStarted
-from lorawatch.rundir import ENDED, Gpu, RunInfo, RunState
-from lorawatch.sanitize import clean
+from lorawatch.run.directory import ENDED, Gpu, RunInfo, RunState
+from lorawatch.run.records import Event, PhaseChange, RankStarted
 from lorawatch.storage.ingest import finish_run
+from lorawatch.text.sanitize import clean
 
 # An OSC 52 (writes the clipboard), a colour, a reset, C1's CSI and OSC, marks that reorder, a carriage return, DEL.
 EVIL = "a\x1b]52;c;Zm9v\x07b\x1b[31mc\x1bcd\x9b2Je\x9d0;t\x9cf\u202eg\u2066h\u200fi\rj\x7fk\x08l"

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from helpers import event_kinds, finish, lorawatch, sql, start, the_run, wait_for
 
-from lorawatch.processes import ProcessId, boot_id
-from lorawatch.records import RankStarted
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import RankStarted
+from lorawatch.system.processes import ProcessId, boot_id
 
 LIGHT = [sys.executable, str(Path(__file__).with_name("light.py"))]
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -58,7 +58,7 @@ def end_at_once(process: subprocess.Popen[str], run: RunDir) -> None:
 FORGED = """
 import os, sys, time
 from pathlib import Path
-from lorawatch.journal import JournalWriter
+from lorawatch.run.journal import JournalWriter
 writer = JournalWriter(Path(os.environ["LORAWATCH_RUN_DIR"]) / "journal" / "rank-0.jsonl")
 writer.path.parent.mkdir(exist_ok=True)
 Path(writer.path).write_text(sys.argv[1] + "\\n")
@@ -238,7 +238,7 @@ def test_a_process_of_another_user_is_left_alone_without_a_word(tmp_path: Path) 
         identity = ProcessId.of(process.pid)
         assert identity is not None
         code = (
-            "import os, sys, msgspec; from lorawatch.processes import ProcessId\n"
+            "import os, sys, msgspec; from lorawatch.system.processes import ProcessId\n"
             "who = msgspec.json.decode(sys.argv[1], type=ProcessId)\n"
             "os.setuid(65534); import signal; print(who.send(signal.SIGTERM))"
         )

@@ -16,8 +16,8 @@ from machine import run_machine
 from races import race
 from soundness import bad_files, bad_history, bad_owners, bad_words, left_processes
 
-from lorawatch.records import Event
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import Event
 from lorawatch.storage.ingest import finish_run
 
 

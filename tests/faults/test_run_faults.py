@@ -173,7 +173,8 @@ def test_a_full_disk_costs_neither_the_run_nor_a_line(tmp_path: Path, lorawatch_
 OUT_OF_MEMORY = """
 import sys
 if "lorawatch.training.worker" in " ".join(sys.orig_argv):
-    from lorawatch import fit, recipe
+    from lorawatch.models import memory
+    from lorawatch.recipe import loading
     from lorawatch.training import observer, outcome
 
     class OutOfMemoryError(RuntimeError):
@@ -189,10 +190,10 @@ if "lorawatch.training.worker" in " ".join(sys.orig_argv):
         told(self, name, detail)
 
     told, observer.Observer.phase = observer.Observer.phase, phase
-    asked = recipe.load("exxact-8b", ["train.batch_size_per_gpu=8"])
+    asked = loading.load("exxact-8b", ["train.batch_size_per_gpu=8"])
 
     def failed(self, error):
-        self.what_would_fit = lambda: fit.shortage(asked, 2, 24 << 30)
+        self.what_would_fit = lambda: memory.shortage(asked, 2, 24 << 30)
         return recorded(self, error)
 
     recorded, outcome.ExitReport.failed = outcome.ExitReport.failed, failed

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from helpers import command, finish, lorawatch, sql, start, the_run, wait_for
 
-from lorawatch import paths
-from lorawatch.liveness import SILENT_S, heartbeat_age, liveness
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.liveness import SILENT_S, heartbeat_age, liveness
+from lorawatch.system import home
+from lorawatch.system.processes import ProcessId
 
 LIGHT = [sys.executable, str(Path(__file__).with_name("light.py"))]
 Living = tuple[RunDir, subprocess.Popen[str]]
@@ -89,14 +89,14 @@ def test_another_host_changes_nothing_of_a_living_run(living: Living, n2: OtherH
     deleted = n2.run(sys.executable, "-c", DELETE, run.run_id)
     assert (resumed.returncode, adopted.returncode) == (1, 1)
     for said in (resumed.stderr, adopted.stderr, deleted.stderr):
-        assert f"run {run.run_id} is recorded on {paths.host_name()}" in said
+        assert f"run {run.run_id} is recorded on {home.host_name()}" in said
     state = run.state()
     assert state.state == "running"
     assert state.recorder is not None and state.recorder.pid == process.pid
-    assert (paths.open_runs_folder() / run.run_id).exists()
+    assert (home.open_runs_folder() / run.run_id).exists()
     assert process.poll() is None
     asked = n2.lorawatch("stop", run.run_id)  # asking is for whoever may write to the directory
-    assert f"stopping at the next step (recorded on {paths.host_name()})" in asked.stdout
+    assert f"stopping at the next step (recorded on {home.host_name()})" in asked.stdout
     assert finish(process)
     assert run.state().state == "stopped"
 
@@ -106,17 +106,17 @@ def test_a_silent_host_is_named_and_only_a_person_gives_it_up(
 ) -> None:
     run, process = living
     # its recorder brings it in every five seconds
-    wait_for(lambda: paths.history_file().exists() and sql(lorawatch_home, "SELECT count(*) FROM runs") == [(1,)])
+    wait_for(lambda: home.history_file().exists() and sql(lorawatch_home, "SELECT count(*) FROM runs") == [(1,)])
     stop_everything(run, process)
     grow_old(run)
     listed, shown = n2.lorawatch("runs"), n2.lorawatch("show", run.run_id)
-    words = f"no word from {paths.host_name()} for 1:"
+    words = f"no word from {home.host_name()} for 1:"
     assert f"{run.run_id}: {words}" in listed.stderr
     assert words in shown.stdout
     assert run.state().state == "running"
     refused = n2.lorawatch("adopt", run.run_id)
     assert refused.returncode == 1
-    assert f"no word from {paths.host_name()} for 1:" in refused.stderr
+    assert f"no word from {home.host_name()} for 1:" in refused.stderr
     assert f"lorawatch stop {run.run_id} --host-gone" in refused.stderr
     here = lorawatch("stop", run.run_id, "--host-gone")
     assert here.returncode == 2, "on the run's own host its processes are seen"

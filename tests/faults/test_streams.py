@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import command, lorawatch, sql, the_run
 
-from lorawatch.terminal import CleanStream
+from lorawatch.system.terminal import CleanStream
 
 CLOSED = ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
 

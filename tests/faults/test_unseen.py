@@ -14,10 +14,10 @@ from helpers import finish, lorawatch, no_process_left, sql, start, the_run, wai
 from soundness import left_processes
 
 from lorawatch.launch.handover import send
-from lorawatch.liveness import liveness, started_for
-from lorawatch.processes import ProcessId
 from lorawatch.recorder.prepare import prepare_command
-from lorawatch.rundir import RunState
+from lorawatch.run.directory import RunState
+from lorawatch.run.liveness import liveness, started_for
+from lorawatch.system.processes import ProcessId
 
 LIGHT = [sys.executable, str(Path(__file__).with_name("light.py")), "launch", "2", "100000", "0.02"]
 # A recorder that is killed once it has started its command, before it writes down which process that is.

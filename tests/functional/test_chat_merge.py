@@ -16,8 +16,8 @@ from peft import PeftModel
 from terminal import Terminal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorawatch import recipe as recipes
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading
+from lorawatch.run.directory import RunDir
 from lorawatch.training import model as models
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run with every LoRA option on, on a model in a folder."""
     folder = tmp_path_factory.mktemp("trained")
     base, home, data = folder / "base", folder / "home", folder / "colours.jsonl"
-    tiny = recipes.load("tiny")
+    tiny = loading.load("tiny")
     models.load_base(models.plan_model(tiny), tiny, torch.device("cpu")).save_pretrained(base)
     byte_tokenizer().save_pretrained(base)
     row = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": LEARNED}]}

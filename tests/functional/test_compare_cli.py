@@ -16,14 +16,14 @@ import pytest
 from helpers import lorawatch, sql
 from history import T0, end, make_run, step, write
 
-from lorawatch import recipe
-from lorawatch.records import GpuSample, RankStarted
-from lorawatch.rundir import Gpu, RunDir
+from lorawatch.recipe import loading
+from lorawatch.run.directory import Gpu, RunDir
+from lorawatch.run.records import GpuSample, RankStarted
 from lorawatch.storage.ingest import finish_run
 
 PRO_4500 = "NVIDIA RTX PRO 4500 Blackwell"
 SERVER = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
-EXXACT = recipe.load("exxact-8b").to_dict()
+EXXACT = loading.load("exxact-8b").to_dict()
 HOSTILE = "\x1b[31mbad|`<script>alert(1)</script>\n=cmd()"
 DEMO_DATA = Path(__file__).parents[2] / "assets" / "data" / "demo_chat.jsonl"
 

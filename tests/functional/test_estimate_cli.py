@@ -90,9 +90,9 @@ def test_own_runs_of_the_same_work_tell_the_time() -> None:
     recipe = ROOT / "assets" / "recipes" / "tiny.yaml"
     run = a_whole_run("tiny", gpus=1)
     info = run.info()
-    from lorawatch import recipe as recipes
+    from lorawatch.recipe import loading
 
-    info.recipe = recipes.load(str(recipe)).to_dict()
+    info.recipe = loading.load(str(recipe)).to_dict()
     run.write_info(info)
     finish_run(run)
     rows = json.loads(lorawatch("estimate", "tiny", "--tokens", "2M", "--format", "json").stdout)["rows"]

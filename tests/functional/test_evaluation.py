@@ -24,9 +24,9 @@ from helpers import (
 )
 from trained import loss_by_hand, rows
 
-from lorawatch import recipe as recipes
-from lorawatch.adapters import best_of
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading
+from lorawatch.run.adapters import best_of
+from lorawatch.run.directory import RunDir
 
 
 def told(*overrides: str) -> list[str]:
@@ -80,7 +80,7 @@ def test_two_ranks_evaluate_all_rows_once_and_keep_the_best(lorawatch_home: Path
     assert best is not None
     assert (best.loss, best.step) == min((loss, step) for step, loss in losses.items())
     assert best.step != 12, "a case in which the last is the best shows nothing"
-    recipe = recipes.load("tiny", overrides)
+    recipe = loading.load("tiny", overrides)
     loss, tokens = loss_by_hand(recipe, run.best)
     assert (best.loss, best.label_tokens) == (pytest.approx(loss, rel=1e-5), tokens)
     assert losses[12] == pytest.approx(loss_by_hand(recipe, run.adapter)[0], rel=1e-5)
@@ -149,7 +149,7 @@ if os.environ.get('RANK') == '0' and os.environ.get('TORCHELASTIC_RESTART_COUNT'
     import threading, time
     def plant():
         while not hasattr(sys.modules.get('lorawatch.training.trainer'), 'train'): time.sleep(.01)
-        from lorawatch import folders
+        from lorawatch.system import folders
         from lorawatch.training import evaluation
         losses, replace = iter((3.0, 2.0, 1.0)), folders.{where}
         def die(*args):
@@ -181,7 +181,7 @@ def test_a_death_with_a_new_best_leaves_one_that_is_whole(
     assert best is not None
     # The losses made up for the first attempt are lower than any true one.
     assert (best.step, best.loss, best.attempt) == ((4, 3.0, 0) if where == "replace" else (8, 2.0, 0))
-    loss_by_hand(recipes.load("tiny", ["data.eval_share=0.5", "train.steps=20"]), run.best)  # it loads
+    loss_by_hand(loading.load("tiny", ["data.eval_share=0.5", "train.steps=20"]), run.best)  # it loads
     assert not list(run.root.glob(".best*")), "what was half done is gone"
     assert [e["attempt"] for e in journaled(run, "evaluation") if e["step"] == 8] == [1]
 
@@ -214,7 +214,7 @@ def test_separate_ranks_evaluate_their_own_and_rank_0s_best_is_kept(lorawatch_ho
         {e["step"]: (e["loss"], e["label_tokens"]) for e in journaled(run, "evaluation", rank)} for rank in (0, 1)
     )
     assert mine == other, "the same work"
-    recipe = recipes.load("tiny", overrides)
+    recipe = loading.load("tiny", overrides)
     assert mine[8] == (pytest.approx(loss_by_hand(recipe, run.adapter)[0], rel=1e-5), loss_by_hand(recipe, run.best)[1])
     assert sql(lorawatch_home, "SELECT count(*) FROM evaluations") == [(4,)]
     assert sql(lorawatch_home, "SELECT step, loss FROM v_evaluations ORDER BY step") == [

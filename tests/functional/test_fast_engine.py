@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from lorawatch.journal import JournalTail
-from lorawatch.records import Event, PhaseChange, Step
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Event, PhaseChange, Step
 from tests.helpers import lorawatch, the_run
 
 ROWS = 21  # of two ranks with two a batch and two batches accumulated: a short last batch, a short last step

@@ -11,7 +11,7 @@ from helpers import journal_steps, run_json, the_run
 from transformers import TrainerCallback, set_seed
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lorawatch import recipe as recipes
+from lorawatch.recipe import loading
 from lorawatch.training import model as models
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, build_data
@@ -33,7 +33,7 @@ class _Norms(TrainerCallback):
 
 
 def gradient_norms(folder: Path, *overrides: str) -> list[float]:
-    recipe = recipes.load("tiny", ["train.steps=3", "lora.dropout=0.1", *overrides])
+    recipe = loading.load("tiny", ["train.steps=3", "lora.dropout=0.1", *overrides])
     plan = models.plan_model(recipe)
     model = models.load_model(plan, recipe, CPU)
     set_seed(0)

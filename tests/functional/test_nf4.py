@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import finish, journal_steps, lorawatch, processes_of, sql, start, the_run, wait_for, wait_for_step
 
-from lorawatch import recipe as recipes
+from lorawatch.recipe import loading
 from lorawatch.training import model as models
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -24,7 +24,7 @@ QUESTION, ANSWER = "Colour?", "red!"
 @pytest.fixture
 def settings(tmp_path: Path) -> list[str]:
     base, data = tmp_path / "base", tmp_path / "colours.jsonl"
-    tiny = recipes.load("tiny")
+    tiny = loading.load("tiny")
     models.load_base(models.plan_model(tiny), tiny, torch.device("cpu")).save_pretrained(base)
     byte_tokenizer().save_pretrained(base)
     row = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from helpers import command, the_run, wait_for
 
-from lorawatch.cli import doctor_host
-from lorawatch.permissions import export_mode, make_private, shared_folders, users_umask
-from lorawatch.rundir import ENDED
+from lorawatch.doctor import host
+from lorawatch.run.directory import ENDED
+from lorawatch.system.permissions import export_mode, make_private, shared_folders, users_umask
 
 UMASKS = [0o000, 0o022, 0o077]
 PROGRAM = "import os, sys\nopen(sys.argv[1], 'w').close()\nos.mkdir(sys.argv[1] + '.d')\n"
@@ -74,12 +74,12 @@ def test_a_home_that_was_there_keeps_its_mode_and_doctor_names_it(lorawatch_home
     under(0o022, "--record", "--", "true")
     assert mode(lorawatch_home) == 0o2775
     assert mode(lorawatch_home / "runs") & 0o777 == 0o700
-    checks = {c.name: c for c in doctor_host.storage()}
+    checks = {c.name: c for c in host.storage()}
     assert "its group" in checks["shared"].found
     lorawatch_home.chmod(0o777)
     assert shared_folders([lorawatch_home, lorawatch_home / "none"]) == [(lorawatch_home, "everybody on this machine")]
     lorawatch_home.chmod(0o700)
-    assert "shared" not in {c.name for c in doctor_host.storage()}
+    assert "shared" not in {c.name for c in host.storage()}
 
 
 def test_only_missing_folders_are_made_private(tmp_path: Path) -> None:

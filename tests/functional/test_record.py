@@ -32,7 +32,7 @@ from helpers import (
     wait_for_step,
 )
 
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run.directory import ENDED, RunDir
 
 LONG = ["--set", "train.steps=100000"]
 

@@ -24,9 +24,9 @@ from helpers import (
     wait_for_step,
 )
 
-from lorawatch.journal import JournalTail
-from lorawatch.records import PhaseChange
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import PhaseChange
 
 SEPARATE = [*TINY, "--set", "launch.strategy=separate"]
 LONG = ["--set", "train.steps=1000000"]

@@ -11,8 +11,8 @@ import pytest
 from helpers import journal_steps, lorawatch, sql
 from history import write
 
-from lorawatch.records import Event
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import Event
 from lorawatch.storage.ingest import finish_run
 
 SOURCE = Path(__file__).parents[1] / "data" / "h100_run"

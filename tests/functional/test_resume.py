@@ -24,8 +24,8 @@ from helpers import (
     wait_for_step,
 )
 
-from lorawatch import checkpoints
-from lorawatch.rundir import RunDir
+from lorawatch.run import checkpoints
+from lorawatch.run.directory import RunDir
 
 LONG = ("--set", "train.steps=100000")
 SAVING = ("--set", "train.checkpoint_every=10", "--set", "lora.dropout=0.1", "--set", "train.schedule=cosine")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from helpers import command, lorawatch, sql, the_run, wait_for
 
-from lorawatch.interpreter import own_module
 from lorawatch.launch.counting import count_tokens
-from lorawatch.rundir import ENDED
+from lorawatch.run.directory import ENDED
+from lorawatch.system.interpreter import own_module
 
 # Names that the standard library, torch, transformers or lorawatch itself import.
 SHADOWS = (

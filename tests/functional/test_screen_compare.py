@@ -24,22 +24,23 @@ from textual.message_pump import MessagePump
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList
 
-from lorawatch import paths, recipe
 from lorawatch.comparing import words
-from lorawatch.comparing.comparison import Comparison
-from lorawatch.records import GpuSample, RankStarted
-from lorawatch.rundir import Gpu
-from lorawatch.screens import comparing
+from lorawatch.comparing.rows import Comparison
+from lorawatch.recipe import loading
+from lorawatch.run.directory import Gpu
+from lorawatch.run.records import GpuSample, RankStarted
 from lorawatch.screens.app import LorawatchApp
-from lorawatch.screens.background import Answered
-from lorawatch.screens.compare import CompareScreen
-from lorawatch.screens.comparing import Picture
-from lorawatch.screens.token_counter import TokenCounter
-from lorawatch.screens.widgets.compare_below import CompareBelow
-from lorawatch.screens.widgets.figure_table import FigureTable, Line, elide
+from lorawatch.screens.compare import model
+from lorawatch.screens.compare.below import CompareBelow
+from lorawatch.screens.compare.model import Picture
+from lorawatch.screens.compare.screen import CompareScreen
+from lorawatch.screens.compare.token_counter import TokenCounter
+from lorawatch.screens.shared.background import Answered
+from lorawatch.screens.shared.figure_table import FigureTable, Line, elide
 from lorawatch.storage.ingest import finish_run
+from lorawatch.system import home
 
-EXXACT = recipe.load("exxact-8b").to_dict()
+EXXACT = loading.load("exxact-8b").to_dict()
 H100 = "NVIDIA H100 80GB HBM3"
 PUBLISHED = 8
 
@@ -429,7 +430,7 @@ def test_prices_and_tokens_are_remembered_and_rubbish_is_not(lorawatch_home: Pat
         screen = await opened(pilot, app)
         await type_into(pilot, screen, "tokens", "2M")
         await type_into(pilot, screen, "price_per_kwh", "0.4")
-        await until(pilot, lambda: comparing.remembered() == {"tokens": "2M", "price_per_kwh": "0.4"})
+        await until(pilot, lambda: model.remembered() == {"tokens": "2M", "price_per_kwh": "0.4"})
         screen.query_one("#price_per_kwh", Input).value = "-1"
         await type_into(pilot, screen, "tokens", "2.0M")
         await until(pilot, lambda: screen._words.get("tokens") == "2.0M")
@@ -453,7 +454,7 @@ def test_prices_and_tokens_are_remembered_and_rubbish_is_not(lorawatch_home: Pat
     drive(third)
     for rubbish in (b"\xff\xfe", b'{"tokens": 7}', b"[]", b"x" * 200_000):
         (lorawatch_home / "compare.json").write_bytes(rubbish)
-        assert comparing.remembered() == {}
+        assert model.remembered() == {}
 
 
 def test_a_data_files_tokens_are_counted_beside_everything_else(tmp_path: Path) -> None:
@@ -634,7 +635,7 @@ def test_where_there_is_little_room_one_thing_is_seen_at_a_time() -> None:
 def test_a_locked_history_is_said_and_asked_again() -> None:
     trained()
     holding = (
-        f"import duckdb,time; c=duckdb.connect({str(paths.history_file())!r}); print('held',flush=True); time.sleep(60)"
+        f"import duckdb,time; c=duckdb.connect({str(home.history_file())!r}); print('held',flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE)
     assert holder.stdout is not None

@@ -17,17 +17,18 @@ from test_screens import Act, drive, screen_text, until
 from textual.pilot import Pilot
 from textual.widgets import Input, Static, TextArea
 
-from lorawatch import paths, recipe, yaml_edit
-from lorawatch.records import GpuSample
-from lorawatch.rundir import Gpu, RunDir, RunState
+from lorawatch.recipe import edit, loading
+from lorawatch.run.directory import Gpu, RunDir, RunState
+from lorawatch.run.records import GpuSample
 from lorawatch.screens.app import LorawatchApp
-from lorawatch.screens.launch import LaunchScreen
-from lorawatch.screens.widgets.cycle import Cycle
-from lorawatch.screens.widgets.gpu_list import GpuList, Ticks
-from lorawatch.screens.widgets.recipe_form import FormLines
-from lorawatch.screens.widgets.recipe_list import RecipeList
+from lorawatch.screens.launch.cycle import Cycle
+from lorawatch.screens.launch.gpu_list import GpuList, Ticks
+from lorawatch.screens.launch.recipe_form import FormLines
+from lorawatch.screens.launch.recipe_list import RecipeList
+from lorawatch.screens.launch.screen import LaunchScreen
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.queries import list_runs
+from lorawatch.system import home
 from lorawatch.telemetry.device import GpuProcess
 from lorawatch.telemetry.snapshot import GpuNow, Snapshot
 
@@ -81,7 +82,7 @@ def text(app: LorawatchApp) -> str:
 
 
 def value(app: LorawatchApp, path: str) -> Any:
-    return yaml_edit.mapping(text(app)).get(path.partition(".")[0], {}).get(path.partition(".")[2])
+    return edit.mapping(text(app)).get(path.partition(".")[0], {}).get(path.partition(".")[2])
 
 
 async def go_to(pilot: Pilot[Any], app: LorawatchApp, path: str) -> None:
@@ -212,7 +213,7 @@ def test_the_gpus_show_what_is_free_and_are_chosen_by_ticks() -> None:
 
 
 def test_a_gpu_of_a_live_run_says_which() -> None:
-    from lorawatch.processes import ProcessId
+    from lorawatch.system.processes import ProcessId
 
     gpu = card(0).gpu
     gpu.used = True
@@ -236,7 +237,7 @@ def test_without_a_gpu_the_number_of_cpu_ranks_is_chosen() -> None:
 
 
 def test_recipes_of_the_history_are_offered_with_what_they_reached(lorawatch_home: Path) -> None:
-    tiny = recipe.load("tiny", ["name=old-one"])
+    tiny = loading.load("tiny", ["name=old-one"])
     run = make_run(tiny.name, ranks=2, recipe=tiny.to_dict())
     for rank in (0, 1):
         write(run.rank_journal(rank), *(step(n, rank) for n in range(1, 41)))
@@ -259,9 +260,9 @@ def test_recipes_of_the_history_are_offered_with_what_they_reached(lorawatch_hom
 
 
 def test_a_history_that_is_held_is_only_said(lorawatch_home: Path) -> None:
-    finish_run(make_run("x", recipe=recipe.load("tiny").to_dict()))
+    finish_run(make_run("x", recipe=loading.load("tiny").to_dict()))
     code = (
-        f"import duckdb,time; c=duckdb.connect({str(paths.history_file())!r}); print('held',flush=True); time.sleep(60)"
+        f"import duckdb,time; c=duckdb.connect({str(home.history_file())!r}); print('held',flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert holder.stdout is not None

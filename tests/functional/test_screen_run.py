@@ -15,18 +15,18 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
 from lorawatch.errors import HistoryBusy
-from lorawatch.processes import ProcessId
-from lorawatch.records import Event, GpuSample, RankStarted
-from lorawatch.rundir import Gpu, RunDir, RunState
-from lorawatch.screens import run as run_screen
+from lorawatch.run.directory import Gpu, RunDir, RunState
+from lorawatch.run.records import Event, GpuSample, RankStarted
 from lorawatch.screens.app import LorawatchApp
-from lorawatch.screens.run import PAGES, RunScreen, refresh_pause_s
-from lorawatch.screens.widgets.curve_look import EACH, CurveLook
-from lorawatch.screens.widgets.curve_plot import CurvePlot
-from lorawatch.screens.widgets.log_page import LogPage
+from lorawatch.screens.runs import run_screen
+from lorawatch.screens.runs.curve_look import EACH, CurveLook
+from lorawatch.screens.runs.curve_plot import CurvePlot
+from lorawatch.screens.runs.log_page import LogPage
+from lorawatch.screens.runs.run_screen import PAGES, RunScreen, refresh_pause_s
 from lorawatch.storage import queries
 from lorawatch.storage.connection import writing
 from lorawatch.storage.ingest import finish_run, ingest_run
+from lorawatch.system.processes import ProcessId
 
 
 async def opened(pilot: Pilot[Any], app: LorawatchApp, run: RunDir | str) -> tuple[RunScreen, CurveLook]:

@@ -11,15 +11,15 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
 
 from lorawatch.errors import HistoryBusy
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import RunState
-from lorawatch.screens import runs as runs_screen
+from lorawatch.run.directory import RunState
 from lorawatch.screens.app import LorawatchApp
-from lorawatch.screens.run_rows import COLUMNS, widths
-from lorawatch.screens.runs import RunsScreen
+from lorawatch.screens.runs import screen as runs_screen
+from lorawatch.screens.runs.rows import COLUMNS, widths
+from lorawatch.screens.runs.screen import RunsScreen
 from lorawatch.storage import queries
 from lorawatch.storage.connection import writing
 from lorawatch.storage.ingest import finish_run, ingest_run
+from lorawatch.system.processes import ProcessId
 
 _RUN = """INSERT INTO runs (run_id, name, state, failure, world_size, device, started_at, ended_at, step, tags)
 SELECT {id}, {name}, {state}, {failure}, 1, 'cuda', now(), now() + to_seconds({seconds}), {steps}, {tags}

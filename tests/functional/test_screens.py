@@ -18,13 +18,13 @@ from history import DATA, T0, a_whole_run, an_evaluated_run, make_run, step, wri
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
-from lorawatch.processes import ProcessId
-from lorawatch.records import Event, RankStarted
-from lorawatch.rundir import RunDir, RunState
+from lorawatch.run.directory import RunDir, RunState
+from lorawatch.run.records import Event, RankStarted
 from lorawatch.screens.app import LorawatchApp
-from lorawatch.screens.live import LiveScreen
-from lorawatch.screens.widgets.panes import PaneGrid
+from lorawatch.screens.live.panes import PaneGrid
+from lorawatch.screens.live.screen import LiveScreen
 from lorawatch.storage.ingest import finish_run
+from lorawatch.system.processes import ProcessId
 
 Act = Callable[[Pilot[Any], LorawatchApp], Awaitable[None]]
 
@@ -126,7 +126,7 @@ def test_a_run_that_lives_shows_its_whole_curve_and_stops_on_request(lorawatch_h
         )  # fmt: skip
         shift = time.time() - 60 - T0
         write(run.rank_journal(rank), begin, *(step(n, rank, ended_at=T0 + shift + n / 2) for n in range(1, 101)))
-    from lorawatch.processes import ProcessId
+    from lorawatch.system.processes import ProcessId
 
     run.write_state(RunState(state="running", started_at=time.time() - 61, recorder=ProcessId.of(1)))
 
@@ -158,7 +158,7 @@ def test_a_run_that_lives_shows_its_whole_curve_and_stops_on_request(lorawatch_h
 def test_a_journal_that_was_cut_and_a_clock_that_steps_back_leave_the_screen_alive() -> None:
     run = make_run("cut", ranks=1)
     write(run.rank_journal(0), *(step(n, ended_at=time.time() - 60 + n / 10) for n in range(1, 51)))
-    from lorawatch.processes import ProcessId
+    from lorawatch.system.processes import ProcessId
 
     run.write_state(RunState(state="running", started_at=time.time() - 61, recorder=ProcessId.of(1)))
 
@@ -297,7 +297,7 @@ def test_a_locked_history_is_said_and_the_screen_goes_on() -> None:
     import sys
 
     finish_run(a_whole_run())
-    from lorawatch import paths
+    from lorawatch.system import home as paths
 
     code = (
         f"import duckdb,time; c=duckdb.connect({str(paths.history_file())!r}); print('held',flush=True); time.sleep(60)"

@@ -16,8 +16,8 @@ from helpers import command, lorawatch, sql, the_run, wait_for
 from lorawatch.errors import LorawatchError
 from lorawatch.launch.handover import receive, send
 from lorawatch.recorder.catching_up import catch_up
-from lorawatch.rundir import ENDED, RunDir, RunInfo
-from lorawatch.screens.run_pages import recipe_lines
+from lorawatch.run.directory import ENDED, RunDir, RunInfo
+from lorawatch.screens.runs.pages import recipe_lines
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.queries import run_figures
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from terminal import Terminal
 
-from lorawatch import paths
-from lorawatch.rundir import ENDED, RunDir
+from lorawatch.run.directory import ENDED, RunDir
+from lorawatch.system import home
 
 PROGRAM = [sys.executable, "-m", "lorawatch"]
 
 
 def latest() -> RunDir:
-    return RunDir(sorted(paths.runs_folder().iterdir())[-1])
+    return RunDir(sorted(home.runs_folder().iterdir())[-1])
 
 
 def test_launch_watch_leave_come_back_stop_and_look_back(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_launch_watch_leave_come_back_stop_and_look_back(tmp_path: Path) -> None
         terminal.wait("tokens a step", since=terminal.press("3"))
         recipe = tmp_path / "long.yaml"
         tiny = subprocess.run(
-            [sys.executable, "-c", "from lorawatch import recipe; print(recipe.load('tiny').to_yaml())"],
+            [sys.executable, "-c", "from lorawatch.recipe import loading; print(loading.load('tiny').to_yaml())"],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         assert "steps: " in tiny

@@ -12,10 +12,10 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from lorawatch import StepCallback
-from lorawatch import recipe as recipes
-from lorawatch.journal import JournalTail
-from lorawatch.records import Evaluation, PhaseChange, RankStarted, Step
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Evaluation, PhaseChange, RankStarted, Step
 from lorawatch.training import model as models
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, TokenizedData
@@ -33,7 +33,7 @@ def ragged(rows: int) -> TokenizedData:
 
 
 def trainer_for(folder: Path, callback: StepCallback, **options: Any) -> Trainer:
-    recipe = recipes.load("tiny")
+    recipe = loading.load("tiny")
     model = models.load_model(models.plan_model(recipe), recipe, torch.device("cpu"))
     arguments = TrainingArguments(
         output_dir=str(folder / "out"),

@@ -16,10 +16,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from lorawatch import recipe as recipes
-from lorawatch.journal import JournalTail
-from lorawatch.records import Step
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.recipe import loading
+from lorawatch.run.directory import RunDir, RunInfo
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Step
 from lorawatch.training import model as models
 from lorawatch.training.sources import read_rows
 
@@ -40,7 +40,7 @@ def answer(model: Any, tokenizer: Any, question: str) -> str:
 
 @needs_weights
 def test_the_demo_learns_and_its_adapter_answers(tmp_path: Path) -> None:
-    recipe = recipes.load("demo", ["train.steps=40"])
+    recipe = loading.load("demo", ["train.steps=40"])
     run = RunDir.create(
         RunInfo(
             run_id="", name="demo", created_at=time.time(), host="h", user="u", world_size=2, device="cpu",

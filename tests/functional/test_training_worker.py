@@ -17,11 +17,11 @@ import msgspec
 import psutil
 import pytest
 
-from lorawatch import recipe as recipes
-from lorawatch.files import read_json
-from lorawatch.journal import JournalTail
-from lorawatch.records import ExitRecord, PhaseChange, RankStarted, Step
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.recipe import loading
+from lorawatch.run.directory import RunDir, RunInfo
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import ExitRecord, PhaseChange, RankStarted, Step
+from lorawatch.system.files import read_json
 
 Start = Callable[..., tuple[RunDir, "subprocess.Popen[bytes]"]]
 
@@ -34,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def begin(
         name: str = "tiny", *overrides: str, ranks: int = 2, patch: str | None = None, restarts: int = 0
     ) -> tuple[RunDir, subprocess.Popen[bytes]]:
-        recipe = recipes.load(name, overrides)
+        recipe = loading.load(name, overrides)
         run = RunDir.create(
             RunInfo(
                 run_id="", name=recipe.name, created_at=time.time(), host="h", user="u", world_size=ranks,

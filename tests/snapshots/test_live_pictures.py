@@ -12,7 +12,7 @@ from history import T0
 from still import StillApp, cards, recorded, running, watching
 from textual.pilot import Pilot
 
-from lorawatch.rundir import RunState
+from lorawatch.run.directory import RunState
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.watch import Watch
 

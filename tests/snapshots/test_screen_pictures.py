@@ -14,9 +14,8 @@ from still import StillApp
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
-from lorawatch.screens import launching
 from lorawatch.screens.app import MachineKnown
-from lorawatch.screens.widgets import gpu_list
+from lorawatch.screens.launch import gpu_list, model
 from lorawatch.watching.watch import Watch
 
 SIZES = [(80, 24), (120, 40), (160, 50)]
@@ -40,7 +39,7 @@ SCREENS: dict[str, list[tuple[list[str], str]]] = {
 def recorded_home(lorawatch_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lorawatch_home.mkdir()
     home(lorawatch_home)
-    monkeypatch.setattr(launching, "disk_line", lambda: "75.0 GiB of disk free at /home/lorawatch")
+    monkeypatch.setattr(model, "disk_line", lambda: "75.0 GiB of disk free at /home/lorawatch")
     monkeypatch.setattr(gpu_list, "usable_cores", lambda: 8)
     return lorawatch_home
 

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lorawatch import recipe as recipes
-from lorawatch.adapters import adapter_words, recipe_of, refuse_random, require_adapter
 from lorawatch.cli.chat import chat
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.rundir import RunDir, RunInfo, RunState
+from lorawatch.recipe import loading
+from lorawatch.run.adapters import adapter_words, recipe_of, refuse_random, require_adapter
+from lorawatch.run.directory import RunDir, RunInfo, RunState
 
 
 def a_run(**more: Any) -> RunDir:
     values: dict[str, Any] = {
         "run_id": "", "name": "tiny", "created_at": time.time(), "host": "h", "user": "u", "world_size": 1,
-        "recipe": recipes.load("tiny").to_dict(),
+        "recipe": loading.load("tiny").to_dict(),
     }  # fmt: skip
     return RunDir.create(RunInfo(**{**values, **more}))
 
@@ -84,7 +84,7 @@ def test_the_best_adapter_is_offered_where_it_is_not_the_one_that_is_used() -> N
 def test_a_command_of_ones_own_has_no_model_that_is_known() -> None:
     with pytest.raises(UsageError, match="is a command of your own"):
         recipe_of(a_run(own_command=True, recipe=None, command=["train.sh"]))
-    assert recipe_of(a_run()) == recipes.load("tiny")
+    assert recipe_of(a_run()) == loading.load("tiny")
 
 
 def test_random_weights_are_refused_unless_somebody_insists() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lorawatch import checkpoints
-from lorawatch import recipe as recipes
-from lorawatch.checkpoints import Manifest
 from lorawatch.errors import CheckpointError
+from lorawatch.recipe import loading
+from lorawatch.run import checkpoints
+from lorawatch.run.checkpoints import Manifest
 
 
 def save(root: Path, step: int, *, attempt: int = 0, overrides: tuple[str, ...] = (), ranks: int = 2) -> Path:
@@ -27,7 +27,7 @@ def save(root: Path, step: int, *, attempt: int = 0, overrides: tuple[str, ...] 
         epoch=0.5,
         batches_into_epoch=step,
         created_at=time.time(),
-        recipe=recipes.load("tiny", overrides).to_dict(),
+        recipe=loading.load("tiny", overrides).to_dict(),
         data="d",
         versions={"torch": "2"},
         files={p.name: checkpoints.stored(p) for p in temporary.iterdir()},
@@ -84,7 +84,7 @@ def test_a_checkpoint_under_another_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_recipe_is_told_apart_from_one_that_only_runs_longer(tmp_path: Path) -> None:
-    tiny = recipes.load("tiny")
+    tiny = loading.load("tiny")
     longer = checkpoints.read(save(tmp_path, 1, overrides=("train.steps=99", "measure.sample_hz=1")))
     checkpoints.check_work(longer, tiny, 2)
     other = checkpoints.read(save(tmp_path, 2, overrides=("lora.rank=8", "train.seed=1")))
@@ -103,11 +103,11 @@ def test_a_recipe_from_before_a_key_has_its_default(tmp_path: Path) -> None:
     del manifest.recipe["train"]["on_nan"]
     del manifest.recipe["train"]["max_grad_norm"]
     checkpoints.write_manifest(folder, manifest)
-    checkpoints.check_work(checkpoints.read(folder), recipes.load("tiny"), 2)
+    checkpoints.check_work(checkpoints.read(folder), loading.load("tiny"), 2)
 
 
 def test_the_newest_good_one_is_found_and_the_others_told(tmp_path: Path) -> None:
-    tiny = recipes.load("tiny")
+    tiny = loading.load("tiny")
     save(tmp_path, 10)
     save(tmp_path, 20, overrides=("lora.rank=8",))
     cut(save(tmp_path, 30) / "manifest.json")
@@ -121,7 +121,7 @@ def test_the_newest_good_one_is_found_and_the_others_told(tmp_path: Path) -> Non
 
 
 def test_after_a_resume_what_earlier_attempts_saved_further_on_does_not_count(tmp_path: Path) -> None:
-    tiny = recipes.load("tiny")
+    tiny = loading.load("tiny")
     for step in (10, 20, 30):
         save(tmp_path, step)
     found, _ = checkpoints.newest_good(tmp_path, tiny, 2, resumed=(10, 2))

@@ -9,8 +9,8 @@ import pytest
 from helpers import lorawatch
 
 from lorawatch.cli.main import COMMANDS, HIDDEN, normalize
-from lorawatch.sanitize import clean
-from lorawatch.text import MISSING, duration, gib, number
+from lorawatch.text.numbers import MISSING, duration, gib, number
+from lorawatch.text.sanitize import clean
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "numpy")
 

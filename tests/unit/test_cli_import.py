@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import lorawatch, sql
 
-from lorawatch.published_csv import COLUMNS
+from lorawatch.published.table_csv import COLUMNS
 
 GOOD = (
     "gpu,gpu_count,tok_s,scaling,avg_power_w,tok_per_j\n"

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from comparing_runs import EXXACT, PRO_4500, PRO_5000, a_run, compared, configurations, row
 
-from lorawatch.comparing.comparison import Prices, choose_baseline, compare
+from lorawatch.comparing.comparison import choose_baseline, compare
 from lorawatch.comparing.configuration import epoch_cell, measured, published
 from lorawatch.comparing.gather import gather
+from lorawatch.comparing.rows import Prices
 from lorawatch.comparing.words import columns, ladder, notes
 from lorawatch.errors import UsageError
-from lorawatch.printed import compare_cell, seconds
-from lorawatch.published import PublishedRow, builtin_rows
+from lorawatch.published.builtin import builtin_rows
+from lorawatch.published.printed import compare_cell, seconds
+from lorawatch.published.rows import PublishedRow
 
 # ---- configurations
 

@@ -13,14 +13,15 @@ import pytest
 from comparing_runs import EXXACT, PRO_5000, a_run, compared, configurations
 
 from lorawatch.comparing import charts
-from lorawatch.comparing.comparison import Comparison, Prices, compare
+from lorawatch.comparing.comparison import compare
 from lorawatch.comparing.configuration import published
 from lorawatch.comparing.formats import FORMATS, record, write
 from lorawatch.comparing.gather import gather
 from lorawatch.comparing.html import page
+from lorawatch.comparing.rows import Comparison, Prices
 from lorawatch.comparing.sheets import csv_cell, escaped
 from lorawatch.comparing.words import kilowatt_hours, money, tokens_words
-from lorawatch.published import PublishedRow
+from lorawatch.published.rows import PublishedRow
 
 HOSTILE = "\x1b[31mrun|`<script>alert(1)</script>` *b* [x](y) &amp;\n=cmd()\u202e"
 HARMLESS = "run|`<script>alert(1)</script>` *b* [x](y) &amp; =cmd()"

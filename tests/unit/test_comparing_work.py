@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lorawatch import recipe
 from lorawatch.comparing.work import assumed, differences, facts, one_line, published_facts, shape_name, words
-from lorawatch.published import builtin_rows
+from lorawatch.published.builtin import builtin_rows
+from lorawatch.recipe import loading
 
-EXXACT = recipe.load("exxact-8b").to_dict()
+EXXACT = loading.load("exxact-8b").to_dict()
 PUBLISHED: Mapping[str, Any] = builtin_rows()[0].work or {}
 
 

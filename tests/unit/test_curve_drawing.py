@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from lorawatch.screens.widgets.curve_axis import View, columns
-from lorawatch.screens.widgets.curve_drawing import draw
-from lorawatch.screens.widgets.curve_look import EACH, CurveLook, Question
+from lorawatch.screens.runs.curve_axis import View, columns
+from lorawatch.screens.runs.curve_drawing import draw
+from lorawatch.screens.runs.curve_look import EACH, CurveLook, Question
 from lorawatch.storage.curves import Curves, Evaluated, Thinned
 
 NAN = math.nan

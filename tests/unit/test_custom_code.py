@@ -12,8 +12,8 @@ import torch
 from helpers import lorawatch, sql
 
 import lorawatch as package
-from lorawatch import recipe as recipes
 from lorawatch.errors import ModelNotFound
+from lorawatch.recipe import loading
 from lorawatch.training import model as models
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def hostile(tmp_path: Path) -> Path:
     """A model's folder whose code would leave a file behind."""
     folder = tmp_path / "model"
-    tiny = recipes.load("tiny")
+    tiny = loading.load("tiny")
     models.load_base(models.plan_model(tiny), tiny, CPU).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     mark = tmp_path / "it ran"
@@ -57,7 +57,7 @@ CONFIG = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
 def test_an_architecture_of_the_models_own_is_refused_in_one_sentence(hostile: Path, weights: str) -> None:
     change(hostile / "config.json", auto_map=CONFIG, model_type="own")
-    recipe = recipes.load("tiny", [f"model.name={hostile}", f"model.weights={weights}"])
+    recipe = loading.load("tiny", [f"model.name={hostile}", f"model.weights={weights}"])
     with pytest.raises(ModelNotFound, match="runs no such code") as raised:
         models.plan_model(recipe)
     assert "transformers has itself" in (raised.value.hint or "")
@@ -69,7 +69,7 @@ def test_a_tokenizers_code_is_not_run(hostile: Path) -> None:
         hostile / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]},
         tokenizer_class="OwnTokenizer",
     )  # fmt: skip
-    recipe = recipes.load("tiny", [f"model.name={hostile}", "model.weights=pretrained"])
+    recipe = loading.load("tiny", [f"model.name={hostile}", "model.weights=pretrained"])
     plan = models.plan_model(recipe)
     try:
         tokenizer = models.load_tokenizer(plan)
@@ -83,7 +83,7 @@ def test_a_tokenizers_code_is_not_run(hostile: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"auto_map": {"AutoTokenizer": "x"}}, {"auto_map": 3}, {"tokenizer_class": 3}])
 def test_a_broken_tokenizer_config_is_one_message(hostile: Path, wrong: dict[str, object]) -> None:
     change(hostile / "tokenizer_config.json", **wrong)
-    recipe = recipes.load("tiny", [f"model.name={hostile}", "model.weights=pretrained"])
+    recipe = loading.load("tiny", [f"model.name={hostile}", "model.weights=pretrained"])
     try:
         models.load_tokenizer(models.plan_model(recipe))
     except ModelNotFound as error:
@@ -92,7 +92,7 @@ def test_a_broken_tokenizer_config_is_one_message(hostile: Path, wrong: dict[str
 
 def test_a_known_architecture_is_the_librarys_own_whatever_lies_beside_it(hostile: Path) -> None:
     change(hostile / "config.json", auto_map=CONFIG)
-    recipe = recipes.load("tiny", [f"model.name={hostile}", "model.weights=pretrained"])
+    recipe = loading.load("tiny", [f"model.name={hostile}", "model.weights=pretrained"])
     base = models.load_base(models.plan_model(recipe), recipe, CPU)
     assert type(base).__module__.startswith("transformers.")
     assert not (hostile.parent / "it ran").exists()

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorawatch.cli.display import JsonLines, LiveTable, PlainLines, clean_console
-from lorawatch.live import LiveView
-from lorawatch.records import Event
-from lorawatch.rundir import Gpu, RunInfo, RunState
+from lorawatch.run.directory import Gpu, RunInfo, RunState
+from lorawatch.run.live import LiveView
+from lorawatch.run.records import Event
 
 EVIL = "a\x1b]52;c;Zm9v\x07b\x1b[31mc\x9b2J\u202ed\re\x7f[red]f"
 GPU = Gpu(host="h", gpu_index=0, gpu_uuid="G", sku=EVIL, used=True)

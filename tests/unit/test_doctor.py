@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 from fakes.nvml import run_python, stub_env
 
-from lorawatch.cli import doctor_gpu, doctor_host
-from lorawatch.cli.check import Check
-from lorawatch.cli.doctor import render, run_checks, to_json
+from lorawatch.doctor import gpu, host
+from lorawatch.doctor.check import Check
+from lorawatch.doctor.checks import render, run_checks, to_json
 
 RUN = """
 import sys
-from lorawatch.cli.doctor import run_checks, to_json
+from lorawatch.doctor.checks import run_checks, to_json
 text = to_json(run_checks())
 assert "torch" not in sys.modules
 print(text)
 """
 GPUS = """
 import sys
-from lorawatch.cli import doctor_gpu
-from lorawatch.cli.doctor import to_json
-doctor_gpu._torch = lambda nvml: []
-print(to_json(doctor_gpu.gpus_and_torch()))
+from lorawatch.doctor import gpu
+from lorawatch.doctor.checks import to_json
+gpu._torch = lambda nvml: []
+print(to_json(gpu.gpus_and_torch()))
 """
 
 
@@ -109,7 +109,7 @@ def test_a_gpu_lost_while_it_is_looked_at(tmp_path: Path) -> None:
 def test_no_driver_is_no_fault_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     for there, status in ((False, "info"), (True, "warn")):
-        code = f"from lorawatch.cli import doctor_gpu; doctor_gpu._nvidia_device_there = lambda: {there}\n" + GPUS
+        code = f"from lorawatch.doctor import gpu; gpu._nvidia_device_there = lambda: {there}\n" + GPUS
         (driver,) = json.loads(run_python(code, {"LD_LIBRARY_PATH": str(tmp_path)}))
         assert driver["status"] == status
         assert "no NVIDIA driver is installed" in driver["found"]
@@ -155,28 +155,28 @@ GOOD = CUDA | {"available": True, "count": 1, "bf16": True, "archs": ["sm_80", "
     ],
 )
 def test_torch_against_the_driver(said: dict[str, Any], nvml: Any, status: str, words: str) -> None:
-    check = doctor_gpu._torch_itself(said, nvml)
+    check = gpu._torch_itself(said, nvml)
     assert check.status == status
     assert words in check.found
 
 
 def test_collectives() -> None:
-    assert doctor_gpu._collectives(CUDA, _Nvml((9, 0), (9, 0))).found == "NCCL 2.27.3 and gloo"
+    assert gpu._collectives(CUDA, _Nvml((9, 0), (9, 0))).found == "NCCL 2.27.3 and gloo"
     no_nccl = CUDA | {"nccl": False, "nccl_version": None}
-    assert doctor_gpu._collectives(no_nccl, _Nvml((9, 0), (9, 0))).status == "fail"
-    assert doctor_gpu._collectives(no_nccl, None).status == "ok"
+    assert gpu._collectives(no_nccl, _Nvml((9, 0), (9, 0))).status == "fail"
+    assert gpu._collectives(no_nccl, None).status == "ok"
 
 
 def test_torch_missing_broken_or_endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_gpu, "_ASK_TORCH", "raise ImportError('libcudart.so.12: not there')")
-    (check,) = doctor_gpu._torch(None)
+    monkeypatch.setattr(gpu, "_ASK_TORCH", "raise ImportError('libcudart.so.12: not there')")
+    (check,) = gpu._torch(None)
     assert check.status == "fail"
     assert "libcudart.so.12: not there" in check.found
-    monkeypatch.setattr(doctor_gpu, "_ASK_TORCH", "import time; time.sleep(60)")
-    monkeypatch.setattr(doctor_gpu, "_TORCH_WAIT_S", 0.5)
-    assert "did not load" in doctor_gpu._torch(None)[0].found
+    monkeypatch.setattr(gpu, "_ASK_TORCH", "import time; time.sleep(60)")
+    monkeypatch.setattr(gpu, "_TORCH_WAIT_S", 0.5)
+    assert "did not load" in gpu._torch(None)[0].found
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert doctor_gpu._torch(None)[0].found == "not installed"
+    assert gpu._torch(None)[0].found == "not installed"
 
 
 def test_packages_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_packages_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"transformers": "4.57.1", "accelerate": "1.10.0rc1"}.get(name, "99.0")
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    watching, training, nf4 = doctor_host.packages()
+    watching, training, nf4 = host.packages()
     assert watching.status == "ok"
     assert (nf4.status, nf4.found) == ("ok", "bitsandbytes 99.0")
     assert training.status == "fail"
@@ -202,14 +202,14 @@ def test_nf4_without_its_package_is_no_fault(monkeypatch: pytest.MonkeyPatch) ->
         return "99.0"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    *others, nf4 = doctor_host.packages()
+    *others, nf4 = host.packages()
     assert {check.status for check in others} == {"ok"}
     assert nf4.status == "info"
     assert (nf4.advice or "").endswith("pip install 'lorawatch[qlora]' brings it")
 
 
 def test_a_home_that_is_not_there_yet_is_not_made(lorawatch_home: Path) -> None:
-    checks = by_name(doctor_host.storage())
+    checks = by_name(host.storage())
     assert checks["home"].status == "ok"
     assert "will be made" in checks["home"].found
     assert checks["history"].status == "info"
@@ -218,7 +218,7 @@ def test_a_home_that_is_not_there_yet_is_not_made(lorawatch_home: Path) -> None:
 
 def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAWATCH_HOME", "/proc/nowhere")
-    checks = by_name(doctor_host.storage())
+    checks = by_name(host.storage())
     assert checks["home"].status == "fail"
     assert "LORAWATCH_HOME" in (checks["home"].advice or "")
 
@@ -226,7 +226,7 @@ def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_history_that_is_no_database(lorawatch_home: Path) -> None:
     lorawatch_home.mkdir()
     (lorawatch_home / "history.duckdb").write_text("this is not DuckDB " * 1000)
-    check = by_name(doctor_host.storage())["history"]
+    check = by_name(host.storage())["history"]
     assert check.status == "fail"
     assert check.found
 
@@ -236,26 +236,26 @@ def test_a_history_that_opens(lorawatch_home: Path) -> None:
 
     with writing():
         pass
-    check = by_name(doctor_host.storage())["history"]
+    check = by_name(host.storage())["history"]
     assert check.status == "ok"
 
 
 def test_network_file_systems_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_host, "_file_system", lambda folder: "nfs4")
-    check = by_name(doctor_host.storage())["file system"]
+    monkeypatch.setattr(host, "_file_system", lambda folder: "nfs4")
+    check = by_name(host.storage())["file system"]
     assert check.status == "warn"
     assert "nfs4" in check.found
 
 
 def test_the_file_system_of_a_folder_is_the_longest_mount_above_it() -> None:
-    assert doctor_host._file_system(Path("/proc/self")) == "proc"
-    assert doctor_host._file_system(Path("/"))
+    assert host._file_system(Path("/proc/self")) == "proc"
+    assert host._file_system(Path("/"))
 
 
 def test_models_offline_and_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    checks = by_name(doctor_host.models())
+    checks = by_name(host.models())
     assert checks["model hub"].status == "info"
     assert "HF_HUB_OFFLINE" in checks["model hub"].found
     assert checks["demo model"].status == "warn"
@@ -271,7 +271,7 @@ def test_a_small_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return os.statvfs_result(values)
 
     monkeypatch.setattr(os, "statvfs", small)
-    check = by_name(doctor_host.limits())["shared memory"]
+    check = by_name(host.limits())["shared memory"]
     assert check.status == "warn"
     assert "--shm-size" in (check.advice or "")
 
@@ -281,8 +281,8 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
         raise ZeroDivisionError("oh")
 
     for name in ("system", "packages", "storage", "models", "limits"):
-        monkeypatch.setattr(doctor_host, name, broken)
-    monkeypatch.setattr(doctor_gpu, "gpus_and_torch", broken)
+        monkeypatch.setattr(host, name, broken)
+    monkeypatch.setattr(gpu, "gpus_and_torch", broken)
     checks = run_checks()
     assert len(checks) == 6
     assert all(c.status == "warn" and "ZeroDivisionError: oh" in c.found for c in checks)

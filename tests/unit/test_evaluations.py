@@ -11,16 +11,17 @@ from history import T0, a_whole_run, an_evaluated_run, end, evaluation, make_run
 
 from lorawatch.cli.display import JsonLines, PlainLines
 from lorawatch.cli.runs import show
-from lorawatch.figures import evaluation_lines, evaluation_words, event_words, summary_lines
-from lorawatch.journal import JournalTail
-from lorawatch.live import Follower, LiveView, eval_every
-from lorawatch.records import GpuSample, PhaseChange, RankStarted
-from lorawatch.rundir import Gpu, RunState
+from lorawatch.run.directory import Gpu, RunState
+from lorawatch.run.follower import Follower
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.live import LiveView, eval_every
+from lorawatch.run.records import GpuSample, PhaseChange, RankStarted
 from lorawatch.storage.curves import Evaluated, run_curves
 from lorawatch.storage.edit import delete_run
 from lorawatch.storage.ingest import finish_run, ingest_run
 from lorawatch.storage.past import read_past
 from lorawatch.storage.queries import run_evaluations, run_events, run_figures
+from lorawatch.text.run_summary import evaluation_lines, evaluation_words, event_words, summary_lines
 from lorawatch.watching.watch import Watch
 
 

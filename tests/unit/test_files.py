@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lorawatch.files import Reserve, beside, read_json, read_small, write_atomically
-from lorawatch.rundir import RunState
+from lorawatch.run.directory import RunState
+from lorawatch.system.files import Reserve, beside, read_json, read_small, write_atomically
 
 
 def test_names_beside_a_file_are_never_chosen_twice(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_planted_link_is_neither_written_through_nor_read(tmp_path: Path, monk
     assert (precious.read_text(), path.read_bytes(), path.is_symlink()) == ("keep", b"asked", False)
     planted = tmp_path / ".stop.planted"
     planted.symlink_to(precious)
-    monkeypatch.setattr("lorawatch.files.beside", lambda path: planted)
+    monkeypatch.setattr("lorawatch.system.files.beside", lambda path: planted)
     with pytest.raises(FileExistsError):
         write_atomically(path, b"evil")
     assert precious.read_text() == "keep"

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from lorawatch import fit
-from lorawatch import recipe as recipes
 from lorawatch.analysis.memory import GIB, estimate
 from lorawatch.analysis.shape import LoraShape, ModelShape
 from lorawatch.errors import LorawatchError, ModelNotFound, RecipeError
+from lorawatch.models import memory, shapes
+from lorawatch.recipe import loading
 
 
 def test_a_recipe_gives_all_that_memory_depends_on() -> None:
-    recipe = recipes.load(
+    recipe = loading.load(
         "exxact-8b",
         [
             "lora.rank=8", "lora.dropout=0.1", "lora.targets=[self_attn.q_proj, down_proj]", "data.sequence_length=1024",
             "train.batch_size_per_gpu=4", "train.gradient_accumulation=3", "train.gradient_checkpointing=true",
         ],
     )  # fmt: skip
-    work = fit.workload(recipe, world_size=2)
+    work = memory.workload(recipe, world_size=2)
     assert work.shape == ModelShape(128256, 4096, 14336, 32, 32, 8, 128)
     assert work.lora == LoraShape(8, ("q_proj", "down_proj"), 0.1)
     assert (work.batch, work.sequence_length, work.dtype_bytes) == (4, 1024, 2)
@@ -33,23 +33,23 @@ def test_a_recipe_gives_all_that_memory_depends_on() -> None:
 
 
 def test_rows_of_a_data_set_differ_in_length() -> None:
-    work = fit.workload(recipes.load("demo"))
+    work = memory.workload(loading.load("demo"))
     assert (work.padded, work.dtype_bytes, work.shape.tied) == (True, 4, True)
-    assert not fit.workload(recipes.load("demo", ["train.batch_size_per_gpu=1"])).padded
+    assert not memory.workload(loading.load("demo", ["train.batch_size_per_gpu=1"])).padded
 
 
 def test_packed_rows_are_full_but_the_reference_engine_masks_them() -> None:
     packed = ("data.packing=true", "train.batch_size_per_gpu=1")
-    assert fit.workload(recipes.load("demo", packed)).padded
-    assert not fit.workload(recipes.load("demo", [*packed, "train.engine=fast"])).padded
-    assert not fit.workload(recipes.load("exxact-8b", packed)).padded  # random tokens
+    assert memory.workload(loading.load("demo", packed)).padded
+    assert not memory.workload(loading.load("demo", [*packed, "train.engine=fast"])).padded
+    assert not memory.workload(loading.load("exxact-8b", packed)).padded  # random tokens
 
 
 def test_every_built_in_shape_and_its_aliases_can_be_estimated() -> None:
-    assert fit.model_shape("meta-llama/Llama-3.1-70B-Instruct").parameters == 70_553_706_496
-    assert fit.model_shape("tiny-llama").layers == 2
-    for name in recipes.builtin_names():
-        assert estimate(fit.workload(recipes.load(name))).device_bytes > 0
+    assert shapes.model_shape("meta-llama/Llama-3.1-70B-Instruct").parameters == 70_553_706_496
+    assert shapes.model_shape("tiny-llama").layers == 2
+    for name in loading.builtin_names():
+        assert estimate(memory.workload(loading.load(name))).device_bytes > 0
 
 
 def test_a_folder_and_the_hubs_cache_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_a_folder_and_the_hubs_cache_are_read(tmp_path: Path, monkeypatch: pytes
     (cached / "model.safetensors").touch()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     wanted = ModelShape(1000, 64, 128, 2, 4, 2, 16, tied=True, qkv_bias=True)
-    assert fit.model_shape(str(cached)) == fit.model_shape("me/small") == wanted
+    assert shapes.model_shape(str(cached)) == shapes.model_shape("me/small") == wanted
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_folder_and_the_hubs_cache_are_read(tmp_path: Path, monkeypatch: pytes
 )
 def test_an_unknown_shape_is_told_with_what_can_be_named(name: str, reason: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
-        fit.model_shape(name)
+        shapes.model_shape(name)
     assert caught.value.message == f"the shape of {name!r} is not known here: {reason}"
     assert "tiny-llama" in (caught.value.hint or "")
 
@@ -92,49 +92,50 @@ def test_an_unknown_shape_is_told_with_what_can_be_named(name: str, reason: str)
 def test_a_config_of_no_use_is_told(config: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ModelNotFound) as caught:
-        fit.model_shape(str(tmp_path))
+        shapes.model_shape(str(tmp_path))
     assert reason in caught.value.message
 
 
 def test_a_target_that_no_layer_has_is_told() -> None:
     with pytest.raises(RecipeError, match=r"lora.targets: 'qproj' is none of q_proj, k_proj"):
-        fit.workload(recipes.load("tiny", ["lora.targets=[qproj]"]))
+        memory.workload(loading.load("tiny", ["lora.targets=[qproj]"]))
 
 
 def test_all_linear_is_every_layer_by_name() -> None:
-    listed = recipes.load("tiny", ["lora.targets=[down_proj, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj]"])
-    every = recipes.load("tiny", ["lora.targets=all-linear"])
-    assert set(fit.workload(every).lora.targets) == set(fit.workload(listed).lora.targets)
-    assert estimate(fit.workload(every)) == estimate(fit.workload(listed))
+    listed = loading.load("tiny", ["lora.targets=[down_proj, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj]"])
+    every = loading.load("tiny", ["lora.targets=all-linear"])
+    assert set(memory.workload(every).lora.targets) == set(memory.workload(listed).lora.targets)
+    assert estimate(memory.workload(every)) == estimate(memory.workload(listed))
 
 
 def test_what_is_not_modelled_is_told_instead_of_a_wrong_number() -> None:
-    assert fit.workload(recipes.load("tiny", ["lora.use_dora=true"])).lora.use_dora
+    assert memory.workload(loading.load("tiny", ["lora.use_dora=true"])).lora.use_dora
     with pytest.raises(LorawatchError, match="the memory of DoRA over NF4 weights is not modelled"):
-        fit.workload(recipes.load("tiny", ["lora.use_dora=true", "model.quantization=nf4"]))
+        memory.workload(loading.load("tiny", ["lora.use_dora=true", "model.quantization=nf4"]))
 
 
 def test_where_memory_ran_out_what_would_fit_is_told_and_less_where_the_estimate_has_it_fit() -> None:
-    recipe = recipes.load("exxact-8b", ["train.batch_size_per_gpu=8"])
-    told = fit.shortage(recipe, 1, 24 * GIB)
+    recipe = loading.load("exxact-8b", ["train.batch_size_per_gpu=8"])
+    told = memory.shortage(recipe, 1, 24 * GIB)
     assert told.startswith("the run needs about 42.6 GiB, and 24.0 GiB are there for it; what would fit: ")
     assert "train.batch_size_per_gpu 1 instead of 8: " in told
     assert "model.quantization nf4" in told
-    again = fit.shortage(recipe, 1, 80 * GIB)
+    again = memory.shortage(recipe, 1, 80 * GIB)
     assert "80.0 GiB are there for it; what needs less: train.batch_size_per_gpu 6 instead of 8: " in again
-    assert "a larger GPU or a smaller model" in fit.shortage(recipe, 1, 4 * GIB)
+    assert "a larger GPU or a smaller model" in memory.shortage(recipe, 1, 4 * GIB)
 
 
 def test_where_the_shape_is_unknown_the_advice_is_general(tmp_path: Path) -> None:
-    recipe = recipes.load("tiny", [f"model.name={tmp_path}/none"])
-    assert fit.shortage(recipe, 1, 24 * GIB) == (
+    recipe = loading.load("tiny", [f"model.name={tmp_path}/none"])
+    assert memory.shortage(recipe, 1, 24 * GIB) == (
         "lower train.batch_size_per_gpu or data.sequence_length, or set train.gradient_checkpointing to true"
     )
 
 
 def test_no_heavy_library_is_loaded() -> None:
     program = (
-        "import sys; from lorawatch import fit, recipe; fit.workload(recipe.load('exxact-8b')); "
+        "import sys; from lorawatch.models import memory; from lorawatch.recipe import loading; "
+        "memory.workload(loading.load('exxact-8b')); "
         "print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

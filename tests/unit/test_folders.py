@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorawatch import folders
+from lorawatch.system import folders
 
 
 def a_folder(path: Path, content: str) -> Path:

@@ -14,13 +14,13 @@ import pytest
 from helpers import wait_for
 from history import make_run, step
 
-from lorawatch.live import LiveView
-from lorawatch.processes import ProcessId
 from lorawatch.recorder import hang
 from lorawatch.recorder.hang import Blame, HangWatch, blame
 from lorawatch.recorder.workers import Workers
-from lorawatch.records import Event, PhaseChange, RankStarted
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.live import LiveView
+from lorawatch.run.records import Event, PhaseChange, RankStarted
+from lorawatch.system.processes import ProcessId
 
 # A launcher with two ranks below it, which say that they are ready.
 LAUNCHER = """
@@ -31,7 +31,7 @@ for rank in ranks:
 """
 RANK = """
 import faulthandler, signal, sys, time
-from lorawatch.processes import ProcessId
+from lorawatch.system.processes import ProcessId
 import msgspec
 faulthandler.register(signal.SIGUSR1, file=open(sys.argv[1], "a"))
 print(msgspec.json.encode(ProcessId.own()).decode(), flush=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from lorawatch import recipe
-from lorawatch.interconnect import environment
+from lorawatch.launch.interconnect import environment
+from lorawatch.recipe import loading
 
 FAST = ("train.engine=fast",)
 OFF = {"NCCL_P2P_DISABLE": "1"}
 
 
 def chosen(*overrides: str, ranks: int = 2, linked: bool = True, base: dict[str, str] | None = None) -> dict[str, str]:
-    return environment(recipe.load("exxact-8b", [*overrides]), ranks, linked=linked, base=base or {})
+    return environment(loading.load("exxact-8b", [*overrides]), ranks, linked=linked, base=base or {})
 
 
 def test_two_linked_gpus_with_long_compiled_steps_let_nvlink_sleep() -> None:

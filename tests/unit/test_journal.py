@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lorawatch.journal import JournalTail, JournalWriter
-from lorawatch.records import Event, LinesLost, Step
+from lorawatch.run.journal import JournalTail, JournalWriter
+from lorawatch.run.records import Event, LinesLost, Step
 
 
 def step(n: int) -> Step:
@@ -194,7 +194,7 @@ def test_a_long_line_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_was_deleted_comes_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorawatch.journal._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("lorawatch.run.journal._LOOK_EVERY_S", 0.0)
     path = tmp_path / "journal" / "j.jsonl"
     path.parent.mkdir()
     writer, tail = JournalWriter(path), JournalTail(path)

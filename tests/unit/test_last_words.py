@@ -5,7 +5,7 @@ from __future__ import annotations
 from history import T0, make_run, step, write
 
 from lorawatch.recorder.last_words import LastWords, last_words
-from lorawatch.records import ExitRecord, PhaseChange
+from lorawatch.run.records import ExitRecord, PhaseChange
 
 
 def test_the_last_attempt_counts_though_an_earlier_one_came_further() -> None:

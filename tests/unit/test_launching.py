@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from history import a_whole_run, make_run, step, write
 
-from lorawatch import recipe
 from lorawatch.errors import RecipeError
 from lorawatch.launch.placement import Placement
-from lorawatch.rundir import Gpu
-from lorawatch.screens import launching
-from lorawatch.screens.widgets.gpu_list import GpuUse, gpu_words
-from lorawatch.screens.widgets.open_file import completions
+from lorawatch.recipe import edit, loading, schema
+from lorawatch.run.directory import Gpu
+from lorawatch.screens.launch import model
+from lorawatch.screens.launch.gpu_list import GpuUse, gpu_words
+from lorawatch.screens.launch.open_file import completions
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.queries import distinct_recipes, measured
 
 GIB = 2**30
 
 
-def with_recipe(wanted: recipe.Recipe, *, ranks: int = 1, gpus: list[Gpu] | None = None, steps: int = 40) -> str:
+def with_recipe(wanted: schema.Recipe, *, ranks: int = 1, gpus: list[Gpu] | None = None, steps: int = 40) -> str:
     """A completed run of this recipe in the history; its id."""
     from history import end
 
@@ -36,32 +36,32 @@ def with_recipe(wanted: recipe.Recipe, *, ranks: int = 1, gpus: list[Gpu] | None
 
 
 def test_a_recipe_of_the_history_outlives_its_run_directory(lorawatch_home: Path) -> None:
-    tiny = recipe.load("tiny")
-    other = recipe.load("tiny", ["name=other", "lora.rank=2"])
-    ids = [with_recipe(tiny), with_recipe(other), with_recipe(recipe.load("tiny", ["launch.gpus=cpu:1"]))]
+    tiny = loading.load("tiny")
+    other = loading.load("tiny", ["name=other", "lora.rank=2"])
+    ids = [with_recipe(tiny), with_recipe(other), with_recipe(loading.load("tiny", ["launch.gpus=cpu:1"]))]
     finish_run(make_run("torchrun", own_command=True))
     shutil.rmtree(lorawatch_home / "runs")
     rows = distinct_recipes()
     assert [(r["recipe"]["name"], r["run_id"], r["runs"]) for r in rows] == [("tiny", ids[2], 2), ("other", ids[1], 1)]
-    choices = launching.history_choices()
+    choices = model.history_choices()
     assert [c.source for c in choices] == [f"{ids[2]} · 2 runs", ids[1]]
-    assert recipe.from_dict(launching.yaml_edit.mapping(choices[1].text)).lora.rank == 2
+    assert loading.from_dict(edit.mapping(choices[1].text)).lora.rank == 2
 
 
 def test_the_same_recipe_on_other_gpus_is_no_other_choice() -> None:
-    with_recipe(recipe.load("tiny"))
-    with_recipe(recipe.load("tiny", ["launch.gpus=cpu:1"]))
-    builtin = {c.identity for c in launching.builtin_choices()}
-    assert launching.builtin_choices()[0].name == "demo"
-    (recent,) = launching.recent_choices()
+    with_recipe(loading.load("tiny"))
+    with_recipe(loading.load("tiny", ["launch.gpus=cpu:1"]))
+    builtin = {c.identity for c in model.builtin_choices()}
+    assert model.builtin_choices()[0].name == "demo"
+    (recent,) = model.recent_choices()
     assert recent.identity in builtin
 
 
 def test_measured_is_the_same_workload_on_the_same_sku_whatever_its_name() -> None:
-    tiny = recipe.load("tiny")
+    tiny = loading.load("tiny")
     with_recipe(tiny)
-    with_recipe(recipe.load("tiny", ["name=again", "train.steps=5"]))
-    with_recipe(recipe.load("tiny", ["train.batch_size_per_gpu=8"]))
+    with_recipe(loading.load("tiny", ["name=again", "train.steps=5"]))
+    with_recipe(loading.load("tiny", ["train.batch_size_per_gpu=8"]))
     (row,) = measured(tiny.to_dict(), None)
     assert (row["ranks"], row["runs"]) == (1, 2)
     assert row["tok_s"] == pytest.approx(2000, rel=0.01)
@@ -69,22 +69,22 @@ def test_measured_is_the_same_workload_on_the_same_sku_whatever_its_name() -> No
 
 
 def test_the_history_line_says_what_follows_and_does_not_guess() -> None:
-    tiny = recipe.load("tiny", ["train.steps=100"])
+    tiny = loading.load("tiny", ["train.steps=100"])
     rows = [{"ranks": 1, "runs": 1, "tok_s": 2500.0, "tok_s_ci95": 12.0, "peak_vram_bytes": 3 * GIB}]
     sku = "NVIDIA RTX PRO 4500"
-    line = launching.history_line(rows, sku, tiny, 1)
+    line = model.history_line(rows, sku, tiny, 1)
     assert line == (
         "history: 2,500 ± 12 tok/s on 1×RTX PRO 4500, peak VRAM 3.0 GiB; 100 steps take 0:03; "
         "an epoch of 50M tokens 5:33:20"
     )
-    line = launching.history_line(rows, sku, tiny, 4)
+    line = model.history_line(rows, sku, tiny, 4)
     assert line == "history: not measured on 4×RTX PRO 4500; 2,500 tok/s on 1×RTX PRO 4500"
-    assert launching.history_line([], None, tiny, 2) == "history: not measured on 2×CPU yet"
+    assert model.history_line([], None, tiny, 2) == "history: not measured on 2×CPU yet"
 
 
 def test_the_plan_counts_the_tokens_of_a_step() -> None:
-    wanted = recipe.load("tiny", ["train.gradient_accumulation=4"])
-    assert launching.plan_line(wanted, Placement("cpu", 2)) == (
+    wanted = loading.load("tiny", ["train.gradient_accumulation=4"])
+    assert model.plan_line(wanted, Placement("cpu", 2)) == (
         "2 CPU ranks × batch 2 × 32 tokens × 4 accumulated = up to 512 tokens a step, 10 steps"
     )
 
@@ -93,14 +93,14 @@ def test_whether_it_fits_is_said_of_the_smallest_gpu_with_what_would_help() -> N
     def card(index: int, gib: int) -> Gpu:
         return Gpu(host="h", gpu_index=index, gpu_uuid=f"GPU-{index}", sku="X", memory_total_bytes=gib * GIB)
 
-    wanted, two = recipe.load("exxact-8b"), Placement("cuda", 2, ("GPU-0", "GPU-1"))
-    (line,) = launching.fit_lines(wanted, two, [card(0, 80), card(1, 80)])
+    wanted, two = loading.load("exxact-8b"), Placement("cuda", 2, ("GPU-0", "GPU-1"))
+    (line,) = model.fit_lines(wanted, two, [card(0, 80), card(1, 80)])
     assert line.startswith("VRAM: needs about 2")
     assert "of 80.0 GiB a GPU: fits" in line
-    first, *advice = launching.fit_lines(wanted, two, [card(0, 80), card(1, 20)])
+    first, *advice = model.fit_lines(wanted, two, [card(0, 80), card(1, 20)])
     assert "of 20.0 GiB a GPU: does not fit" in first
     assert "gradient_checkpointing" in advice[0]
-    assert launching.fit_lines(wanted, Placement("cpu", 2), []) == []
+    assert model.fit_lines(wanted, Placement("cpu", 2), []) == []
 
 
 @pytest.mark.parametrize("kind", ["absent", "folder", "binary", "huge"])
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_recipe_says_what_it_is(tmp_path: Path, kind: str) -> 
     elif kind != "absent":
         path.write_bytes(b"\xff\xfe\x00" if kind == "binary" else b"a" * 300_000)
     with pytest.raises(RecipeError, match=words) as caught:
-        launching.read_recipe_file(str(path))
+        model.read_recipe_file(str(path))
     assert str(path) in str(caught.value)
 
 
@@ -132,19 +132,19 @@ def test_paths_are_completed_to_folders_and_yaml_files(tmp_path: Path, monkeypat
 
 def test_of_a_log_the_last_traceback_is_shown_or_else_its_end() -> None:
     chatter = [f"line {n}" for n in range(100)]
-    assert launching.relevant(chatter) == chatter[-24:]
+    assert model.relevant(chatter) == chatter[-24:]
     trace = ["Traceback (most recent call last):", '  File "x"', "RuntimeError: first"]
     last = ["Traceback (most recent call last):", '  File "y"', "RuntimeError: second", "bye"]
-    assert launching.relevant([*trace, *chatter, *last]) == last
+    assert model.relevant([*trace, *chatter, *last]) == last
     long = ["Traceback (most recent call last):", *chatter]
-    assert launching.relevant(long) == [long[0], "  …", *chatter[-24:]]
+    assert model.relevant(long) == [long[0], "  …", *chatter[-24:]]
 
 
 def test_a_failed_start_shows_each_log_clean_under_its_path() -> None:
     run = make_run("x", ranks=1)
     (run.logs / "recorder.log").write_text("starting\n")
     run.rank_log(0, 0).write_bytes(b"\x1b[31mValueError: [/b] no\x1b[0m\n\n")
-    assert launching.log_lines(run) == [
+    assert model.log_lines(run) == [
         f"{run.logs / 'recorder.log'}:", "  starting", f"{run.rank_log(0, 0)}:", "  ValueError: [/b] no",
     ]  # fmt: skip
 
@@ -178,9 +178,9 @@ def test_recent_recipes_of_broken_runs_are_left_out(lorawatch_home: Path) -> Non
     (lorawatch_home / "runs" / "zzzzzzzz").mkdir()
     (lorawatch_home / "runs" / "zzzzzzz1").mkdir()
     (lorawatch_home / "runs" / "zzzzzzz1" / "run.json").write_text("{")
-    assert launching.recent_choices() == []
+    assert model.recent_choices() == []
     (run.root / "recipe.yaml").write_text("name: fine\n")
-    assert [(c.name, c.source) for c in launching.recent_choices()] == [("run", run.run_id)]
+    assert [(c.name, c.source) for c in model.recent_choices()] == [("run", run.run_id)]
 
 
 def test_a_start_that_is_left_does_not_hold_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -189,10 +189,10 @@ def test_a_start_that_is_left_does_not_hold_the_program(monkeypatch: pytest.Monk
 
     slow = tmp_path / "slow.py"
     slow.write_text("import time; time.sleep(5)")
-    monkeypatch.setattr(launching, "_CLI", (sys.executable, str(slow)))
+    monkeypatch.setattr(model, "_CLI", (sys.executable, str(slow)))
     closing = threading.Event()
     closing.set()
     began = time.monotonic()
-    with pytest.raises(launching.StartFailed, match="left"):
-        launching.start("name: x\n", [], closing)
+    with pytest.raises(model.StartFailed, match="left"):
+        model.start("name: x\n", [], closing)
     assert time.monotonic() - began < 5

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lorawatch.journal import JournalWriter
-from lorawatch.live import Follower, LiveView
 from lorawatch.recorder.hang import check_hang, suspects
-from lorawatch.records import GpuSample, RankStarted, Step
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.run.directory import RunDir, RunInfo
+from lorawatch.run.follower import Follower
+from lorawatch.run.journal import JournalWriter
+from lorawatch.run.live import LiveView
+from lorawatch.run.records import GpuSample, RankStarted, Step
 
 
 def started(rank: int, attempt: int = 0) -> RankStarted:

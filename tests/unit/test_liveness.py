@@ -10,10 +10,10 @@ import pytest
 from history import end, make_run
 
 from lorawatch.errors import RunBusy, RunElsewhere, RunNotFound, UsageError
-from lorawatch.liveness import SILENT_S, deciding, liveness, refuse_living
-from lorawatch.paths import host_name
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import RunDir, RunState
+from lorawatch.run.directory import RunDir, RunState
+from lorawatch.run.liveness import SILENT_S, deciding, liveness, refuse_living
+from lorawatch.system.home import host_name
+from lorawatch.system.processes import ProcessId
 
 OWN = ProcessId.own()
 GONE = msgspec.structs.replace(OWN, pid=999_999, started=1)

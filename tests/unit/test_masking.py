@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorawatch.masking import MASK, mask_arguments, mask_command_line, mask_forms, mask_text
+from lorawatch.text.masking import MASK, mask_arguments, mask_command_line, mask_forms, mask_text
 
 S = "s3cr3tValue"
 HEX = "0123456789abcdef" * 2 + "01234567"  # as wandb's keys are

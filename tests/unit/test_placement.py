@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lorawatch.devices import parse_gpus
 from lorawatch.errors import NoSuitableGpu
 from lorawatch.launch import placement
 from lorawatch.launch.placement import place
-from lorawatch.processes import usable_cores
-from lorawatch.rundir import Gpu
+from lorawatch.recipe.devices import parse_gpus
+from lorawatch.run.directory import Gpu
+from lorawatch.system.processes import usable_cores
 
 GPUS = [Gpu(host="h", gpu_index=i, gpu_uuid=f"GPU-{i}{i}{i}{i}", sku="NVIDIA X") for i in range(4)]
 

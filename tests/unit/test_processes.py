@@ -13,9 +13,9 @@ import msgspec
 import pytest
 from helpers import wait_for
 
-from lorawatch import processes
-from lorawatch.processes import ProcessId, descendants, match, process_table
 from lorawatch.recorder.workers import Workers
+from lorawatch.system import processes
+from lorawatch.system.processes import ProcessId, descendants, match, process_table
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_word_of_a_process_is_matched_only_with_itself(child: subprocess.Popen
 def test_a_process_in_a_namespace_below_is_found_by_what_it_says_of_itself() -> None:
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
     script = (
-        "import msgspec, time; from lorawatch.processes import ProcessId\n"
+        "import msgspec, time; from lorawatch.system.processes import ProcessId\n"
         "print(msgspec.json.encode(ProcessId.own()).decode(), flush=True); time.sleep(60)"
     )
     with subprocess.Popen([*command, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -116,7 +116,7 @@ def test_a_process_in_a_namespace_below_is_found_by_what_it_says_of_itself() -> 
 def test_own_identity_is_right_where_proc_is_the_namespace_aboves() -> None:
     """`unshare --pid` without a /proc of its own: /proc/PID would be somebody else."""
     script = (
-        "from lorawatch.processes import *; import os\n"
+        "from lorawatch.system.processes import *; import os\n"
         "own = ProcessId.own(); print(own.pid, own.here, ProcessId.of(own.pid), process_table(), own.alive())"
     )
     done = subprocess.run(
@@ -130,7 +130,7 @@ def test_own_identity_is_right_where_proc_is_the_namespace_aboves() -> None:
 def test_what_outlives_a_launcher_is_found_where_orphans_are_kept() -> None:
     code = """
 import os, subprocess, sys, time
-from lorawatch.processes import ProcessId, keep_orphans
+from lorawatch.system.processes import ProcessId, keep_orphans
 from lorawatch.recorder.workers import Workers
 assert keep_orphans()
 process = subprocess.Popen(["sh", "-c", "(sleep 60 & exec sleep 60) & sleep 0.2; kill -9 $$"])
@@ -138,7 +138,8 @@ workers = Workers(ProcessId.of(process.pid), process, orphans=True)
 process.wait()
 print(workers.exit_code, len(workers.leftovers()), workers.launcher_alive(), workers.exit_code, flush=True)
 print(all("sleep" in str(x) for x in workers.leftovers()), workers.end_leftovers(), len(workers.leftovers()))
-print([p.ended for p in __import__("lorawatch.processes").processes.process_table().values() if p.parent == os.getpid()])
+from lorawatch.system.processes import process_table
+print([p.ended for p in process_table().values() if p.parent == os.getpid()])
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["None 2 False -9", "True True 0", "[]"], done.stdout + done.stderr

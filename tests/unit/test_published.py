@@ -12,26 +12,19 @@ from history import make_run, rows, step, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorawatch import paths
 from lorawatch.errors import HistoryBusy, UsageError
-from lorawatch.printed import compact, count, number, seconds
-from lorawatch.published import (
-    PublishedRow,
-    builtin_rows,
-    builtin_sources,
-    checked_cells,
-    compare_cell,
-    differences,
-    read_csv,
-    work_differences,
-)
-from lorawatch.published_csv import COLUMNS, parse
-from lorawatch.recipe import load
+from lorawatch.published.builtin import builtin_rows, builtin_sources
+from lorawatch.published.checks import checked_cells, differences, work_differences
+from lorawatch.published.printed import compact, compare_cell, count, number, seconds
+from lorawatch.published.rows import PublishedRow
+from lorawatch.published.table_csv import COLUMNS, parse, read_csv
+from lorawatch.recipe.loading import load
 from lorawatch.storage import builtin, connection
 from lorawatch.storage.connection import writing
 from lorawatch.storage.ingest import ingest_run
 from lorawatch.storage.published import check_source, list_published, replace_source
 from lorawatch.storage.skus import find_sku
+from lorawatch.system import home
 
 # gpu, gpu_count, aggregate_tok_s, tok_s_per_gpu, scaling, efficiency_pct, avg_power_w, tok_s_per_w
 PRINTED = """
@@ -381,7 +374,7 @@ def mine(count: int = 2) -> list[PublishedRow]:
 
 def test_rows_come_back_as_they_went_in() -> None:
     assert list_published() == list(builtin_rows())
-    assert not paths.history_file().exists(), "asking makes nothing"
+    assert not home.history_file().exists(), "asking makes nothing"
     assert replace_source(mine()) == 0
     assert list_published() == [*builtin_rows(), *mine()]
     assert rows("SELECT gpu_count, differs FROM v_published WHERE NOT builtin ORDER BY 1") == [
@@ -420,7 +413,7 @@ def test_imported_rows_outlive_new_tables_in_the_package() -> None:
 def test_a_held_history_is_waited_for_and_left_alone() -> None:
     with writing():
         pass
-    with connection.held(paths.history_file(), deadline=time.monotonic() + 5), pytest.raises(HistoryBusy):
+    with connection.held(home.history_file(), deadline=time.monotonic() + 5), pytest.raises(HistoryBusy):
         replace_source(mine(), deadline_s=0.05)
     assert list_published() == list(builtin_rows())
 

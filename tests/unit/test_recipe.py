@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from lorawatch import recipe
 from lorawatch.errors import RecipeError
+from lorawatch.recipe import loading
 
 
 @pytest.mark.parametrize("name", ["demo", "exxact-8b", "exxact-8b-fast", "llama-70b-qlora", "tiny"])
 def test_built_in_recipes_are_valid_and_named_as_their_file(name: str) -> None:
-    assert recipe.load(name).name == name
+    assert loading.load(name).name == name
 
 
 def test_the_published_recipe_is_the_published_recipe() -> None:
-    r = recipe.load("exxact-8b")
+    r = loading.load("exxact-8b")
     assert (r.lora.rank, r.lora.targets, r.train.batch_size_per_gpu) == (16, ["q_proj", "v_proj"], 2)
     assert (r.data.sequence_length, r.train.steps, r.model.dtype) == (512, 60, "bfloat16")
 
@@ -43,7 +43,7 @@ def test_the_published_recipe_is_the_published_recipe() -> None:
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(override: str, words: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe.load("tiny", [override])
+        loading.load("tiny", [override])
     for word in words:
         assert word in str(caught.value)
 
@@ -72,7 +72,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(override: str, words: list[
 )
 def test_rows_to_evaluate_on_are_named_once_and_apart(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe.load("tiny", overrides)
+        loading.load("tiny", overrides)
     for word in words:
         assert word in str(caught.value)
 
@@ -90,17 +90,17 @@ def test_rows_to_evaluate_on_are_named_once_and_apart(overrides: list[str], word
     ],
 )
 def test_a_recipe_says_whether_it_evaluates(overrides: list[str], evaluates: bool) -> None:
-    assert recipe.load("tiny", overrides).data.evaluates is evaluates
+    assert loading.load("tiny", overrides).data.evaluates is evaluates
 
 
 def test_an_override_without_equals_sign_shows_the_form() -> None:
     with pytest.raises(RecipeError, match="key=value"):
-        recipe.load("tiny", ["train.steps"])
+        loading.load("tiny", ["train.steps"])
 
 
 def test_an_unknown_recipe_suggests_the_nearest_and_lists_all() -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe.load("exact-8b")
+        loading.load("exact-8b")
     assert "did you mean 'exxact-8b'?" in str(caught.value)
     assert "tiny" in str(caught.value)
 
@@ -109,23 +109,23 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("name: x\nmodel: {name: y\nlora: 3\n")
     with pytest.raises(RecipeError, match=r"r\.yaml, line 3"):
-        recipe.load(str(file))
+        loading.load(str(file))
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("name: x\n")
     with pytest.raises(RecipeError, match="model is missing"):
-        recipe.load(str(file))
+        loading.load(str(file))
 
 
 @pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002", "2E-4"])
 def test_numbers_as_people_write_them(text: str) -> None:
-    assert recipe.load("tiny", [f"train.learning_rate={text}"]).train.learning_rate == pytest.approx(2e-4)
+    assert loading.load("tiny", [f"train.learning_rate={text}"]).train.learning_rate == pytest.approx(2e-4)
 
 
 def test_a_recipe_reads_back_what_it_writes(tmp_path: Path) -> None:
-    before = recipe.load("exxact-8b", ["model.weights=random", "launch.gpus=[0, 2]"])
+    before = loading.load("exxact-8b", ["model.weights=random", "launch.gpus=[0, 2]"])
     file = tmp_path / "again.yaml"
     file.write_text(before.to_yaml())
-    assert recipe.load(str(file)) == before
+    assert loading.load(str(file)) == before

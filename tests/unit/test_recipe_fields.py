@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from lorawatch import recipe
-from lorawatch.recipe_fields import ABSENT, Field, problem, problems, read, recipe_fields, value_at, write
+from lorawatch.recipe import schema
+from lorawatch.recipe.fields import ABSENT, Field, problem, problems, read, recipe_fields, value_at, write
 
 FIELDS = {key.path: key for key in recipe_fields()}
 
@@ -35,7 +35,7 @@ class Outer(msgspec.Struct, kw_only=True):
 
 def test_every_key_of_the_recipe_is_a_field() -> None:
     paths = set()
-    for info in msgspec.structs.fields(recipe.Recipe):
+    for info in msgspec.structs.fields(schema.Recipe):
         if isinstance(info.type, type) and issubclass(info.type, msgspec.Struct):
             paths |= {f"{info.name}.{f.name}" for f in msgspec.structs.fields(info.type)}
         else:

@@ -7,12 +7,12 @@ from typing import Any, cast
 import pytest
 from history import make_run
 
-from lorawatch.live import LiveView
 from lorawatch.recorder import stopping
 from lorawatch.recorder.stopping import Stopping
 from lorawatch.recorder.workers import Workers
-from lorawatch.records import PhaseChange, RankStarted
-from lorawatch.rundir import RunDir
+from lorawatch.run.directory import RunDir
+from lorawatch.run.live import LiveView
+from lorawatch.run.records import PhaseChange, RankStarted
 
 
 class Told:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lorawatch.errors import RunNotFound
-from lorawatch.processes import ProcessId
-from lorawatch.rundir import RunDir, RunInfo, RunState, new_run_id
+from lorawatch.run.directory import RunDir, RunInfo, RunState, new_run_id
+from lorawatch.system.processes import ProcessId
 
 
 def make(name: str = "x", at: float = 1_800_000_000.0) -> RunDir:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lorawatch.live import Follower, LiveView, is_separate
 from lorawatch.recorder.hang import longest_silent
-from lorawatch.records import PhaseChange, RankStarted, Record, Step
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.run.directory import RunDir, RunInfo
+from lorawatch.run.follower import Follower
+from lorawatch.run.live import LiveView, is_separate
+from lorawatch.run.records import PhaseChange, RankStarted, Record, Step
 from lorawatch.training.gate import Gate
 from lorawatch.training.place import Place, stand_alone
 from lorawatch.training.stopping import StopAgreement

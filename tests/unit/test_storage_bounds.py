@@ -10,8 +10,9 @@ import pytest
 from helpers import lorawatch
 from history import T0, end, make_run, rows, step, write
 
-from lorawatch.journal import JournalTail
-from lorawatch.records import (
+from lorawatch.run.directory import Gpu, RunState
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import (
     AnyLine,
     Evaluation,
     Event,
@@ -23,7 +24,6 @@ from lorawatch.records import (
     Record,
     Step,
 )
-from lorawatch.rundir import Gpu, RunState
 from lorawatch.storage.ingest import finish_run, ingest_run
 
 LINES: dict[str, Record] = {

@@ -7,8 +7,8 @@ import math
 import pytest
 from history import T0, a_whole_run, end, make_run, step, write
 
-from lorawatch.records import GpuSample, RankStarted, Record
-from lorawatch.rundir import Gpu, RunDir
+from lorawatch.run.directory import Gpu, RunDir
+from lorawatch.run.records import GpuSample, RankStarted, Record
 from lorawatch.storage.connection import writing
 from lorawatch.storage.curves import Curves, RankRow, Thinned, run_curves, run_ranks
 from lorawatch.storage.ingest import finish_run

@@ -8,14 +8,14 @@ import random
 import pytest
 from history import T0, a_whole_run, end, make_run, many_lines, one_row, rows, step, write
 
-from lorawatch import paths
-from lorawatch.records import Event, GpuSample, LinesLost
-from lorawatch.rundir import Gpu, RunDir
+from lorawatch.run.directory import Gpu, RunDir
+from lorawatch.run.records import Event, GpuSample, LinesLost
 from lorawatch.storage import ingest
 from lorawatch.storage.connection import writing
 from lorawatch.storage.ingest import finish_run, ingest_run
 from lorawatch.storage.queries import run_events
 from lorawatch.storage.repair import repair
+from lorawatch.system import home
 
 GOOD = '{"t":"step","attempt":0,"rank":0,"step":%d,"ended_at":1.79e9,"duration_s":0.5,"tokens":7}'
 
@@ -320,7 +320,7 @@ def test_a_run_whose_facts_are_unreadable_still_gets_its_steps() -> None:
 
 def test_a_finished_run_leaves_the_list_of_open_runs() -> None:
     run = a_whole_run()
-    marker = paths.open_runs_folder() / run.run_id
+    marker = home.open_runs_folder() / run.run_id
     ingest_run(run)
     assert marker.exists()
     finish_run(run)
@@ -330,7 +330,7 @@ def test_a_finished_run_leaves_the_list_of_open_runs() -> None:
 
     live = make_run()
     finish_run(live)
-    assert (paths.open_runs_folder() / live.run_id).exists(), "it has not ended"
+    assert (home.open_runs_folder() / live.run_id).exists(), "it has not ended"
     assert rows("SELECT count(*) FROM run_summary") == [(1,)]
 
 
@@ -342,20 +342,20 @@ def test_a_history_can_be_made_again_from_the_run_directories() -> None:
         tables = ("runs", "steps", "gpu_samples", "events", "run_summary", "journal_offsets")
         return [rows(f"SELECT COLUMNS(*)::VARCHAR FROM {table} ORDER BY ALL") for table in tables]
 
-    before, file = content(), paths.history_file().stat().st_ino
+    before, file = content(), home.history_file().stat().st_ino
     done = repair()
     assert done is not None
     assert (done.runs, done.rescued.lost, done.failed) == (3, [], [])
     assert content() == before
-    assert paths.history_file().stat().st_ino != file
+    assert home.history_file().stat().st_ino != file
     assert done.asides[0][0].stat().st_ino == file, "the old one is kept"
 
 
 def test_a_new_history_asks_for_all_runs_again() -> None:
     run = a_whole_run()
     finish_run(run)
-    paths.history_file().unlink()
+    home.history_file().unlink()
     ingest_run(make_run())
-    assert (paths.open_runs_folder() / run.run_id).exists()
+    assert (home.open_runs_folder() / run.run_id).exists()
     finish_run(run)
     assert rows("SELECT count(*) FROM steps") == [(80,)]

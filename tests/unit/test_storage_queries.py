@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from history import a_whole_run, make_run
 
-from lorawatch import paths
 from lorawatch.errors import HistoryError, RunNotFound, UsageError
 from lorawatch.storage.connection import writing
 from lorawatch.storage.engine import duckdb
@@ -22,13 +21,14 @@ from lorawatch.storage.ingest import finish_run, ingest_run
 from lorawatch.storage.queries import find_run, list_runs, run_events, run_figures
 from lorawatch.storage.snapshot import snapshot
 from lorawatch.storage.sql import run_select
+from lorawatch.system import home
 
 
 def test_without_a_history_there_is_no_run() -> None:
     assert list_runs() == []
     assert run_figures("x") is None
     assert find_run("last") is None
-    assert not paths.history_file().exists(), "asking makes nothing"
+    assert not home.history_file().exists(), "asking makes nothing"
     with pytest.raises(HistoryError, match="no history"):
         run_select("SELECT 1")
 
@@ -77,7 +77,7 @@ def test_a_run_is_found_by_what_people_type() -> None:
 @pytest.fixture
 def history() -> Path:
     finish_run(a_whole_run())
-    return paths.history_file()
+    return home.history_file()
 
 
 def test_a_snapshot_is_a_whole_history_that_others_can_open(history: Path, tmp_path: Path) -> None:

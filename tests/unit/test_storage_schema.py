@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from history import a_whole_run, make_run, rows, step, write
 
-from lorawatch import paths
 from lorawatch.errors import HistoryError, HistoryTooNew
 from lorawatch.storage import schema
 from lorawatch.storage.connection import reading, writing
 from lorawatch.storage.engine import duckdb
 from lorawatch.storage.files import wal
 from lorawatch.storage.ingest import finish_run, ingest_run
+from lorawatch.system import home
 
 # DESIGN, section 5: what everybody's queries may count on
 CONTRACT = {
@@ -40,7 +40,7 @@ VIEWS = {"v_steps", "v_evaluations", "v_runs", "v_scaling", "v_epoch_estimates",
 def history() -> Path:
     with writing():
         pass
-    return paths.history_file()
+    return home.history_file()
 
 
 def test_the_tables_have_the_columns_of_the_contract(history: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_older_history_is_migrated_once_and_keeps_its_rows(
 
 def test_a_history_of_the_first_schema_is_brought_up_to_date(lorawatch_home: Path) -> None:
     lorawatch_home.mkdir()
-    with duckdb.connect(str(paths.history_file())) as connection:
+    with duckdb.connect(str(home.history_file())) as connection:
         connection.execute(schema._CREATE_MIGRATIONS)
         connection.execute(schema._text("migrations/0001_initial.sql"))
         connection.execute("INSERT INTO schema_migrations VALUES (1, '0001_initial.sql', now(), '0.1.0')")

@@ -8,8 +8,8 @@ import pytest
 from history import T0, end, make_run, one_row, rows, step, write
 
 from lorawatch.analysis.throughput import student_t95
-from lorawatch.records import GpuSample, HostSample, RankStarted, Step
-from lorawatch.rundir import Gpu, RunDir
+from lorawatch.run.directory import Gpu, RunDir
+from lorawatch.run.records import GpuSample, HostSample, RankStarted, Step
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.summary import _workload
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from history import a_whole_run, rows
 
-from lorawatch import paths
 from lorawatch.errors import HistoryDamaged, HistoryError, LorawatchError, UsageError
 from lorawatch.storage import export, outlet, sql
 from lorawatch.storage.engine import duckdb
@@ -21,6 +20,7 @@ from lorawatch.storage.export import write_result
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.outlet import Outlet
 from lorawatch.storage.sql import Answer, run_select
+from lorawatch.system import home
 
 # What a hostile question tries: to write, to leave the history, to change its own bounds, to run more than one statement.
 REFUSED = r"""
@@ -121,7 +121,7 @@ SELEC 1
 @pytest.fixture
 def history() -> Path:
     finish_run(a_whole_run())
-    return paths.history_file()
+    return home.history_file()
 
 
 def test_what_may_not_or_cannot_run_is_refused_with_a_hint_and_changes_nothing(history: Path) -> None:

@@ -11,8 +11,8 @@ from history import T0, a_whole_run, end, h100_trace, make_run, one_row, rows, s
 
 from lorawatch.analysis.epoch import epoch_time_s
 from lorawatch.comparing.configuration import measured
-from lorawatch.records import Event, GpuSample, HostSample, RankStarted, Record, Step
-from lorawatch.rundir import Gpu, RunDir, RunState
+from lorawatch.run.directory import Gpu, RunDir, RunState
+from lorawatch.run.records import Event, GpuSample, HostSample, RankStarted, Record, Step
 from lorawatch.storage.configurations import run_summaries
 from lorawatch.storage.connection import writing
 from lorawatch.storage.curves import run_curves

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorawatch.sanitize import clean
+from lorawatch.text.sanitize import clean
 from lorawatch.training.streaming import SafeStream, TokenText
 from lorawatch.training.tokenization import byte_tokenizer
 

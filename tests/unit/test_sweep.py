@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from helpers import lorawatch
 
-from lorawatch.cli.record import plan_sweep
-from lorawatch.cli.sweep import configurations, print_sweep
+from lorawatch.cli.sweep import configurations, plan_sweep, print_sweep
 from lorawatch.errors import UsageError
 
 

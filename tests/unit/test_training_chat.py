@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lorawatch import recipe as recipes
-from lorawatch.adapters import ChatRequest
 from lorawatch.errors import UsageError
+from lorawatch.recipe import loading
+from lorawatch.run.requests import ChatRequest
 from lorawatch.training import model as models
 from lorawatch.training.chat import Chat, converse
 from lorawatch.training.tuned import Tuned
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def tuned() -> Tuned:
     """A model whose adapter changes every answer."""
-    recipe = recipes.load("tiny", ["lora.targets=all-linear"])
+    recipe = loading.load("tiny", ["lora.targets=all-linear"])
     plan = models.plan_model(recipe)
     model = models.load_model(plan, recipe, CPU)
     for name, parameter in model.named_parameters():
@@ -126,7 +126,7 @@ def test_commands_switch_who_answers_and_ctrl_d_leaves(tuned: Tuned) -> None:
 
 
 def test_without_an_adapter_the_base_answers(tuned: Tuned) -> None:
-    recipe = recipes.load("tiny")
+    recipe = loading.load("tiny")
     plan = models.plan_model(recipe)
     bare = Tuned(plan, models.load_base(plan, recipe, CPU).eval(), tuned.tokenizer, CPU)
     talk = Talk(bare, voice="base")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from trained import Trained, rows
 
-from lorawatch import checkpoints
 from lorawatch.errors import CheckpointError, LossNotFinite
+from lorawatch.run import checkpoints
 from lorawatch.training.data import Collator, SyntheticData
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from trained import Trained, loss_by_hand, rows
 
-from lorawatch import checkpoints
-from lorawatch.adapters import BestAdapter, best_of
 from lorawatch.errors import LorawatchError, LossNotFinite
-from lorawatch.records import Evaluation, PhaseChange, Step
+from lorawatch.run import checkpoints
+from lorawatch.run.adapters import BestAdapter, best_of
+from lorawatch.run.records import Evaluation, PhaseChange, Step
 from lorawatch.training import evaluation, regions
 from lorawatch.training.evaluation import Part, check_equal_rows, combined, share, summed_loss
 from lorawatch.training.trainer import ReferenceTrainer

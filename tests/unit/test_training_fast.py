@@ -14,10 +14,10 @@ import torch.distributed as dist
 from fakes.graph import RecordedEngine, repeating
 from torch import nn
 
-from lorawatch import recipe as recipes
-from lorawatch.journal import JournalTail
-from lorawatch.records import Event, PhaseChange, Step
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading, schema
+from lorawatch.run.directory import RunDir
+from lorawatch.run.journal import JournalTail
+from lorawatch.run.records import Event, PhaseChange, Step
 from lorawatch.training import compile_cache, regions
 from lorawatch.training import model as models
 from lorawatch.training.callback import StepCallback
@@ -42,8 +42,8 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def tiny(*overrides: str, layers: int = 2) -> tuple[recipes.Recipe, Any]:
-    recipe = recipes.load("tiny", ["train.engine=fast", *overrides])
+def tiny(*overrides: str, layers: int = 2) -> tuple[schema.Recipe, Any]:
+    recipe = loading.load("tiny", ["train.engine=fast", *overrides])
     plan = models.plan_model(recipe)
     plan.config.num_hidden_layers = layers
     plan.config.use_cache = False  # as the Trainer sets it
@@ -360,12 +360,12 @@ def reduced(bucket: Any, seen: list[int]) -> torch.futures.Future[torch.Tensor]:
 
 def test_the_host_does_not_look_at_losses_and_copies_ahead() -> None:
     assert arguments(cuda=True)["accelerator_config"] == {"non_blocking": True}
-    recipe = recipes.load("tiny", ["train.engine=fast"])
+    recipe = loading.load("tiny", ["train.engine=fast"])
     options = training_arguments(recipe, Path("out"), torch.device("cpu"))
     assert options.logging_nan_inf_filter is False
     assert options.accelerator_config.non_blocking is False
     assert options.ddp_broadcast_buffers is False
-    reference = training_arguments(recipes.load("tiny"), Path("out"), torch.device("cpu"))
+    reference = training_arguments(loading.load("tiny"), Path("out"), torch.device("cpu"))
     assert reference.logging_nan_inf_filter is True
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorawatch import recipe as recipes
+from lorawatch.recipe import loading
 from lorawatch.training import fp8
 from lorawatch.training import model as models
 from lorawatch.training.fp8 import FORMAT, Fp8Linear, convert, quantize_rows
@@ -49,7 +49,7 @@ def test_output_and_input_gradient_are_near_the_exact_ones_and_the_weight_gets_n
 
 
 def tiny(**settings: Any) -> Any:
-    recipe = recipes.load("tiny", [f"{key}={value}" for key, value in settings.items()])
+    recipe = loading.load("tiny", [f"{key}={value}" for key, value in settings.items()])
     plan = models.plan_model(recipe)
     return models.load_model(plan, recipe, torch.device("cpu"))
 

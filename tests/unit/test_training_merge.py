@@ -14,10 +14,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorawatch import recipe as recipes
-from lorawatch.adapters import BestAdapter, MergeRequest
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.rundir import RunDir, RunInfo
+from lorawatch.recipe import loading
+from lorawatch.run.adapters import BestAdapter
+from lorawatch.run.directory import RunDir, RunInfo
+from lorawatch.run.requests import MergeRequest
 from lorawatch.training import merge as merging
 from lorawatch.training import model as models
 from lorawatch.training.adapter import save_adapter
@@ -31,10 +32,10 @@ def a_run(folder: Path, *overrides: str, scale: float = 0.05) -> tuple[RunDir, m
     """A run with an adapter as training would have left it, and its model."""
     base = folder / "base"
     if not base.exists():
-        tiny = recipes.load("tiny")
+        tiny = loading.load("tiny")
         models.load_base(models.plan_model(tiny), tiny, CPU).save_pretrained(base)
         byte_tokenizer().save_pretrained(base)
-    recipe = recipes.load("tiny", [f"model.name={base}", "model.weights=pretrained", *overrides])
+    recipe = loading.load("tiny", [f"model.name={base}", "model.weights=pretrained", *overrides])
     run = RunDir.create(
         RunInfo(
             run_id="", name="tiny", created_at=time.time(), host="h", user="u", world_size=1, device="cpu",

@@ -15,22 +15,22 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from lorawatch import fit
-from lorawatch import recipe as recipes
 from lorawatch.analysis.flops import lora_flops_per_token
 from lorawatch.analysis.shape import LINEARS, LoraShape
 from lorawatch.errors import ModelNotFound, NoSuitableGpu, RecipeError
-from lorawatch.training import hub, model
+from lorawatch.models import hub, shapes
+from lorawatch.recipe import loading, schema
+from lorawatch.training import model
 from lorawatch.training.facts import context_length, model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
 
-def tiny(*overrides: str) -> recipes.Recipe:
-    return recipes.load("tiny", overrides)
+def tiny(*overrides: str) -> schema.Recipe:
+    return loading.load("tiny", overrides)
 
 
 def test_the_benchmark_model_has_its_published_figures() -> None:
-    plan = model.plan_model(recipes.load("exxact-8b", ["model.weights=random"]))
+    plan = model.plan_model(loading.load("exxact-8b", ["model.weights=random"]))
     assert plan.facts.parameters == 8_030_261_248 + 6_815_744
     assert plan.facts.lora_parameters == 6_815_744
     assert plan.facts.flops_per_token == pytest.approx(30.46e9, rel=1e-4)
@@ -50,7 +50,7 @@ def test_facts_of_a_built_model_agree_with_its_plan() -> None:
 
 
 def test_tied_heads_count_as_a_product_but_once_as_weights() -> None:
-    facts = model.plan_model(recipes.load("demo", ["model.weights=random", "lora.targets=[q_proj, v_proj]"])).facts
+    facts = model.plan_model(loading.load("demo", ["model.weights=random", "lora.targets=[q_proj, v_proj]"])).facts
     assert facts.parameters == 134_515_008 + 921_600
     layers, width, inner, vocabulary = 30, 576, 1536, 49152
     products = layers * (2 * width * width + 2 * width * 192 + 3 * width * inner) + vocabulary * width
@@ -69,7 +69,7 @@ def test_adapters_are_fp32_on_a_bf16_base_and_alone_trainable() -> None:
     assert rope[1] == pytest.approx(10000.0 ** (-2 / 16))
 
 
-def one_step(recipe: recipes.Recipe) -> tuple[PeftModel, float]:
+def one_step(recipe: schema.Recipe) -> tuple[PeftModel, float]:
     """The recipe's model after one optimizer step on random tokens, and the step's loss."""
     torch.manual_seed(0)
     built = model.load_model(model.plan_model(recipe), recipe, torch.device("cpu"))
@@ -94,7 +94,7 @@ def test_all_linear_layers_are_those_that_peft_takes() -> None:
     assert model_facts(built, 32) == plan.facts == model.plan_model(tiny(NAMES)).facts
     inputs_and_outputs = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)  # q, o; k, v; the MLP's
     assert plan.facts.lora_parameters == 2 * 4 * inputs_and_outputs == 8192
-    assert LoraShape(4, LINEARS).parameters(fit.model_shape("tiny-llama")) == 8192
+    assert LoraShape(4, LINEARS).parameters(shapes.model_shape("tiny-llama")) == 8192
     adapted = {name.split(".lora_B")[0].rpartition(".")[2] for name, _ in built.named_modules() if ".lora_B" in name}
     assert adapted == set(LINEARS)
     assert loss == pytest.approx(math.log(320), abs=0.3)
@@ -112,7 +112,7 @@ def test_dora_has_a_magnitude_an_output_in_fp32_and_trains_it(dtype: str) -> Non
     before = model.load_model(plan, recipe, torch.device("cpu"))
     assert model_facts(before, 32) == plan.facts
     dora = LoraShape(4, use_dora=True)
-    assert dora.parameters(fit.model_shape("tiny-llama")) == plan.facts.lora_parameters
+    assert dora.parameters(shapes.model_shape("tiny-llama")) == plan.facts.lora_parameters
     after, _ = one_step(recipe)
     old = {n: p for n, p in before.named_parameters() if "magnitude" in n}
     new = {n: p for n, p in after.named_parameters() if "magnitude" in n}
@@ -258,7 +258,7 @@ def test_the_hub_cache_is_found_only_when_whole(tmp_path: Path, monkeypatch: pyt
 
 
 def test_too_little_gpu_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = model.plan_model(recipes.load("exxact-8b", ["model.weights=random"]))
+    plan = model.plan_model(loading.load("exxact-8b", ["model.weights=random"]))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(3.2 * 2**30), 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX 4500")
     with pytest.raises(NoSuitableGpu, match=r"needs 15.1 GiB .* NVIDIA RTX 4500 \(cuda:1\) has 3.2 of 24.0 GiB free"):

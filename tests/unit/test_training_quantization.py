@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from lorawatch import recipe as recipes
 from lorawatch.errors import MissingDependency, NoSuitableGpu, RecipeError
+from lorawatch.recipe import loading, schema
 from lorawatch.training import fp8, quantization
 from lorawatch.training import model as models
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def tiny(*overrides: str) -> recipes.Recipe:
-    return recipes.load("tiny", ["model.dtype=bfloat16", *overrides])
+def tiny(*overrides: str) -> schema.Recipe:
+    return loading.load("tiny", ["model.dtype=bfloat16", *overrides])
 
 
 def test_nothing_is_asked_of_a_device_that_quantizes_nothing() -> None:

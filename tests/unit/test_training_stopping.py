@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lorawatch.files import write_atomically
+from lorawatch.system.files import write_atomically
 from lorawatch.training import stopping
 from lorawatch.training.place import Place
 from lorawatch.training.stopping import SaveAgreement, StopAgreement

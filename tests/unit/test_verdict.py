@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lorawatch.records import ExitRecord
-from lorawatch.verdict import Evidence, Verdict, judge
+from lorawatch.run.records import ExitRecord
+from lorawatch.run.verdict import Evidence, Verdict, judge
 
 # As torchrun of torch 2.13 ends.
 FAILED_LOG = """

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from history import DATA, T0, make_run, step
 
-from lorawatch.live import Follower
-from lorawatch.records import Event, GpuSample, RankStarted
-from lorawatch.rundir import Gpu, RunDir, RunState
-from lorawatch.screens.widgets.panes import arrange
+from lorawatch.run.directory import Gpu, RunDir, RunState
+from lorawatch.run.follower import Follower
+from lorawatch.run.records import Event, GpuSample, RankStarted
+from lorawatch.screens.live.panes import arrange
 from lorawatch.watching.curves import BINS, Curve
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.replay import Replay, line_time
@@ -157,7 +157,7 @@ def test_a_replay_shows_at_a_moment_what_live_showed_then(lorawatch_home: Path) 
     shutil.copytree(source.root, folder)
     replay = Replay(RunDir(folder))
     moments = [replay.begin + share * (replay.end - replay.begin) for share in (0.2, 0.75, 0.8, 0.97, 0.5)]
-    from lorawatch.journal import line_decoder
+    from lorawatch.run.journal import line_decoder
 
     for moment in moments:
         at_the_time = lorawatch_home / f"then-{moment}" / "0gq2zx6h"

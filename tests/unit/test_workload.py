@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 
-from lorawatch import recipe
+from lorawatch.recipe import loading
 from lorawatch.storage.summary import _workload
 
-RECIPE = recipe.load("exxact-8b").to_dict()
+RECIPE = loading.load("exxact-8b").to_dict()
 
 
 def test_a_run_from_before_the_options_is_the_same_work_as_one_with_them_off() -> None:
@@ -31,8 +31,8 @@ def test_what_is_evaluated_on_is_in_no_step() -> None:
     before["train"].pop("eval_every")
     assert _workload(before, None) == _workload(RECIPE, None)
     for overrides in (["data.eval_share=0.1", "train.eval_every=5"], ["data.source=demo", "data.eval_source=b.csv"]):
-        told = recipe.load("exxact-8b", overrides)
-        plain = recipe.load("exxact-8b", overrides[:1] if "source" in overrides[0] else [])
+        told = loading.load("exxact-8b", overrides)
+        plain = loading.load("exxact-8b", overrides[:1] if "source" in overrides[0] else [])
         assert _workload(told.to_dict(), None) == _workload(plain.to_dict(), None)
 
 
@@ -42,7 +42,7 @@ def test_packing_is_another_work_where_rows_differ_in_length() -> None:
     assert _workload(before, None) == _workload(RECIPE, None)
     for source, digests in (("demo", 2), ("synthetic", 1)):
         found = {
-            _workload(recipe.load("exxact-8b", [f"data.source={source}", f"data.packing={packing}"]).to_dict(), None)
+            _workload(loading.load("exxact-8b", [f"data.source={source}", f"data.packing={packing}"]).to_dict(), None)
             for packing in ("true", "false")
         }
         assert len(found) == digests

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorawatch.errors import RecipeError
-from lorawatch.recipe_fields import ABSENT, recipe_fields, value_at
-from lorawatch.yaml_edit import line_of, mapping, remove, set_value
+from lorawatch.recipe.edit import line_of, mapping, remove, set_value
+from lorawatch.recipe.fields import ABSENT, recipe_fields, value_at
 
 FLOW = """\
 # mine

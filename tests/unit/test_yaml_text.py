@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lorawatch import reading, yaml_edit
-from lorawatch import recipe as recipes
 from lorawatch.errors import LorawatchError, RecipeError, UsageError
-from lorawatch.published import read_csv
-from lorawatch.recipe_fields import recipe_fields
-from lorawatch.screens import launching
-from lorawatch.yaml_text import LARGEST, parse_yaml, write_yaml
+from lorawatch.published.table_csv import read_csv
+from lorawatch.recipe import edit, loading
+from lorawatch.recipe.fields import recipe_fields
+from lorawatch.recipe.yaml_text import LARGEST, parse_yaml, write_yaml
+from lorawatch.screens.launch import model
+from lorawatch.system import user_files
 
 LAUGHS = "a: &a [x, x]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -65,8 +65,8 @@ def test_what_is_no_plain_value_is_refused_with_its_line(what: str, tmp_path: Pa
     assert len(str(raised.value)) < 300
     (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError):
-        recipes.load(str(tmp_path / "r.yaml"))
-    checked = launching.check(text, [])
+        loading.load(str(tmp_path / "r.yaml"))
+    checked = model.check(text, [])
     assert checked.data is None
     assert checked.line == line
     assert time.process_time() - began < 10
@@ -113,7 +113,7 @@ def test_an_override_of_any_size_is_one_short_message(override: str, words: str)
     if words == "longer than" and override.startswith("launch.gpus=1"):
         words = "too long"  # as a number
     with pytest.raises(UsageError, match=words) as raised:
-        recipes.load("tiny", [override])
+        loading.load("tiny", [override])
     assert len(str(raised.value)) < 800
 
 
@@ -136,16 +136,16 @@ def test_any_text_is_data_or_a_message(text: str) -> None:
         data = None
     else:
         assert parse_yaml(write_yaml(data), "r") == data or "nan" in text.lower()  # which equals nothing
-    launching.check(text, [])
-    for act in (lambda: recipes.from_dict(data), lambda: yaml_edit.set_value(text, "train.steps", 3),
-                lambda: yaml_edit.remove(text, "train.steps"), lambda: recipes.load("tiny", [f"train={text}"])):  # fmt: skip
+    model.check(text, [])
+    for act in (lambda: loading.from_dict(data), lambda: edit.set_value(text, "train.steps", 3),
+                lambda: edit.remove(text, "train.steps"), lambda: loading.load("tiny", [f"train={text}"])):  # fmt: skip
         try:
             act()
         except LorawatchError:
             continue
         except AttributeError:
             assert not isinstance(data, dict)  # from_dict takes a mapping
-    yaml_edit.line_of(text, "train.steps")
+    edit.line_of(text, "train.steps")
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_any_text_is_data_or_a_message(text: str) -> None:
 )
 def test_what_is_no_file_is_said_at_once(path: str) -> None:
     with pytest.raises(RecipeError):
-        recipes.load(path)
+        loading.load(path)
     with pytest.raises(RecipeError):
-        launching.read_recipe_file(path)
+        model.read_recipe_file(path)
     with pytest.raises(UsageError):
         read_csv(Path(path))
 
@@ -165,14 +165,14 @@ def test_a_pipe_is_read_to_its_end_and_one_without_a_writer_not_for_long(
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    monkeypatch.setattr(reading, "_PIPE_WAIT_S", 0.1)
+    monkeypatch.setattr(user_files, "_PIPE_WAIT_S", 0.1)
     with pytest.raises(RecipeError, match="nothing came through the pipe"):
-        recipes.load(str(pipe))
+        loading.load(str(pipe))
     reader, writer = os.pipe()
     os.write(writer, b"name: piped\nmodel: {name: x}\n")
     os.close(writer)
     try:
-        assert recipes.load(f"/dev/fd/{reader}").name == "piped"
+        assert loading.load(f"/dev/fd/{reader}").name == "piped"
     finally:
         os.close(reader)
 
@@ -194,7 +194,7 @@ def test_a_pipe_without_an_end_is_bounded(tmp_path: Path) -> None:
     thread.start()
     try:
         with pytest.raises(RecipeError, match="too many"):
-            recipes.load(str(pipe))
+            loading.load(str(pipe))
     finally:
         os.close(held)
         thread.join()
@@ -217,7 +217,7 @@ def test_what_is_written_is_read_back(data: object) -> None:
 
 
 def test_every_key_of_a_form_takes_any_text() -> None:
-    from lorawatch.recipe_fields import problem, read
+    from lorawatch.recipe.fields import problem, read
 
     for key in recipe_fields():
         for text in ("9" * 5000, "&a [*a]", "[" * 1000, "!!int x", "\udcff", "2020-13-45", "x" * 100_000, "\0"):

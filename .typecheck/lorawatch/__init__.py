@@ -1,0 +1,1 @@
+../../lorawatch/__init__.py

@@ -1,0 +1,1 @@
+../../lorawatch/__main__.py

@@ -1,0 +1,1 @@
+../../lorawatch/errors.py

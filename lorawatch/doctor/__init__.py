@@ -1,0 +1,1 @@
+"""What `lorawatch doctor` checks."""

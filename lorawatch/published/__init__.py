@@ -1,0 +1,1 @@
+"""Published benchmark tables: read, and checked against their own arithmetic."""

@@ -1,0 +1,1 @@
+"""Recipes: what a run trains, how, and on which devices."""

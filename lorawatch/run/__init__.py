@@ -1,0 +1,1 @@
+"""The run directory: the files in which a run is started, followed and judged."""

@@ -1,0 +1,343 @@
+"""What a run looks like right now, gathered from its journal lines: the one model behind every live display."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+from lorawatch.analysis.windows import Span, union
+from lorawatch.run.directory import RunInfo
+from lorawatch.run.records import (
+    AnyLine,
+    Evaluation,
+    Event,
+    GpuSample,
+    HostSample,
+    LinesLost,
+    PhaseChange,
+    RankStarted,
+    Step,
+)
+from lorawatch.text.numbers import rank_words
+
+RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
+_RETAINED_STEPS = 4096
+_REPORTS_WITHIN_S = 5.0  # ranks journal several times a second
+_JOIN_S = 0.25  # as far apart as readings of the power are
+_GPU_READINGS = (
+    "power_w",
+    "energy_j",
+    "memory_used_bytes",
+    "utilization_pct",
+    "temperature_c",
+    "sm_clock_mhz",
+    "event_reasons",
+    "power_limit_w",
+)
+
+
+@dataclass
+class RankView:
+    """A rank of the current attempt."""
+
+    rank: int
+    started: RankStarted | None = None
+    phase: str = "starting"
+    phase_detail: str | None = None
+    phase_at: float | None = None
+    """When that began, unix seconds."""
+    last: Step | None = None
+    last_seen_at: float | None = None
+    """`time.monotonic()` of its last new step."""
+    first_step_seen_at: float | None = None
+    """Of its first one."""
+    recent: deque[Step] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+
+    @property
+    def tok_s(self) -> float | None:
+        """Tokens over wall time of the recent measured steps."""
+        seconds = sum(s.duration_s for s in self.recent)
+        return sum(s.tokens or 0 for s in self.recent) / seconds if seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class StepTotal:
+    """One step over all ranks.
+
+    Attributes:
+        duration_s: The slowest rank's wall time: what the step took.
+        tokens: Summed over the ranks.
+        loss: Mean over all label tokens.
+    """
+
+    attempt: int
+    step: int
+    ended_at: float
+    duration_s: float
+    tokens: int
+    loss: float | None
+    grad_norm: float | None
+    learning_rate: float | None
+    phase: str
+
+    @property
+    def tok_s(self) -> float | None:
+        return self.tokens / self.duration_s if self.duration_s > 0 else None
+
+
+@dataclass
+class GpuView:
+    """The last known reading of each kind, and when any came."""
+
+    gpu_uuid: str
+    sampled_at: float = 0.0
+    power_w: float | None = None
+    energy_j: float | None = None
+    first_energy_j: float | None = None
+    memory_used_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    utilization_pct: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: int | None = None
+    event_reasons: int | None = None
+    power_limit_w: float | None = None
+
+
+class LiveView:
+    """Takes journal lines in any order between files and keeps what a display needs; constant memory.
+
+    Args:
+        world_size: Ranks to wait for before a step counts as complete; 0 until the first rank says it.
+        separate: The ranks train separately: they do a step of one number at different moments, so that the run's rate
+            is the sum of theirs. `steps` pairs their steps by number all the same, for progress and loss.
+        eval_every: Steps between two evaluations, beside the one at the end; None where there are none to come on the way.
+    """
+
+    def __init__(self, world_size: int = 0, *, separate: bool = False, eval_every: int | None = None) -> None:
+        self.world_size = world_size
+        self.separate = separate
+        self._eval_every = eval_every
+        self.attempt = 0
+        self.ranks: dict[int, RankView] = {}
+        self.gpus: dict[str, GpuView] = {}
+        self.host: HostSample | None = None
+        self.events: deque[Event] = deque(maxlen=200)
+        self.steps: deque[StepTotal] = deque(maxlen=_RETAINED_STEPS)
+        self.evaluations: deque[Evaluation] = deque(maxlen=_RETAINED_STEPS)
+        """The run's, by step; a later attempt's in place of those that it made again."""
+        self.best: Evaluation | None = None
+        """The one with the lowest loss, of any attempt."""
+        self.steps_total: int | None = None
+        self.tokens = 0
+        self.lines_lost = 0
+        self.last_lost_step = 0
+        """The last step of those whose lines the disk did not take."""
+        self.last_step_seen_at: float | None = None
+        """`time.monotonic()` of the last new step."""
+        self._partial: dict[int, dict[int, Step]] = {}
+        self._slowest: deque[float] = deque(maxlen=1000)
+
+    def feed(self, line: AnyLine) -> None:
+        """Take one line."""
+        match line:
+            case Step():
+                self._step(line)
+            case GpuSample():
+                self._gpu(line)
+            case HostSample():
+                self.host = line
+            case RankStarted():
+                self._started(line)
+            case PhaseChange():
+                if line.attempt == self.attempt:
+                    rank = self._rank(line.rank)
+                    rank.phase, rank.phase_detail, rank.phase_at = line.name, line.detail, line.at
+            case Evaluation():
+                self._evaluated(line)
+            case Event():
+                self.events.append(line)
+            case LinesLost():
+                self.lines_lost += line.lines
+                self.last_lost_step = max(self.last_lost_step, line.last_step or 0)
+
+    def _rank(self, number: int) -> RankView:
+        return self.ranks.setdefault(number, RankView(number))
+
+    def _started(self, line: RankStarted) -> None:
+        if line.attempt > self.attempt:
+            self.attempt = line.attempt
+            self.ranks.clear()
+            self._partial.clear()
+        if line.attempt == self.attempt:
+            self.world_size = line.world_size
+            self._rank(line.rank).started = line
+            self.steps_total = line.steps_total or self.steps_total
+
+    def _step(self, line: Step) -> None:
+        if line.attempt < self.attempt:
+            return
+        rank = self._rank(line.rank)
+        rank.last = line
+        if line.phase == "train":
+            rank.recent.append(line)
+        self.last_step_seen_at = rank.last_seen_at = time.monotonic()
+        rank.first_step_seen_at = rank.first_step_seen_at or rank.last_seen_at
+        parts = self._partial.setdefault(line.step, {})
+        parts[line.rank] = line
+        if len(parts) < max(self.world_size, 1):
+            if len(self._partial) > _RETAINED_STEPS:  # of ranks that do not all report none ever is complete
+                del self._partial[next(iter(self._partial))]
+            return
+        del self._partial[line.step]
+        total = combine(list(parts.values()))
+        if self.steps and self.steps[-1].step >= total.step:  # a restart repeats steps: the later attempt counts
+            while self.steps and self.steps[-1].step >= total.step:
+                self.tokens -= self.steps.pop().tokens
+        self.steps.append(total)
+        self.tokens += total.tokens
+        if total.phase == "train":
+            self._slowest.append(total.duration_s)
+
+    def _evaluated(self, line: Evaluation) -> None:
+        if line.rank != 0:  # of ranks that train separately rank 0's counts
+            return
+        while self.evaluations and self.evaluations[-1].step >= line.step:
+            self.evaluations.pop()
+        self.evaluations.append(line)
+        if line.loss is not None and (self.best is None or self.best.loss is None or line.loss < self.best.loss):
+            self.best = line
+
+    def _gpu(self, line: GpuSample) -> None:
+        view = self.gpus.setdefault(line.gpu_uuid, GpuView(line.gpu_uuid))
+        view.sampled_at = max(view.sampled_at, line.sampled_at)
+        for name in _GPU_READINGS:
+            value = getattr(line, name)
+            if value is not None:
+                setattr(view, name, value)
+        if view.first_energy_j is None:
+            view.first_energy_j = line.energy_j
+        if line.memory_used_bytes is not None:
+            view.peak_memory_bytes = max(view.peak_memory_bytes or 0, line.memory_used_bytes)
+
+    @property
+    def silent_ranks(self) -> list[int]:
+        """Ranks that never said a word although another has taken steps, which none of a group takes alone: they do not
+        report. Empty while that may only be a matter of moments."""
+        first = min((r.first_step_seen_at for r in self.ranks.values() if r.first_step_seen_at), default=None)
+        if self.separate or first is None or time.monotonic() - first < _REPORTS_WITHIN_S:
+            return []
+        heard = {rank for rank, view in self.ranks.items() if view.started is not None}
+        return [rank for rank in range(self.world_size) if rank not in heard]
+
+    @property
+    def step(self) -> int:
+        """The last step that all ranks have done; of ranks that do not all report, that any has done."""
+        if self.silent_ranks:
+            return max((r.last.step for r in self.ranks.values() if r.last), default=0)
+        return self.steps[-1].step if self.steps else 0
+
+    def _recent(self) -> list[StepTotal]:
+        recent: list[StepTotal] = []
+        for total in reversed(self.steps):
+            if total.phase == "train":
+                recent.append(total)
+            if len(recent) == RECENT_STEPS:
+                break
+        return recent
+
+    @property
+    def tok_s(self) -> float | None:
+        """Aggregate over all ranks, of the recent measured steps."""
+        if self.separate:
+            # Who has finished computes no more; after the last has, what they did at the end is what there is.
+            busy = [r for r in self.ranks.values() if r.phase == "training"] or list(self.ranks.values())
+            rates = [r.tok_s for r in busy]
+            return sum(r for r in rates if r is not None) if rates and None not in rates else None
+        recent = self._recent()
+        seconds = sum(s.duration_s for s in recent)
+        return sum(s.tokens for s in recent) / seconds if seconds > 0 else None
+
+    @property
+    def recent_spans(self) -> list[Span]:
+        """When the steps behind `tok_s` ran, unix seconds: without the evaluations and checkpoints between them."""
+        return union(((s.ended_at - s.duration_s, s.ended_at) for s in self._recent()), join_s=_JOIN_S)
+
+    @property
+    def loss(self) -> float | None:
+        return self.steps[-1].loss if self.steps else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the end at the recent pace of the steps, with the evaluations to come; None before there is a step."""
+        recent = self._recent()
+        if not recent or not self.steps_total:
+            return None
+        steps = max(self.steps_total - self.step, 0) * median(s.duration_s for s in recent)
+        took = [e.duration_s for e in list(self.evaluations)[-RECENT_STEPS:] if e.duration_s is not None]
+        return steps + self._evaluations_left() * median(took) if took else steps
+
+    def _evaluations_left(self) -> int:
+        done, total, every = self.step, self.steps_total or 0, self._eval_every
+        if every is None:
+            return 0
+        on_the_way = total // every - done // every
+        return on_the_way + (1 if total % every and done < total else 0)
+
+    def usual_step_s(self) -> float | None:
+        """The 99th percentile of step time: what "longer than usual" is measured against."""
+        if len(self._slowest) < 3:
+            return None
+        ordered = sorted(self._slowest)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+    def power_w(self, uuids: set[str] | None = None) -> float | None:
+        """Present power of these GPUs together; None where any of them has no reading."""
+        views = [g for u, g in self.gpus.items() if uuids is None or u in uuids]
+        readings = [g.power_w for g in views]
+        known = [p for p in readings if p is not None]
+        return sum(known) if known and len(known) == len(readings) else None
+
+
+def silent_words(ranks: list[int], world_size: int) -> str:
+    """What it means that some ranks do not report, for people.
+
+    Args:
+        ranks: Those that do not.
+    """
+    return (
+        f"{rank_words(ranks)} of {world_size} {'do' if len(ranks) > 1 else 'does'} not report steps, so that totals over all "
+        "ranks are not known; StepCallback in every rank's Trainer brings them"
+    )
+
+
+def eval_every(info: RunInfo) -> int | None:
+    """Steps between two evaluations of a run's recipe; None where there are none on the way."""
+    train = (info.recipe or {}).get("train")
+    every = train.get("eval_every") if isinstance(train, dict) else None
+    return every if isinstance(every, int) and every > 0 else None
+
+
+def is_separate(info: RunInfo) -> bool:
+    """Whether the ranks of a run train separately, each its own model."""
+    launch = (info.recipe or {}).get("launch")
+    return isinstance(launch, dict) and launch.get("strategy") == "separate"
+
+
+def combine(parts: list[Step]) -> StepTotal:
+    """One step's lines of all ranks as a total. The step takes as long as its slowest rank."""
+    labels = [(s.loss, s.label_tokens or s.tokens or 1) for s in parts if s.loss is not None]
+    weight = sum(n for _, n in labels)
+    first = parts[0]
+    return StepTotal(
+        attempt=first.attempt,
+        step=first.step,
+        ended_at=max(s.ended_at for s in parts),
+        duration_s=max(s.duration_s for s in parts),
+        tokens=sum(s.tokens or 0 for s in parts),
+        loss=sum(loss * n for loss, n in labels) / weight if weight else None,
+        grad_norm=next((s.grad_norm for s in parts if s.grad_norm is not None), None),
+        learning_rate=first.learning_rate,
+        phase=first.phase,
+    )

@@ -1,0 +1,1 @@
+"""Figures and other text as people read it."""

@@ -1,0 +1,1 @@
+"""Compare: which GPUs, and how many."""

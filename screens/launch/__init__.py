@@ -1,0 +1,1 @@
+"""Launch: a recipe as a form or as YAML, the GPUs, a start."""

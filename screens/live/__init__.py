@@ -1,0 +1,1 @@
+"""Live: what runs now."""

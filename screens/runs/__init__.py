@@ -1,0 +1,1 @@
+"""Runs: the history, and the pages of one run."""

@@ -69,7 +69,7 @@ def _run(work: Callable[[Callable[[], None]], None], timeout_s: float, folders: 
         _do(work, writer, parent)
     os.close(writer)
     try:
-        said = _listen(reader, timeout_s)
+        report = _listen(reader, timeout_s)
         _, status = os.waitpid(child, 0)
     except BaseException:
         os.kill(child, signal.SIGKILL)
@@ -78,8 +78,8 @@ def _run(work: Callable[[Callable[[], None]], None], timeout_s: float, folders: 
         raise
     finally:
         os.close(reader)
-    if said:
-        _raise(said)
+    if report:
+        _raise(report)
     if status:
         _clear(child, folders)
         code = os.waitstatus_to_exitcode(status)
@@ -148,9 +148,9 @@ def _bound(parent: int) -> None:
 
 
 def _listen(reader: int, timeout_s: float) -> bytes:
-    """What the fork says until its end; it may take its time once it has said that the work is done."""
+    """What the fork reports until its end; it may take its time once it has reported that the work is done."""
     until: float | None = time.monotonic() + timeout_s + _GRACE_S
-    said = b""
+    report = b""
     while True:
         left = None if until is None else max(until - time.monotonic(), 0)
         if not select.select([reader], [], [], left)[0]:
@@ -160,9 +160,9 @@ def _listen(reader: int, timeout_s: float) -> bytes:
             )
         piece = os.read(reader, 1 << 16)
         if not piece:
-            return said.strip()
-        said += piece
-        until = None if said.startswith(_DONE) else until
+            return report.strip()
+        report += piece
+        until = None if report.startswith(_DONE) else until
 
 
 def _failure(error: BaseException) -> _Failure:
@@ -176,8 +176,8 @@ def _failure(error: BaseException) -> _Failure:
     return _Failure("", "".join(traceback.format_exception(error)))
 
 
-def _raise(said: bytes) -> NoReturn:
-    failure = msgspec.json.decode(said, type=_Failure)
+def _raise(report: bytes) -> NoReturn:
+    failure = msgspec.json.decode(report, type=_Failure)
     if failure.kind == "OSError":
         raise OSError(failure.details["errno"], failure.message)
     kind = getattr(errors, failure.kind, None) if failure.kind else None

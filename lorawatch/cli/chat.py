@@ -57,18 +57,18 @@ def chat(
         )
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", hint='lorawatch chat RUN "a question"')
-    found = RunDir.find(run)
-    recipe = recipe_of(found)
+    tuned_run = RunDir.find(run)
+    recipe = recipe_of(tuned_run)
     if not base:
-        require_adapter(found, adapter)
-    refuse_random(found, recipe, "its answers", force=force)
+        require_adapter(tuned_run, adapter)
+    refuse_random(tuned_run, recipe, "its answers", force=force)
     request = ChatRequest(
         voice="base" if base else "both" if both else "adapter", adapter=adapter, interactive=interactive,
         max_tokens=max_tokens, temperature=temperature, seed=seed, raw=raw, cpu=cpu,
     )  # fmt: skip
     code, _ = run_module(
         "lorawatch.training.chat",
-        [str(found.root), msgspec.json.encode(request).decode()],
+        [str(tuned_run.root), msgspec.json.encode(request).decode()],
         given=None if prompt is None else prompt.encode("utf-8", "replace"),
         gpu=None if cpu else freest_gpu(),
     )

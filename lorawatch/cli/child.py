@@ -65,7 +65,7 @@ def run_module(
 
 
 def freest_gpu() -> str | None:
-    """The UUID of the GPU with the most free memory, by NVML, which opens no context on any; None where nothing tells or
+    """The UUID of the GPU with the most free memory, by NVML, which opens no context on any; None where nothing reports it or
     the user has chosen."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return None

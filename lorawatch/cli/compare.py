@@ -64,19 +64,19 @@ def compare(
     except ValueError as error:
         raise UsageError(str(error)) from None
     counts = _counts(extrapolate)
-    found = gather(name=name, tag=tag, sweep=sweep, unfinished=unfinished, with_published=published)
+    gathered = gather(name=name, tag=tag, sweep=sweep, unfinished=unfinished, with_published=published)
     tokens_from = ""
     if dataset is not None:
         from lorawatch.comparing.comparison import choose_baseline
         from lorawatch.launch.counting import count_tokens
 
-        base = choose_baseline(found.configurations, baseline)
+        base = choose_baseline(gathered.configurations, baseline)
         counted = count_tokens(dataset, base.model, base.sequence_length)
         count, tokens_from = counted.tokens, f"{one_line(str(dataset))}: {counted.words}"
         click.echo(tokens_from, err=True)
     comparison = put_together(
-        found.configurations, baseline=baseline, tokens=count, prices=prices, force=force,
-        extrapolate=counts, excluded=found.excluded, differences=found.differences, tokens_from=tokens_from,
+        gathered.configurations, baseline=baseline, tokens=count, prices=prices, force=force,
+        extrapolate=counts, excluded=gathered.excluded, differences=gathered.differences, tokens_from=tokens_from,
     )  # fmt: skip
     form = documents.format_of(form, output)
     text = formats.write(comparison, form, width=_width() if output is None else None)
@@ -91,18 +91,18 @@ def _width() -> int | None:
 
 
 def _prices(given: tuple[str, ...]) -> dict[str, float]:
-    found = {}
+    prices = {}
     for text in given:
         sku, sep, price = text.rpartition("=")
         try:
-            found[sku.strip()] = float(price)
+            prices[sku.strip()] = float(price)
         except ValueError:
             sep = ""
         if not sep or not sku.strip():
             raise UsageError(
                 f"--gpu-price {text!r} is not SKU=PRICE", hint='for example --gpu-price "RTX PRO 4500=2600"'
             )
-    return found
+    return prices
 
 
 def _counts(text: str | None) -> list[int]:

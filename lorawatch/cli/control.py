@@ -30,12 +30,12 @@ def stop(run: str, now: bool, wait: bool, host_gone: bool) -> int:
     if status.kind == "ended":
         raise LorawatchError(
             f"run {run_dir.run_id} has ended already ({run_dir.state().state})",
-            hint=f"lorawatch show {run_dir.run_id} tells how",
+            hint=f"lorawatch show {run_dir.run_id} says how",
         )
     if status.kind == "over":
         raise LorawatchError(
             f"run {run_dir.run_id} has no process left, and no recorder saw its end",
-            hint=f"lorawatch show {run_dir.run_id} tells what it left",
+            hint=f"lorawatch show {run_dir.run_id} says what it left",
         )
     again = run_dir.requested("stop")
     try:
@@ -43,7 +43,7 @@ def stop(run: str, now: bool, wait: bool, host_gone: bool) -> int:
     except OSError as error:
         raise LorawatchError(
             f"run {run_dir.run_id} cannot be asked: {error.strerror or error}: {run_dir.control}",
-            hint="whoever may write to its directory may stop it",
+            hint="only users who may write to its directory can stop it",
         ) from None
     if status.kind == "unrecorded":
         # The ranks see the request by themselves; writing down how they ended is a recorder's work.
@@ -136,7 +136,7 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
 
 
 def _check_recorder(run: RunDir, silent: bool) -> bool:
-    """See that somebody records the run. Returns whether its host is silent, which is reported once.
+    """See that the run has a recorder. Returns whether its host is silent, which is reported once.
 
     Raises:
         LorawatchError: Its recorder is gone, or the run was deleted.
@@ -157,7 +157,7 @@ def _check_recorder(run: RunDir, silent: bool) -> bool:
 @click.argument("run", default="last")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
 def adopt(run: str, as_json: bool) -> int:
-    """Record on a RUN whose recorder died while its ranks trained on.
+    """Resume recording a RUN whose recorder died while its ranks went on training.
 
     Ctrl-C then stops the run, as it does where it was started.
     """

@@ -57,6 +57,6 @@ def estimate(
         count = counted.tokens
         click.echo(f"{dataset}: {counted.words}", err=True)
     gpus = gpus_of(open_driver())
-    found = estimate_recipe(loaded, gather(), gpus, count, gpu_count or max(len(gpus), 1))
-    documents.deliver(documents.of_estimate(found), form, output)
+    estimate = estimate_recipe(loaded, gather(), gpus, count, gpu_count or max(len(gpus), 1))
+    documents.deliver(documents.of_estimate(estimate), form, output)
     return 0

@@ -1,4 +1,4 @@
-"""`lorawatch import`: somebody's published table, into the history."""
+"""`lorawatch import`: a published table, into the history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _WithColumns(click.Command):
 @click.argument("files", metavar="FILE…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--source", help="Who published it, for rows without a source column (default: the file's name).")
 @click.option("--replace", is_flag=True, help="Exchange what the history has of the same source.")
-@click.option("--dry-run", is_flag=True, help="Check the table and leave the history as it is.")
+@click.option("--dry-run", is_flag=True, help="Check the table and change nothing in the history.")
 def import_table(files: tuple[Path, ...], source: str | None, replace: bool, dry_run: bool) -> int:
     """Take a published table, a CSV file, into the history.
 
@@ -44,9 +44,9 @@ def import_table(files: tuple[Path, ...], source: str | None, replace: bool, dry
     rows = [row for file in files for row in read_csv(file, source=named, named=short_name)]
     gone = (check_source if dry_run else replace_source)(rows, replace=replace)
     for name in dict.fromkeys(row.source for row in rows):
-        mine = [row for row in rows if row.source == name]
-        skus = list(dict.fromkeys(row.sku for row in mine))
-        click.echo(f"{name}: {_count(len(mine), 'row')}, {_count(len(skus), 'GPU model')}: {', '.join(skus)}")
+        own_rows = [row for row in rows if row.source == name]
+        skus = list(dict.fromkeys(row.sku for row in own_rows))
+        click.echo(f"{name}: {_count(len(own_rows), 'row')}, {_count(len(skus), 'GPU model')}: {', '.join(skus)}")
     if gone:
         click.echo(f"in place of {_count(gone, 'row')} that the history had of the same source")
     wrong = differences(rows)

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attach": ("control", "Follow a live run until it ends; leaving does not stop it."),
     "replay": ("control", "Watch a recorded run again, at any speed."),
     "stop": ("control", "Stop a run at its next step and save; twice ends it at once."),
-    "adopt": ("control", "Record on a run whose recorder died."),
+    "adopt": ("control", "Resume recording a run whose recorder died."),
     "chat": ("chat", "Ask the model that a run tuned, and the model as it was."),
     "merge": ("merge", "Write a run's model as merged weights, for vLLM or llama.cpp."),
     "compare": ("compare", "Which GPUs, how many, how long, at what price: own runs beside published tables."),

@@ -38,15 +38,18 @@ def merge(run: str, folder: Path, adapter: Which, dtype: str | None, force: bool
     DIR gets safetensors, config, tokenizer and chat template as transformers saves them. What was written is read back and
     compared with base and adapter before DIR appears.
     """
-    found = RunDir.find(run)
-    recipe = recipe_of(found)
-    require_adapter(found, adapter)
-    refuse_random(found, recipe, "the merged model", force=force)
+    tuned_run = RunDir.find(run)
+    recipe = recipe_of(tuned_run)
+    require_adapter(tuned_run, adapter)
+    refuse_random(tuned_run, recipe, "the merged model", force=force)
     if encodable(str(folder)) != str(folder):
         raise UsageError(f"{folder} has a name that is no UTF-8", hint="give a folder whose name is UTF-8 text")
     request = MergeRequest(folder=str(expanded(str(folder)).resolve()), adapter=adapter, dtype=dtype, force=force)
     code, out = run_module(
-        "lorawatch.training.merge", [str(found.root), msgspec.json.encode(request).decode()], given=b"", capture=True
+        "lorawatch.training.merge",
+        [str(tuned_run.root), msgspec.json.encode(request).decode()],
+        given=b"",
+        capture=True,
     )
     if code:
         return code
@@ -75,8 +78,8 @@ def _lines(report: MergeReport) -> list[tuple[str, str]]:
         ),
     ]
     if report.unpacked_from:
-        said = "is quantised: the merged weights are its dequantised ones, not the original's"
-        lines.append(("dequantised", f"{clean(report.unpacked_from)} {said}"))
+        note = "is quantised: the merged weights are its dequantised ones, not the original's"
+        lines.append(("dequantised", f"{clean(report.unpacked_from)} {note}"))
     back = (
         f"logits within {report.largest_difference:.2g} of base + adapter's, {report.relative_difference:.2g} relative"
     )

@@ -136,7 +136,7 @@ def _resolve(name: str) -> tuple[str, str | None]:
     from lorawatch.run.directory import RunDir
 
     try:
-        found = RunDir.find(name)
+        run_dir = RunDir.find(name)
     except RunNotFound:
         from lorawatch.storage.queries import find_run
 
@@ -144,4 +144,4 @@ def _resolve(name: str) -> tuple[str, str | None]:
         if known is None:
             raise
         return known, None
-    return found.run_id, str(found.root)
+    return run_dir.run_id, str(run_dir.root)

@@ -53,10 +53,10 @@ def supervise_all(
         RunBusy, RunNotFound: As `RunDir.locked`.
     """
     worst = 0
-    for run in runs:  # the queue has somebody who answers for it
+    for run in runs:  # while they wait, the runs have a recorder that is alive
         with run.locked():
             state = run.state()
-            if state.state in ENDED:  # this process took so long to begin that somebody has judged the run
+            if state.state in ENDED:  # this process took so long to begin that another command has judged the run
                 raise UsageError(
                     f"run {run.run_id} has ended ({state.state}) before its recorder began", hint="start it again"
                 )
@@ -190,7 +190,7 @@ def detach_runs(runs: Sequence[RunDir], as_json: bool, command: Sequence[str] | 
         from lorawatch.launch.handover import send
 
         send(command, recorder.stdin, runs[0].logs / "recorder.log")
-    for run in runs:  # without a recorder anybody might take it for given up, a resumed one at once
+    for run in runs:  # without a recorder another command would take it for given up, a resumed one at once
         with run.locked():
             state = run.state()
             if state.recorder in (None, ProcessId.own()) and state.state not in ENDED:

@@ -56,11 +56,11 @@ def configurations(rows: Sequence[Row]) -> list[Configuration]:
         key: pooled([Figure(row["tok_s"], row.get("tok_s_ci95")) for row in group]) for key, group in groups.items()
     }
     one = rates.get((1, "ddp"))
-    found = []
+    points = []
     for (ranks, coupling), group in groups.items():
         rate = rates[ranks, coupling]
-        apart = rates.get((ranks, "separate")) if coupling == "ddp" and ranks > 1 else None
-        found.append(
+        separate_rate = rates.get((ranks, "separate")) if coupling == "ddp" and ranks > 1 else None
+        points.append(
             Configuration(
                 ranks=ranks,
                 coupling=coupling,
@@ -70,11 +70,11 @@ def configurations(rows: Sequence[Row]) -> list[Configuration]:
                 tok_per_j=_mean([row.get("tok_per_j") for row in group]),
                 speedup=speedup(rate, one) if one else None,
                 efficiency_pct=efficiency_pct(rate, one, ranks) if one else None,
-                coupling_efficiency_pct=coupling_efficiency_pct(rate, apart) if apart else None,
-                split=split_loss(rate, apart, one, ranks) if apart and one else None,
+                coupling_efficiency_pct=coupling_efficiency_pct(rate, separate_rate) if separate_rate else None,
+                split=split_loss(rate, separate_rate, one, ranks) if separate_rate and one else None,
             )
         )
-    return found
+    return points
 
 
 def print_sweep(run_ids: Sequence[str], *, as_json: bool = False) -> None:
@@ -82,8 +82,8 @@ def print_sweep(run_ids: Sequence[str], *, as_json: bool = False) -> None:
     rows = [r for r in (run_figures(i) for i in run_ids) if r]
     if not rows:
         return
-    found = configurations(rows)
-    for line in [_json(rows, found)] if as_json else ["", *_run_lines(rows), "", *_lines(found)]:
+    points = configurations(rows)
+    for line in [_json(rows, points)] if as_json else ["", *_run_lines(rows), "", *_lines(points)]:
         try:
             click.echo(line)
         except OSError:  # a terminal that has gone away must not turn a finished sweep into a failed command
@@ -114,19 +114,19 @@ def _run_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _lines(found: Sequence[Configuration]) -> list[str]:
+def _lines(points: Sequence[Configuration]) -> list[str]:
     lines = [
         f"{'ranks':>5} {'coupling':<8} {'runs':>4} {'tok/s ± 95%':>17} {'W':>8} {'tok/J':>7} {'speed-up':>8} "
         f"{'efficiency':>14}"
     ]
-    for c in found:
+    for c in points:
         faster = f"{c.speedup.value:.2f}×" if c.speedup else MISSING
         lines.append(
             f"{c.ranks:>5} {_coupled(c.ranks, c.coupling):<8} {c.runs:>4} {_with_interval(c.tok_s, 0):>17} "
             f"{number(c.avg_power_w, 1):>8} {number(c.tok_per_j, 2):>7} {faster:>8} "
             f"{_with_interval(c.efficiency_pct, 1, '%'):>14}"
         )
-    coupled = [c for c in found if c.coupling_efficiency_pct]
+    coupled = [c for c in points if c.coupling_efficiency_pct]
     if coupled:
         lines += ["", f"{'ranks':>5} {'coupling efficiency':>19} {'lost: shared machine':>20} {'communication':>15}"]
         for c in coupled:
@@ -139,7 +139,7 @@ def _lines(found: Sequence[Configuration]) -> list[str]:
     return lines
 
 
-def _json(rows: Sequence[Row], found: Sequence[Configuration]) -> str:
+def _json(rows: Sequence[Row], points: Sequence[Configuration]) -> str:
     words = {
         "type": "sweep",
         "sweep_id": rows[0].get("sweep_id"),
@@ -148,13 +148,13 @@ def _json(rows: Sequence[Row], found: Sequence[Configuration]) -> str:
              "state": row["state"], "tok_s": row.get("tok_s"), "tok_s_ci95": row.get("tok_s_ci95")}
             for row, repeat in _numbered(rows)
         ],
-        "configurations": found,
+        "configurations": points,
     }  # fmt: skip
     return json_text(words)
 
 
 def _coupled(ranks: int, coupling: str) -> str:
-    return coupling if ranks > 1 else MISSING  # one rank has nobody to be coupled with
+    return coupling if ranks > 1 else MISSING  # one rank exchanges nothing
 
 
 def _with_interval(figure: Figure | None, places: int, unit: str = "") -> str:
@@ -217,7 +217,7 @@ def plan_sweep(
         )
     if separate and all(ranks == 1 for _, ranks in places):
         raise UsageError(
-            "--separate compares several GPUs coupled with as many apart, but the run has a single one",
+            "--separate compares several GPUs coupled with as many separate ones, but the run has a single one",
             hint="for example --sweep 1,2 --separate, or --gpus cpu:2 --separate",
         )
     once: list[tuple[int | None, bool]] = []

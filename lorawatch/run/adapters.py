@@ -119,7 +119,7 @@ def refuse_random(run: RunDir, recipe: schema.Recipe, what: str, *, force: bool)
         what: What would come out: `its answers`.
 
     Raises:
-        UsageError: The run's base weights are random, and nobody insists.
+        UsageError: The run's base weights are random, and `force` is off.
     """
     if recipe.model.weights == "random" and not force:
         raise UsageError(

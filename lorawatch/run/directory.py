@@ -1,4 +1,4 @@
-"""The run directory: the protocol between workers, recorder, viewers and whoever may stop a run."""
+"""The run directory: the protocol between ranks, recorder, viewers and the commands that stop a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RunInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     world_size: Annotated[int, msgspec.Meta(ge=0, le=65_536)]
     """0 until the ranks of an own command say it."""
     device: Literal["cuda", "cpu"] | None = None
-    """None where an own command decides for itself."""
+    """None where an own command decides."""
     recipe: dict[str, object] | None = None
     command: list[str] | None = None
     """An own command's arguments, or torchrun's."""
@@ -242,10 +242,10 @@ class RunDir:
 
     @contextlib.contextmanager
     def locked(self, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
-        """Whoever decides what becomes of a run does so alone: adopting, resuming, deleting, judging, ending.
+        """Hold the lock under which a run is adopted, resumed, deleted, judged or ended.
 
         Raises:
-            RunBusy: Somebody else held the lock all that time.
+            RunBusy: Another process held the lock all that time.
             RunNotFound: The run was deleted meanwhile.
             LorawatchError: The run directory may not be written.
         """
@@ -257,7 +257,7 @@ class RunDir:
         except OSError as error:
             raise LorawatchError(
                 f"run {self.run_id} cannot be locked: {error.strerror or error}: {path}",
-                hint="whoever may write to its directory may act on it",
+                hint="only users who may write to its directory can change it",
             ) from None
         try:
             _wait_for_lock(descriptor, path, wait_s)
@@ -278,7 +278,7 @@ class RunDir:
         """What was asked; where `run.json` cannot be read, what is known without it."""
         try:
             return self.info()
-        except (OSError, msgspec.MsgspecError):  # its journals are still worth having
+        except (OSError, msgspec.MsgspecError):  # its journals can still be read
             made = self.root.stat().st_mtime
             return RunInfo(run_id=self.run_id, name="?", created_at=made, host="?", user="?", world_size=0)
 
@@ -303,7 +303,7 @@ class RunDir:
         """
         try:
             write_atomically(self.control / name, content)
-        except FileNotFoundError:  # somebody has deleted the folder
+        except FileNotFoundError:  # the folder was deleted
             self.control.mkdir(mode=0o700, exist_ok=True)
             write_atomically(self.control / name, content)
 

@@ -279,7 +279,7 @@ class JournalTail:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """A pipe in the file's place is no reason to wait for somebody who writes to it."""
+    """A pipe in the file's place is no reason to wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -25,7 +25,7 @@ from lorawatch.text.numbers import rank_words
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
 _RETAINED_STEPS = 4096
 _REPORTS_WITHIN_S = 5.0  # ranks journal several times a second
-_JOIN_S = 0.25  # as far apart as readings of the power are
+_JOIN_S = 0.25  # the time between two readings of the power
 _GPU_READINGS = (
     "power_w",
     "energy_j",
@@ -223,7 +223,7 @@ class LiveView:
 
     @property
     def silent_ranks(self) -> list[int]:
-        """Ranks that never said a word although another has taken steps, which none of a group takes alone: they do not
+        """Ranks that never reported although another has taken steps, which none of a group takes alone: they do not
         report. Empty while that may only be a matter of moments."""
         first = min((r.first_step_seen_at for r in self.ranks.values() if r.first_step_seen_at), default=None)
         if self.separate or first is None or time.monotonic() - first < _REPORTS_WITHIN_S:

@@ -1,4 +1,4 @@
-"""Who looks after a run, as far as this process can tell, and what it may therefore do to the run.
+"""Whether a run has a living recorder, as far as this process can see, and what it may therefore do to the run.
 
 On the host and in the container of the recorder its identity decides. Elsewhere only the age of its heartbeat does, by the
 clock of the file server, so that the clocks of two hosts need not agree: while it is fresh, and for as long as it is not

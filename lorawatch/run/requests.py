@@ -15,7 +15,7 @@ Which = Literal["last", "best"]
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """What `python -m lorawatch.training.chat` is told; the prompt comes by its standard input."""
+    """What `python -m lorawatch.training.chat` is asked; the prompt comes on its standard input."""
 
     voice: Voice = "adapter"
     adapter: Which = "last"
@@ -31,7 +31,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class MergeRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """What `python -m lorawatch.training.merge` is told."""
+    """What `python -m lorawatch.training.merge` is asked."""
 
     folder: str
     """Absolute."""

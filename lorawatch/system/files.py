@@ -1,4 +1,4 @@
-"""Small files that are whole or absent at any moment, read without trusting whoever else may write to their folder."""
+"""Small files that are whole or absent at any moment, read without trusting others who may write to their folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
         OSError: The folder is not there, or cannot be written.
     """
     temporary = beside(path)
-    # O_EXCL and O_NOFOLLOW: a link that somebody planted under this name is not followed.
+    # O_EXCL and O_NOFOLLOW: a link planted under this name is not followed.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""Folders that take their name whole: whoever looks, or dies, at any moment leaves or finds the old one or the new."""
+"""Folders that are replaced whole: at any moment, also after a crash, there is either the old one or the new one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def replace(finished: Path, target: Path) -> None:
 def recover(target: Path) -> None:
     """Bring back what a death in the middle of `replace` has hidden, and remove what it has left half done.
 
-    For a folder into which nobody writes now. Temporary names are `.NAME.…`.
+    For a folder that is not being written to. Temporary names are `.NAME.…`.
     """
     with contextlib.suppress(OSError):
         if not target.exists() and _old(target).is_dir():

@@ -77,14 +77,14 @@ def write_export(path: Path, text: str) -> None:
 
 def shared_folders(folders: Iterable[Path]) -> list[tuple[Path, str]]:
     """Those of some folders that others than their owner may write to, each with who may; absent ones are left out."""
-    found = []
+    readable = []
     for folder in folders:
         try:
             mode = folder.stat().st_mode
         except OSError:
             continue
         if mode & stat.S_IWOTH:
-            found.append((folder, "everybody on this machine"))
+            readable.append((folder, "all users of this machine"))
         elif mode & stat.S_IWGRP:
-            found.append((folder, "its group"))
-    return found
+            readable.append((folder, "its group"))
+    return readable

@@ -73,7 +73,7 @@ class ProcessId(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.here and _start_ticks(self.pid) == self.started
 
     def stopped(self) -> bool:
-        """Whether it stands still until somebody lets it go on: SIGSTOP, ctrl-z, or a debugger."""
+        """Whether it is stopped until a SIGCONT: by SIGSTOP, ctrl-z, or a debugger."""
         return self.alive() and _stat(self.pid)[:1] in (["T"], ["t"])
 
     def catches(self, number: signal.Signals) -> bool:
@@ -82,7 +82,7 @@ class ProcessId(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.alive() and bool(mask >> (number - 1) & 1)
 
     def send(self, number: signal.Signals) -> bool:
-        """Signal this very process; False where it is gone, cannot be seen from here, or belongs to somebody else.
+        """Signal this very process; False where it is gone, cannot be seen from here, or belongs to another user.
 
         The process is held by a descriptor between the check and the signal, so that no other can take its pid meanwhile.
         """

@@ -126,7 +126,7 @@ def mask_forms(text: str) -> str:
 
 
 def mask_output(text: str, arguments: Sequence[str]) -> str:
-    """What a program said, without the secrets of its own command line and those of a known form.
+    """What a program printed, without the secrets of its own command line and those of a known form.
 
     Args:
         arguments: The program's.
@@ -148,15 +148,15 @@ def mask_command_line(text: str) -> str:
 
 def _secrets_of(arguments: Sequence[str]) -> set[str]:
     """What `mask_arguments` takes out, where it is long enough to be found again in other text."""
-    found = set()
+    secrets = set()
     for argument, masked in zip(arguments, mask_arguments(arguments), strict=True):
         pieces = masked.split(MASK)
         at = len(pieces[0])
         for piece in pieces[1:]:
             end = argument.find(piece, at) if piece else len(argument)
-            found.add(argument[at : max(end, at)])
+            secrets.add(argument[at : max(end, at)])
             at = max(end, at) + len(piece)
-    return {secret for secret in found if len(secret) >= _SHORTEST}
+    return {secret for secret in secrets if len(secret) >= _SHORTEST}
 
 
 def _argument(argument: str, before: str, short: tuple[str, bool] | None) -> str:
@@ -173,8 +173,8 @@ def _argument(argument: str, before: str, short: tuple[str, bool] | None) -> str
             return MASK
         if before.lower().endswith(("login", "key")) and _RANDOM.fullmatch(argument):
             return MASK
-        if before in _TAKES_PASSWORD and (found := _WITH_PASSWORD.fullmatch(argument)):
-            return found[1] + MASK
+        if before in _TAKES_PASSWORD and (match := _WITH_PASSWORD.fullmatch(argument)):
+            return match[1] + MASK
     if short is not None and argument.startswith(short[0]) and argument[2:3] != "=":
         return argument if argument == short[0] else f"{short[0]}{MASK}"
     assigned = _ASSIGNED.fullmatch(argument)
@@ -236,12 +236,12 @@ def _mask_values(named: re.Pattern[str], text: str) -> str:
         named: Ends where a value begins; its group is the name.
     """
     parts, done, at = [], 0, 0
-    while found := named.search(text, at):
-        at = found.end()
-        if not _TELLING.search(found[1]):
+    while match := named.search(text, at):
+        at = match.end()
+        if not _TELLING.search(match[1]):
             continue
         value = _VALUE.match(text, at, at + _LOOKED_AT)
-        if value is None or _turned_off(found[1]) or not _is_secret(found[1], value[0].strip("\\\"'")):
+        if value is None or _turned_off(match[1]) or not _is_secret(match[1], value[0].strip("\\\"'")):
             continue
         parts += [text[done:at], MASK]
         whole = _VALUE.match(text, at) or value

@@ -77,7 +77,7 @@ def test_a_home_that_was_there_keeps_its_mode_and_doctor_names_it(lorawatch_home
     checks = {c.name: c for c in host.storage()}
     assert "its group" in checks["shared"].found
     lorawatch_home.chmod(0o777)
-    assert shared_folders([lorawatch_home, lorawatch_home / "none"]) == [(lorawatch_home, "everybody on this machine")]
+    assert shared_folders([lorawatch_home, lorawatch_home / "none"]) == [(lorawatch_home, "all users of this machine")]
     lorawatch_home.chmod(0o700)
     assert "shared" not in {c.name for c in host.storage()}
 

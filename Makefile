@@ -41,7 +41,7 @@ layers: $(VENV)/.dev
 	@# beside the links that show storage/ and assets/ under the name they install as
 	cd .typecheck && ../$(BIN)/lint-imports --config ../pyproject.toml
 
-faults: $(VENV)/.dev   ## some 170 faults on real runs, commands that race, 200 kills: an hour and a half
+faults: $(VENV)/.dev   ## some 190 faults on real runs, commands that race, 200 kills: an hour and a half
 	$(BIN)/python tests/faults/matrix.py
 	$(BIN)/python tests/faults/races.py --rounds 50 --processes 20
 	$(BIN)/python tests/faults/machine.py --examples 100 --steps 15

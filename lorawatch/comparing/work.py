@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from lorawatch.analysis.shape import LINEARS
 from lorawatch.errors import LorawatchError
+from lorawatch.models.shapes import model_shape, shape_name
 from lorawatch.text.sanitize import clean
 
 Work = Mapping[str, str]
@@ -119,15 +119,6 @@ def words(work: Work) -> str:
     return " · ".join(part for part in shown if part)
 
 
-def shape_name(model: str) -> str:
-    """The name under which a model's shape is known: other names of the same shape give the same.
-
-    A name may lack its owner, as in published tables, where only one owner's model is called so.
-    """
-    name = model.casefold()
-    return _shapes().get(name, _shapes().get("/" + name, model))
-
-
 def one_line(text: str) -> str:
     """Text from outside as it may stand in a table: harmless, in one line, not longer than a cell can be."""
     if len(text) <= _LONGEST and " " not in text and text.isascii() and text.isprintable():
@@ -161,10 +152,8 @@ def _targets(targets: Any, model: str) -> str:
 @functools.lru_cache(maxsize=1000)
 def _is_known(model: str) -> bool:
     """Whether a model has the linear layers of the Llama family and no others."""
-    from lorawatch.models import shapes  # 30 ms, which few comparisons need
-
     try:
-        shapes.model_shape(model)
+        model_shape(model)
     except LorawatchError:
         return False
     return True
@@ -173,18 +162,3 @@ def _is_known(model: str) -> bool:
 def _precision(model: Mapping[str, Any]) -> str:
     dtype, quantization = str(model.get("dtype", "bfloat16")), model.get("quantization", "none")
     return dtype if quantization in (None, "none") else f"{dtype} over {quantization}"
-
-
-@functools.cache
-def _shapes() -> Mapping[str, str]:
-    """Names in small letters → the shape's name; `/name` stands for the name without its owner, where that is unique."""
-    import yaml
-
-    table = yaml.safe_load((resources.files("lorawatch.assets") / "models.yaml").read_text(encoding="utf-8"))
-    found: dict[str, str] = {}
-    bare: dict[str, set[str]] = {}
-    for name, entry in table.items():
-        for alias in (name, *entry.get("aliases", ())):
-            found[alias.casefold()] = name
-            bare.setdefault("/" + alias.rpartition("/")[2].casefold(), set()).add(name)
-    return found | {alias: next(iter(names)) for alias, names in bare.items() if len(names) == 1}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
-from lorawatch.analysis.shape import ModelShape
+from lorawatch.analysis.shape import LINEARS, ModelShape
 from lorawatch.errors import ModelNotFound
 from lorawatch.system.user_files import expanded, read_bounded
 
@@ -55,6 +55,25 @@ def shape_name(model: str) -> str:
     return names.get(folded, names.get("/" + folded, model))
 
 
+def canonical(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe with its model and layers under the names by which their shape is known, for `lorawatch.recipe.identity`.
+
+    All linear layers of a known model are `all-linear`, however they are listed.
+
+    Args:
+        recipe: Plain data; it is not changed, and sections that are none are left as they are.
+    """
+    model, lora = recipe.get("model"), recipe.get("lora")
+    if not isinstance(model, Mapping) or model.get("name") is None:
+        return recipe
+    name = shape_name(str(model["name"]))
+    named = {**recipe, "model": {**model, "name": name}}
+    targets = lora.get("targets") if isinstance(lora, Mapping) else None
+    if isinstance(targets, list | tuple) and set(map(str, targets)) == set(LINEARS) and _has_shape(name):
+        named["lora"] = {**cast("Mapping[str, Any]", lora), "targets": "all-linear"}
+    return named
+
+
 def model_shape(name: str) -> ModelShape:
     """The shape of a model as a recipe names it: from the built-in table, a local folder, or the hub's cache.
 
@@ -94,6 +113,16 @@ def _config_file(name: str) -> Any:
         return json.loads(read_bounded(path, _LARGEST_CONFIG).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelNotFound(f"the shape of {name!r} is not known here: {path}: {error}") from None
+
+
+@lru_cache(maxsize=1000)
+def _has_shape(name: str) -> bool:
+    """Whether a model has the linear layers of the Llama family and no others."""
+    try:
+        model_shape(name)
+    except ModelNotFound:
+        return False
+    return True
 
 
 @cache

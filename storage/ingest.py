@@ -17,6 +17,7 @@ import msgspec
 
 from lorawatch.errors import JournalUnreadable, RunNotFound
 from lorawatch.run.directory import ENDED, RunDir, RunState
+from lorawatch.run.records import EventKind
 from lorawatch.storage.bulk import Loader, Position
 from lorawatch.storage.connection import once_more, writing
 from lorawatch.storage.engine import Connection, Error, roll_back
@@ -189,6 +190,7 @@ def _write_offsets(connection: Connection, run_id: str, new: dict[str, Position]
 
 def _report_cut(connection: Connection, run_id: str, cut: Mapping[str, tuple[int, int]]) -> None:
     """A journal that was cut or replaced is an event of its run, for it may have lost lines."""
+    kind: EventKind = "journal_cut"
     for file, (taken, size) in cut.items():
         message = (
             f"{clean(file)} was cut or replaced: {taken:,} bytes of it had been taken into the history, now it has "
@@ -196,7 +198,7 @@ def _report_cut(connection: Connection, run_id: str, cut: Mapping[str, tuple[int
         )
         connection.execute(
             'INSERT INTO events (run_id, "at", kind, severity, message) VALUES (?, now(), ?, ?, ?)',
-            [run_id, "journal_cut", "warning", message],
+            [run_id, kind, "warning", message],
         )
 
 

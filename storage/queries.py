@@ -14,7 +14,7 @@ from lorawatch.errors import RunNotFound
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
-from lorawatch.storage.summary import _workload
+from lorawatch.storage.workloads import workload
 from lorawatch.system import home
 
 _LIST = (
@@ -223,7 +223,7 @@ def measured(recipe: Mapping[str, Any], sku: str | None, *, deadline_s: float = 
     return _rows(
         "SELECT ranks, runs, tok_s, tok_s_ci95, peak_vram_bytes FROM v_scaling "
         "WHERE workload = ? AND sku = ? AND coupling = ? AND tok_s > 0 ORDER BY ranks",
-        [_workload(dict(recipe), None), sku or "CPU", coupling],
+        [workload(recipe), sku or "CPU", coupling],
         deadline_s,
     )
 

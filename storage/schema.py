@@ -7,7 +7,7 @@ import re
 from importlib import resources
 
 from lorawatch.errors import HistoryTooNew
-from lorawatch.storage import builtin
+from lorawatch.storage import builtin, workloads
 from lorawatch.storage.engine import Connection, duckdb, roll_back
 from lorawatch.system.version import __version__
 
@@ -85,7 +85,17 @@ def migrate(connection: Connection, where: str) -> bool:
                 roll_back(connection)
                 raise
     builtin.refresh(connection)
+    workloads.refresh(connection)
     return found < latest()
+
+
+def is_behind(connection: Connection, where: str) -> bool:
+    """Whether an older lorawatch has written the file: `migrate` has something to do before questions are answered.
+
+    Raises:
+        HistoryTooNew: A newer lorawatch has written it.
+    """
+    return check(connection, where) < latest() or workloads.stale(connection)
 
 
 def view_names() -> list[str]:

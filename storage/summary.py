@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from lorawatch.analysis.windows import Span, length
 from lorawatch.storage.engine import Connection, roll_back
 from lorawatch.storage.measured import separately, together
 from lorawatch.storage.skus import bf16_dense_peak
+from lorawatch.storage.workloads import workload
 
 # NVML clock event reasons that hold clocks down under load: software power cap, hardware slowdown, software and hardware
 # thermal slowdown, hardware power brake (nvml.h, nvmlClocksEventReason…).
@@ -90,7 +90,7 @@ def _figures(connection: Connection, run_id: str) -> dict[str, Any]:
     utilisation = mfu(ranks[1], per_gpu, bf16_dense_peak(skus[0])) if on_known_gpu else None
     vram, throttled = _gpu_facts(connection, run_id, used, over)
     return {
-        "workload": _workload(recipe, name if own_command else None),
+        "workload": workload(recipe, name if own_command else None),
         "model": (recipe.get("model") or {}).get("name"),
         "sku": " + ".join(skus) or None,
         "gpu_count": len(used),
@@ -203,24 +203,3 @@ def _final_loss(connection: Connection, run_id: str) -> float | None:
         [run_id],
     ).fetchone()
     return row[0] if row else None
-
-
-def _workload(recipe: dict[str, Any], command_name: str | None) -> str:
-    """A digest of what makes two runs comparable: everything that a step computes, but neither on how many GPUs nor
-    whether they are coupled."""
-    if not recipe:
-        return f"command:{command_name}"
-    train = recipe.get("train") or {}
-    work = {k: train.get(k) for k in ("batch_size_per_gpu", "gradient_accumulation", "engine")}
-    if train.get("gradient_checkpointing"):  # a recipe from before the key is one that has it turned off
-        work["gradient_checkpointing"] = True
-    lora = recipe.get("lora")
-    if isinstance(lora, dict):  # a recipe from before these keys is one that has them turned off
-        lora = {k: v for k, v in lora.items() if v or k not in ("use_rslora", "use_dora")}
-    data = recipe.get("data")
-    if isinstance(data, dict):  # what is evaluated on is in no step
-        data = {k: v for k, v in data.items() if not k.startswith("eval_")}
-        if not data.get("packing") or data.get("source") == "synthetic":  # random tokens are full rows already
-            data.pop("packing", None)
-    facts = {"model": recipe.get("model"), "lora": lora, "data": data, "train": work}
-    return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()[:12]

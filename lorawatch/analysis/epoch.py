@@ -8,9 +8,11 @@ from decimal import Decimal
 
 from lorawatch.analysis.interval import Figure
 
-_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_NUMBER = re.compile(
-    r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:e\+?([0-9]{1,3}))?\s*([kmbt]?)", re.IGNORECASE | re.ASCII
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_TOKENS = re.compile(
+    r"[~≈]?\s*(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:e\+?(?P<exponent>[0-9]{1,3}))?\s*(?P<letter>[kmbgt]?)(?:\s*tokens)?",
+    re.IGNORECASE | re.ASCII,
 )
 # No data set has come near this; it also keeps 1e999 from becoming a number of a thousand digits.
 _MOST_TOKENS = 10**18
@@ -20,7 +22,7 @@ _WARMING_SHARE = 0.015
 _WARMING_S = 20.0
 _HEAD_START_S = 0.01
 _MOST_SETTLING = 0.05
-_HOW = "write it as 50000000, 5_000_000, 5e7, 750k, 50M, 1.2B or 2T"
+_HOW = "write it as 50000000, 5,000,000, 5_000_000, 5e7, 750k, 50M, 1.2B or 2T"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +82,21 @@ def epoch_energy_kwh(tokens: float, tok_per_j: float) -> float:
 
 
 def parse_tokens(text: str) -> int:
-    """The number of tokens in `50M`, `5e7`, `1.2B`, `5_000_000`, `750k` or `2T`; letters of either case.
+    """The number of tokens in `50M`, `5e7`, `1.2B`, `5,000,000`, `5_000_000`, `750k`, `2T` or `~50M tokens`.
+
+    Letters may be of either case, and `G` is `B`. The one reader of token counts: from a command line, a field of a screen,
+    and a published table's cell.
 
     Raises:
         ValueError: Not a whole number above 0; the message says how to write one.
     """
     shown = repr(text if len(text) <= 40 else text[:40] + "…")
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{shown} is no number of tokens: {_HOW}")
-    digits, exponent, letter = found.groups()
+    digits = match["digits"].replace("_", "").replace(",", "")
     # decimal, since 1.1e15 is no whole number of floating-point tokens after a few products
-    number = Decimal(digits.replace("_", "")).scaleb(int(exponent or 0)) * _FACTORS[letter.lower()]
+    number = Decimal(digits).scaleb(int(match["exponent"] or 0)) * _FACTORS[match["letter"].lower()]
     if number > _MOST_TOKENS:
         raise ValueError(f"{shown} is more tokens than any data set has: {_HOW}")
     if number <= 0:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-from lorawatch.analysis.shape import LINEARS
-from lorawatch.errors import LorawatchError
+from lorawatch.models.shapes import canonical
+from lorawatch.recipe import identity
 from lorawatch.text.sanitize import clean
 
 Work = Mapping[str, str]
@@ -26,6 +25,12 @@ _MUST_TELL = {
     "sequence length": ("data", "sequence_length"),
     "batch per GPU": ("train", "batch_size_per_gpu"),
 }
+# Keys of the work that have words of their own; any other is named as the recipe names it, where it is not at its default.
+_IN_WORDS = frozenset(
+    ("model.name", "model.dtype", "model.quantization", "lora.rank", "lora.dropout", "lora.targets", "data.source",
+     "data.split", "data.sequence_length", "data.packing", "train.batch_size_per_gpu", "train.gradient_accumulation",
+     "train.engine")
+)  # fmt: skip
 # What tables rarely tell: taken to be a recipe's default, which the row then says.
 _ASSUMED = {"LoRA targets": ("lora", "targets"), "engine": ("train", "engine")}
 
@@ -33,31 +38,32 @@ _ASSUMED = {"LoRA targets": ("lora", "targets"), "engine": ("train", "engine")}
 def facts(recipe: Mapping[str, Any]) -> Work:
     """The facts of a recipe, whose sections may be partial; what it leaves out is as the recipe's default has it.
 
-    Weights, data values, learning rate, schedule, seed and steps are left out: a step takes the same time with any. So
-    is the GPU count.
+    They are the keys that `recipe.identity` takes for the work, in words: two recipes have the same facts where they are the
+    same work.
     """
-    model, lora = _section(recipe, "model"), _section(recipe, "lora")
-    data, train = _section(recipe, "data"), _section(recipe, "train")
-    targets = _targets(lora.get("targets") or ["q_proj", "v_proj"], str(model.get("name", "?")))
-    batch, accumulated = train.get("batch_size_per_gpu", 2), train.get("gradient_accumulation", 1)
-    source, packed = data.get("source", "synthetic"), "packed, " if data.get("packing") else ""
+    work = identity.work(canonical(recipe))
+    targets, batch = work["lora.targets"], f"{work['train.batch_size_per_gpu']}"
+    if (accumulated := work["train.gradient_accumulation"]) != 1:
+        batch += f" × {accumulated} accumulated"
     found = {
-        "model": shape_name(str(model.get("name", "?"))),
-        "precision": _precision(model),
-        "LoRA": f"rank {lora.get('rank', 16)} on {targets}",
-        "sequence length": f"{data.get('sequence_length', 512)} tokens",
-        "batch per GPU": f"{batch}" + (f" × {accumulated} accumulated" if accumulated != 1 else ""),
-        "engine": str(train.get("engine", "reference")),
-        "rows": "full length" if source == "synthetic" else f"{packed}of {source}",
+        "model": str(work["model.name"] or "?"),
+        "precision": _precision(work["model.dtype"], work["model.quantization"]),
+        "LoRA": f"rank {work['lora.rank']} on {targets if isinstance(targets, str) else ', '.join(targets)}",
+        "sequence length": f"{work['data.sequence_length']} tokens",
+        "batch per GPU": batch,
+        "engine": str(work["train.engine"]),
+        "rows": _rows(work),
         "tokens": str(recipe.get("tokens", POSITIONS)),
     }
-    if lora.get("dropout"):
-        found["LoRA"] += f", dropout {lora['dropout']:g}"
-    for extra in ("use_dora", "use_rslora"):
-        if lora.get(extra):
-            found["LoRA"] += f", {extra.removeprefix('use_')}"
-    if train.get("gradient_checkpointing"):
-        found["gradient checkpointing"] = "on"
+    if work["lora.dropout"]:
+        found["LoRA"] += f", dropout {work['lora.dropout']:g}"
+    for path, value in work.items():
+        if path not in _IN_WORDS and value != identity.keys()[path].default:
+            section, _, name = path.rpartition(".")
+            if section == "lora":
+                found["LoRA"] += f", {name.removeprefix('use_')}" + ("" if value is True else f" {value}")
+            else:
+                found[name.replace("_", " ")] = "on" if value is True else str(value)
     return {name: one_line(value) for name, value in found.items()}
 
 
@@ -79,10 +85,9 @@ def assumed(work: Mapping[str, Any] | None) -> list[str]:
 
 def tokens_per_step(recipe: Mapping[str, Any]) -> float:
     """Tokens that one GPU computes in an optimizer step, at full length."""
-    data, train = _section(recipe, "data"), _section(recipe, "train")
-    return float(
-        data.get("sequence_length", 512) * train.get("batch_size_per_gpu", 2) * train.get("gradient_accumulation", 1)
-    )
+    work = identity.work(recipe)
+    rows = work["train.batch_size_per_gpu"] * work["train.gradient_accumulation"]
+    return float(work["data.sequence_length"] * rows)
 
 
 def differences(one: Work, other: Work) -> list[str]:
@@ -119,15 +124,6 @@ def words(work: Work) -> str:
     return " · ".join(part for part in shown if part)
 
 
-def shape_name(model: str) -> str:
-    """The name under which a model's shape is known: other names of the same shape give the same.
-
-    A name may lack its owner, as in published tables, where only one owner's model is called so.
-    """
-    name = model.casefold()
-    return _shapes().get(name, _shapes().get("/" + name, model))
-
-
 def one_line(text: str) -> str:
     """Text from outside as it may stand in a table: harmless, in one line, not longer than a cell can be."""
     if len(text) <= _LONGEST and " " not in text and text.isascii() and text.isprintable():
@@ -150,41 +146,12 @@ def _tells(work: Mapping[str, Any], where: tuple[str, str]) -> bool:
     return _section(work, where[0]).get(where[1]) is not None
 
 
-def _targets(targets: Any, model: str) -> str:
-    """The layers that have an adapter, by name; all of a known model's are `all-linear`, however they were listed."""
-    names = [targets] if isinstance(targets, str) else sorted(str(t) for t in targets)
-    if set(names) == set(LINEARS) and _is_known(shape_name(model)):
-        return "all-linear"
-    return ", ".join(names)
+def _rows(work: Mapping[str, Any]) -> str:
+    if work["data.source"] == "synthetic":
+        return "full length"
+    split = "" if work["data.split"] == identity.keys()["data.split"].default else f", split {work['data.split']}"
+    return f"{'packed, ' if work['data.packing'] else ''}of {work['data.source']}{split}"
 
 
-@functools.lru_cache(maxsize=1000)
-def _is_known(model: str) -> bool:
-    """Whether a model has the linear layers of the Llama family and no others."""
-    from lorawatch.models import shapes  # 30 ms, which few comparisons need
-
-    try:
-        shapes.model_shape(model)
-    except LorawatchError:
-        return False
-    return True
-
-
-def _precision(model: Mapping[str, Any]) -> str:
-    dtype, quantization = str(model.get("dtype", "bfloat16")), model.get("quantization", "none")
-    return dtype if quantization in (None, "none") else f"{dtype} over {quantization}"
-
-
-@functools.cache
-def _shapes() -> Mapping[str, str]:
-    """Names in small letters → the shape's name; `/name` stands for the name without its owner, where that is unique."""
-    import yaml
-
-    table = yaml.safe_load((resources.files("lorawatch.assets") / "models.yaml").read_text(encoding="utf-8"))
-    found: dict[str, str] = {}
-    bare: dict[str, set[str]] = {}
-    for name, entry in table.items():
-        for alias in (name, *entry.get("aliases", ())):
-            found[alias.casefold()] = name
-            bare.setdefault("/" + alias.rpartition("/")[2].casefold(), set()).add(name)
-    return found | {alias: next(iter(names)) for alias, names in bare.items() if len(names) == 1}
+def _precision(dtype: object, quantization: object) -> str:
+    return str(dtype) if quantization == "none" else f"{dtype} over {quantization}"

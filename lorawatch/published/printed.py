@@ -16,7 +16,6 @@ _SECONDS = {
     **dict.fromkeys(("d", "day", "days"), 86_400.0),
     **dict.fromkeys(("week", "weeks"), 604_800.0),
 }
-_THOUSANDS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _UNITS = ("", "×", "x", "%", "w", "tok/s", "tok/s/w", "tok/j")
 _SLACK = 1e-9  # of the value: a figure exactly between two printed ones agrees with both
 
@@ -47,21 +46,6 @@ def number(text: str, units: tuple[str, ...] = _UNITS) -> Cell:
     if match is None or match["unit"].strip().lower() not in units:
         raise ValueError(text)
     return _cell(match["number"])
-
-
-def count(text: str) -> int:
-    """Read a whole number as people write large ones: `5e6`, `5M`, `5,000,000`.
-
-    Raises:
-        ValueError: It is none.
-    """
-    match = _PLAIN.fullmatch(text.strip().removesuffix("tokens"))
-    if match is None:
-        raise ValueError(text)
-    value = _cell(match["number"]).value * _THOUSANDS.get(match["unit"].strip().lower(), float("nan"))
-    if value != value or value > 1e18 or value != int(value):
-        raise ValueError(text)
-    return int(value)
 
 
 def seconds(text: str) -> Cell:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorawatch.analysis.epoch import parse_tokens
 from lorawatch.errors import UsageError
-from lorawatch.published.printed import count, number, seconds
+from lorawatch.published.printed import number, seconds
 from lorawatch.published.rows import PublishedRow
 from lorawatch.system.user_files import read_bounded
 from lorawatch.text.sanitize import clean
@@ -77,13 +78,6 @@ def _url(text: str) -> str:
     return _text(text)
 
 
-def _tokens(text: str) -> int:
-    value = count(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
 def _time(text: str) -> str:
     if not 0 < seconds(text).value < 1e12:
         raise ValueError(text)
@@ -109,7 +103,7 @@ COLUMNS = (
     Column("avg_power_w", "mean power, watts", "a figure over 0 (771.7)", _figure("w")),
     Column("tok_per_j", "tokens a joule, tok/s a watt", "a figure over 0 (13.9)", _figure("tok/s/w", "tok/j"), ("tok_s_per_w",)),
     Column("dataset", "a data set's name", _TEXT, _text),
-    Column("dataset_tokens", "its tokens", "a whole number over 0 (50000000, 5e7, 50M)", _tokens, ("tokens",)),
+    Column("dataset_tokens", "its tokens", "a whole number over 0 (50000000, 5e7, 50M)", parse_tokens, ("tokens",)),
     Column("epoch_time", "time of an epoch over it", "a time over 0 (~1.3 hr, 30 min, 5.4 days)", _time, ("published",)),
     Column("model", "the model", _TEXT, _text, work=("model", "name")),
     Column("dtype", "number format of the base weights", "bfloat16, float16 or float32", _dtype, work=("model", "dtype")),

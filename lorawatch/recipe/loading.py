@@ -39,6 +39,11 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 """Of the data files that can be read."""
 
 
+def has_splits(source: str) -> bool:
+    """Whether rows come from a hub data set, which has splits, by the form of `data.source`."""
+    return source not in ("synthetic", "demo") and Path(source).suffix not in SUFFIXES
+
+
 def builtin_names() -> list[str]:
     """Names of the recipes that come with lorawatch."""
     folder = resources.files("lorawatch.assets") / "recipes"
@@ -220,7 +225,7 @@ def _check_evaluation(recipe: Recipe, where: str) -> None:
             hint="with data.source: synthetic, data.eval_share: 0.05 draws a twentieth as many as are trained on",
         )
     source = data.eval_source or data.source
-    if data.eval_split and (source in ("synthetic", "demo") or Path(source).suffix in SUFFIXES):
+    if data.eval_split and not has_splits(source):
         raise RecipeError(
             f"{where}: data.eval_split is {_shown(data.eval_split)}, but {_shown(source)} is no hub data set and has no splits",
             hint="data.eval_share holds some of its rows out",

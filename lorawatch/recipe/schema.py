@@ -1,8 +1,11 @@
-"""The recipe: the YAML file that describes a run, as typed structs with errors that say what to write instead."""
+"""The recipe: the YAML file that describes a run, as typed structs with errors that say what to write instead.
+
+Each key says at its field what it means for two runs, by one of `Work`, `Fixed` and `Free`; `recipe/identity.py` reads that.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -13,6 +16,14 @@ NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Strategy = Literal["ddp", "separate"]
 
+_T = TypeVar("_T")
+Work = Annotated[_T, msgspec.Meta(extra={"work": True, "resume": False})]
+"""A key that decides what a step computes, and so how fast it can be: equal in runs whose tok/s are compared."""
+Fixed = Annotated[_T, msgspec.Meta(extra={"work": False, "resume": False})]
+"""A key with which a step computes as much, whatever its value; a resume keeps it, or it would be another run that goes on."""
+Free = Annotated[_T, msgspec.Meta(extra={"work": False, "resume": True})]
+"""A key that a resume may change: how long a run goes on, how often it is saved, evaluated on what, where, how watched."""
+
 
 class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A mapping of the recipe."""
@@ -21,13 +32,13 @@ class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Model(_Section):
     """Which model is tuned."""
 
-    name: str
+    name: Work[str]
     """A hub id, a local folder, or a `.gguf` file."""
-    weights: Literal["pretrained", "random"] = "pretrained"
+    weights: Fixed[Literal["pretrained", "random"]] = "pretrained"
     """`random` builds the architecture from its shape alone: no download, the same kernels."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Work[Literal["bfloat16", "float16", "float32"]] = "bfloat16"
     """Number format of the frozen base weights."""
-    quantization: Literal["none", "fp8", "nf4"] = "none"
+    quantization: Work[Literal["none", "fp8", "nf4"]] = "none"
     """How the frozen linear layers of the decoder are kept: `fp8` for speed (Ada, Hopper, Blackwell), `nf4` for memory
     (QLoRA, a quarter of bfloat16; needs lorawatch[qlora]), `none` as `dtype` says."""
 
@@ -35,37 +46,37 @@ class Model(_Section):
 class Lora(_Section):
     """The adapter; its weights are FP32."""
 
-    rank: Positive = 16
-    alpha: Annotated[float, msgspec.Meta(gt=0)] = 32
-    dropout: Fraction = 0.0
-    targets: Annotated[list[str], msgspec.Meta(min_length=1)] | Literal["all-linear"] = msgspec.field(
+    rank: Work[Positive] = 16
+    alpha: Fixed[Annotated[float, msgspec.Meta(gt=0)]] = 32
+    dropout: Work[Fraction] = 0.0
+    targets: Work[Annotated[list[str], msgspec.Meta(min_length=1)] | Literal["all-linear"]] = msgspec.field(
         default_factory=lambda: ["q_proj", "v_proj"]
     )
     """Names of the linear layers that get an adapter; `all-linear`: all of them but the output head."""
-    use_rslora: bool = False
+    use_rslora: Work[bool] = False
     """Scale by alpha / √rank instead of alpha / rank, so that a large rank learns as fast as a small one."""
-    use_dora: bool = False
+    use_dora: Work[bool] = False
     """A learned magnitude for each output beside the adapter's direction: closer to full tuning, slower steps, more memory."""
 
 
 class Data(_Section):
     """What the model is tuned on."""
 
-    source: str = "synthetic"
+    source: Work[str] = "synthetic"
     """`synthetic` (random tokens, full length), `demo` (the bundled chat data set), a .jsonl/.json/.parquet/.csv/.txt
     file, or a hub id."""
-    split: str = "train"
+    split: Work[str] = "train"
     """Of a hub data set."""
-    sequence_length: Annotated[int, msgspec.Meta(ge=2)] = 512
+    sequence_length: Work[Annotated[int, msgspec.Meta(ge=2)]] = 512
     """Longer examples are cut; shorter ones are padded to the longest of their batch, and to this with `train.engine: fast`."""
-    packing: bool = False
+    packing: Work[bool] = False
     """Several examples fill a row of exactly `sequence_length`, with attention kept inside each: next to no padding. Random
     tokens are full rows already, and rows to evaluate on stay as they are."""
-    eval_share: Fraction = 0.0
+    eval_share: Fixed[Fraction] = 0.0
     """Share of the rows of `source` that is held out: drawn by `train.seed`, never trained on, evaluated on."""
-    eval_source: str | None = None
+    eval_source: Free[str | None] = None
     """Rows to evaluate on, in the forms of `source`, in place of a share of its rows."""
-    eval_split: str | None = None
+    eval_split: Free[str | None] = None
     """Of a hub data set to evaluate on: `eval_source`, or `source` where that is null; null: as `split`."""
 
     @property
@@ -77,50 +88,50 @@ class Data(_Section):
 class Train(_Section):
     """How it is tuned."""
 
-    steps: Positive | None = 60
+    steps: Free[Positive | None] = 60
     """Optimizer steps; None: as many as `epochs` takes."""
-    epochs: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    epochs: Free[Annotated[float, msgspec.Meta(gt=0)]] = 1.0
     """Used when `steps` is null."""
-    batch_size_per_gpu: Positive = 2
-    gradient_accumulation: Positive = 1
-    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2.0e-4
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: NotNegative = 0
-    max_grad_norm: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    batch_size_per_gpu: Work[Positive] = 2
+    gradient_accumulation: Work[Positive] = 1
+    learning_rate: Fixed[Annotated[float, msgspec.Meta(gt=0)]] = 2.0e-4
+    schedule: Fixed[Literal["linear", "cosine", "constant"]] = "linear"
+    warmup_steps: Fixed[NotNegative] = 0
+    max_grad_norm: Fixed[Annotated[float, msgspec.Meta(ge=0)]] = 1.0
     """0 turns clipping off."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Work[bool] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    checkpoint_every: Positive | None = None
+    checkpoint_every: Free[Positive | None] = None
     """Steps between two checkpoints, from which a run can be resumed; null: only at a stop or on request. Ranks that
     train separately have none."""
-    keep_checkpoints: Positive = 2
+    keep_checkpoints: Free[Positive] = 2
     """How many stay: the newest."""
-    on_nan: Literal["stop", "continue"] = "stop"
+    on_nan: Free[Literal["stop", "continue"]] = "stop"
     """A loss that is no finite number: `stop` ends the run and keeps the last good checkpoint; `continue` only warns."""
-    eval_every: Positive | None = None
+    eval_every: Free[Positive | None] = None
     """Steps between two evaluations, and one at the end, where `data` has rows for it; null: only at the end. The adapter
     with the lowest loss is kept beside the last. Ranks that train separately evaluate each its own, and rank 0's counts."""
-    engine: Literal["reference", "fast"] = "reference"
+    engine: Work[Literal["reference", "fast"]] = "reference"
     """`reference`: transformers' Trainer as everybody runs it. `fast`: the same training with its step compiled, and one
     CUDA graph on a GPU; every row is padded to `data.sequence_length`, and tokens count that padding."""
-    seed: NotNegative = 0
+    seed: Fixed[NotNegative] = 0
 
 
 class Launch(_Section):
     """Where it runs."""
 
-    gpus: str | int | list[int] = "all"
+    gpus: Free[str | int | list[int]] = "all"
     """`all`, indices (`0,2` or [0, 2]), or `cpu:N` for N ranks on the CPU."""
-    strategy: Strategy = "ddp"
+    strategy: Fixed[Strategy] = "ddp"
     """`ddp`: the ranks train one model together; `separate`: each trains its own at the same time, without a word between
     them, which shows what the coupling costs. Rank 0's adapter is kept."""
-    p2p: Literal["auto", "direct", "host"] = "auto"
+    p2p: Fixed[Literal["auto", "direct", "host"]] = "auto"
     """The way of the gradients. `direct`: from GPU to GPU, over NVLink or PCIe, as NCCL chooses; `host`: through the host's
     memory (NCCL_P2P_DISABLE), which lets NVLink sleep and leaves its power to the GPUs; `auto`: `host` for two GPUs with
     NVLink and PCIe 5 under the fast engine whose steps are long beside that way, else `direct`. NCCL_P2P_DISABLE in the
     environment goes first."""
-    max_restarts: NotNegative = 0
-    hang_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 300
+    max_restarts: Free[NotNegative] = 0
+    hang_timeout_s: Free[Annotated[float, msgspec.Meta(ge=0)]] = 300
     """A run whose ranks take no step for this long (and for 10 of its usual steps) is ended; 0 never ends it. A warning
     and the ranks' stacks come much earlier."""
 
@@ -128,9 +139,9 @@ class Launch(_Section):
 class Measure(_Section):
     """What counts as measured."""
 
-    exclude_steps: NotNegative = 1
+    exclude_steps: Free[NotNegative] = 1
     """Warm-up steps at the start of each attempt, outside every figure."""
-    sample_hz: Annotated[float, msgspec.Meta(ge=0.5, le=10)] = 5.0
+    sample_hz: Free[Annotated[float, msgspec.Meta(ge=0.5, le=10)]] = 5.0
     """Rate of the fast telemetry lane."""
 
 
@@ -138,7 +149,7 @@ class Recipe(_Section):
     """A whole recipe."""
 
     model: Model
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    name: Fixed[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]] = "run"
     lora: Lora = msgspec.field(default_factory=Lora)
     data: Data = msgspec.field(default_factory=Data)
     train: Train = msgspec.field(default_factory=Train)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorawatch.recorder.workers import Leftover, Workers
-from lorawatch.run.records import Severity
+from lorawatch.run.records import EventKind, Severity
 from lorawatch.system.processes import environment_of
 from lorawatch.text.sanitize import clean
 
@@ -18,7 +18,7 @@ def settle(
     *,
     own_command: bool,
     stopped: bool,
-    say: Callable[[str, str, Severity], None],
+    say: Callable[[EventKind, str, Severity], None],
     tick: Callable[[], None],
 ) -> None:
     """After the launcher's end: wait a moment for what it started, then end it, or leave it alone and name it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorawatch.run.live import LiveView, silent_words
-from lorawatch.run.records import RankStarted, Severity
+from lorawatch.run.records import EventKind, RankStarted, Severity
 
 
 class Notices:
@@ -16,7 +16,7 @@ class Notices:
         host: This host's name.
     """
 
-    def __init__(self, say: Callable[[str, str, Severity], None], host: str) -> None:
+    def __init__(self, say: Callable[[EventKind, str, Severity], None], host: str) -> None:
         self._say, self._host = say, host
         self._disk_full = False
         self._reports_missing = False

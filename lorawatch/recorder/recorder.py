@@ -39,6 +39,7 @@ from lorawatch.run.liveness import deciding, known_workers, started_for, was_sta
 from lorawatch.run.records import (
     Evaluation,
     Event,
+    EventKind,
     ExitRecord,
     GpuSample,
     HostSample,
@@ -482,10 +483,10 @@ class Recorder:
                 self._host_journal.append(record)
                 self.view.feed(record)
 
-    def _say(self, kind: str, message: str, severity: Severity = "info") -> None:
+    def _say(self, kind: EventKind, message: str, severity: Severity = "info") -> None:
         self._event(Event(at=time.time(), kind=kind, severity=severity, message=message))
 
-    def _show_only(self, kind: str, message: str) -> None:
+    def _show_only(self, kind: EventKind, message: str) -> None:
         """An event that cannot be journaled any more."""
         self._showing.event(Event(at=time.time(), kind=kind, severity="error", message=message))
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from lorawatch.errors import CheckpointError, LorawatchError, NoSuitableGpu, UsageError
 from lorawatch.launch.placement import Placement, place
-from lorawatch.recipe import loading
+from lorawatch.recipe import identity, loading
 from lorawatch.recipe.devices import parse_gpus
 from lorawatch.recipe.schema import Recipe
 from lorawatch.run import checkpoints
-from lorawatch.run.checkpoints import CHANGEABLE, Checkpoint
+from lorawatch.run.checkpoints import Checkpoint
 from lorawatch.run.directory import Gpu, RunDir, RunInfo, RunState
 from lorawatch.run.live import is_separate
 from lorawatch.run.liveness import deciding, refuse_living
@@ -129,11 +129,12 @@ def _check_resumable(run: RunDir, info: RunInfo) -> None:
 def _changed(run: RunDir, before: Recipe, overrides: Iterable[str]) -> tuple[Recipe, list[tuple[str, object, object]]]:
     after = loading.overridden(before, overrides)
     changed = checkpoints.differences(before.to_dict(), after.to_dict())
-    refused = [f"{path} is {was!r} and would be {now!r}" for path, was, now in changed if path not in CHANGEABLE]
+    allowed = identity.changeable()
+    refused = [f"{path} is {was!r} and would be {now!r}" for path, was, now in changed if path not in allowed]
     if refused:
         raise UsageError(
             f"run {run.run_id} cannot go on as other work: {'; '.join(refused)}",
-            hint=f"what may change: {', '.join(CHANGEABLE)}; for anything else start a new run",
+            hint=f"what may change: {', '.join(allowed)}; for anything else start a new run",
         )
     return after, changed
 

@@ -10,7 +10,7 @@ from typing import Literal
 from lorawatch.recorder.workers import Workers
 from lorawatch.run.directory import RunDir
 from lorawatch.run.live import LiveView
-from lorawatch.run.records import Severity
+from lorawatch.run.records import EventKind, Severity
 from lorawatch.text.numbers import rank_words
 
 GRACE_S = 60.0
@@ -31,7 +31,7 @@ class Stopping:
         not_saved: Why the stop saved nothing, once that is known.
     """
 
-    def __init__(self, run: RunDir, view: LiveView, say: Callable[[str, str, Severity], None]) -> None:
+    def __init__(self, run: RunDir, view: LiveView, say: Callable[[EventKind, str, Severity], None]) -> None:
         self.signals = 0
         self.kind: Literal["stop", "kill"] | None = None
         self.not_saved: str | None = None

@@ -19,30 +19,13 @@ from typing import Any
 import msgspec
 
 from lorawatch.errors import CheckpointError, RecipeError
-from lorawatch.recipe import loading
+from lorawatch.recipe import identity, loading
 from lorawatch.recipe.schema import Recipe
 from lorawatch.system.files import read_json, write_atomically
 from lorawatch.system.folders import make_durable
 from lorawatch.text.sanitize import clean
 
 MANIFEST = "manifest.json"
-CHANGEABLE = (
-    "train.steps",
-    "train.epochs",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.on_nan",
-    "train.eval_every",
-    "data.eval_source",
-    "data.eval_split",
-    "launch.gpus",
-    "launch.max_restarts",
-    "launch.hang_timeout_s",
-    "measure.exclude_steps",
-    "measure.sample_hz",
-)
-"""What of a recipe may change when a run goes on: how long, how often saved, evaluated on what, where, how watched; never
-what a step computes."""
 _NAME = re.compile(r"step-(\d{8,})")
 _PIECE = 1 << 20
 
@@ -238,7 +221,7 @@ def check_work(checkpoint: Checkpoint, recipe: Recipe, world_size: int) -> None:
         found = differences(manifest.recipe, recipe.to_dict())
     except RecipeError as error:
         raise CheckpointError(f"{checkpoint.name} has a recipe that is none here: {error.message}") from None
-    other = [(path, theirs, ours) for path, theirs, ours in found if path not in CHANGEABLE]
+    other = [(path, theirs, ours) for path, theirs, ours in found if path not in identity.changeable()]
     if other:
         listed = "; ".join(f"{path} is {clean(repr(a))} there and {clean(repr(b))} here" for path, a, b in other)
         raise CheckpointError(f"{checkpoint.name} is from another recipe: {listed}")

@@ -7,7 +7,7 @@ never 0.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NewType
 
 import msgspec
 from msgspec import Meta
@@ -31,6 +31,65 @@ Failure = Literal[
 ]
 Severity = Literal["info", "warning", "error"]
 Phase = Literal["warmup", "train"]
+# Of an event that this lorawatch writes; also the column `events.kind`.
+EventKind = Literal[
+    # the run's life
+    "started",
+    "restarted",
+    "adopted",
+    "stopping",
+    "killing",
+    "stop_unanswered",
+    "ended",
+    "ended_unseen",
+    "orphans",
+    "left_running",
+    # its ranks
+    "ranks_missing",
+    "foreign_rank",
+    "hang",
+    "steps_back",
+    "nan_loss",
+    "packing",
+    "compiled",
+    "engine_fallback",
+    "p2p",
+    # what they save and evaluate
+    "checkpoint",
+    "checkpoint_failed",
+    "checkpoint_refused",
+    "checkpoint_unanswered",
+    "resumed",
+    "versions_changed",
+    "evaluation_cut",
+    "evaluation_nan",
+    "evaluation_rows_changed",
+    "best_not_saved",
+    # the devices
+    "telemetry_stale",
+    "telemetry_back",
+    "telemetry_error",
+    "gpu_lost",
+    "gpu_memory_errors",
+    # the recording
+    "disk_full",
+    "journal_waits",
+    "journal_back",
+    "journal_cut",
+    "history_waits",
+    "history_back",
+    "steps_missing",
+    "state_not_written",
+    "deleted",
+    "taken",
+    "display_lost",
+]
+LaterKind = NewType("LaterKind", str)
+"""A kind that a reader meets and this lorawatch does not write: of a later version, or of an earlier one."""
+if TYPE_CHECKING:
+    AnyKind = EventKind | LaterKind
+else:  # a reader takes any text: a line of a later version is worth as much as one of this
+    AnyKind = str
 
 # What a field may say: a line outside of these bounds is a broken line, for who watches a run as for the history, which
 # derives its conditions from them. They hold off what no machine measures, and sums of many rows stay within 64 bits.
@@ -206,7 +265,8 @@ class Event(Record, tag="event"):
     """Something that happened to a run, for people: started, stopped, a rank lost, telemetry stale, a restart."""
 
     at: UnixTime
-    kind: str
+    kind: AnyKind
+    """Who writes an event chooses one of `EventKind`, or mypy refuses it; who reads one keeps whatever stands there."""
     severity: Severity = "info"
     message: str = ""
     rank: Rank | None = None

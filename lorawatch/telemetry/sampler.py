@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorawatch.run.directory import Gpu
-from lorawatch.run.records import Event, GpuSample, HostSample, Record, Severity
+from lorawatch.run.records import Event, EventKind, GpuSample, HostSample, Record, Severity
 from lorawatch.telemetry.device import GpuLost
 from lorawatch.telemetry.host import HostReader
 from lorawatch.telemetry.lanes import Lane, Timing
@@ -264,7 +264,7 @@ class Sampler:
         self._event("telemetry_error", text, severity="warning", detail={"lane": lane.name})
 
     def _event(
-        self, kind: str, message: str, *, severity: Severity = "info", detail: dict[str, object] | None = None
+        self, kind: EventKind, message: str, *, severity: Severity = "info", detail: dict[str, object] | None = None
     ) -> None:
         if not self._closed:
             self._on_event(Event(at=time.time(), kind=kind, severity=severity, message=message, detail=detail))

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir
-from lorawatch.run.records import Evaluation, Event, Step
+from lorawatch.run.records import Evaluation, Event, EventKind, Step
 from lorawatch.text.numbers import rank_words
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
@@ -149,12 +149,12 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         observer = self._observer
         separate = observer.place.separate
         asked = observer.saving.step_completed(step, last)
-        self._tell_unanswered(observer, observer.saving, "checkpoint", "no checkpoint is saved")
+        self._tell_unanswered(observer, observer.saving, "checkpoint_unanswered", "no checkpoint is saved")
         if asked and separate and observer.place.rank == 0:
             words = "no checkpoint is saved: ranks that train separately keep none"
             observer.append(Event(at=time.time(), kind="checkpoint_refused", severity="warning", message=words))
         stops = observer.stopping.step_completed(step, last)
-        self._tell_unanswered(observer, observer.stopping, "stop", "the ranks cannot stop together")
+        self._tell_unanswered(observer, observer.stopping, "stop_unanswered", "the ranks cannot stop together")
         if stops:
             self.stopped_at = step
             control.should_training_stop = True
@@ -173,7 +173,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._observer.phase("saving", "checkpoint")
         return control
 
-    def _tell_unanswered(self, observer: Observer, agreement: Agreement, what: str, words: str) -> None:
+    def _tell_unanswered(self, observer: Observer, agreement: Agreement, kind: EventKind, words: str) -> None:
         silent, agreement.unanswered = agreement.unanswered, []
         if silent:
             who = rank_words(silent)
@@ -181,7 +181,6 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
                 f"{who} did not answer within {ANSWER_S:.0f} s: {words} (is StepCallback in every rank's Trainer?)"
             )
             detail: dict[str, object] = {"ranks": silent}
-            kind = f"{what}_unanswered"
             observer.append(Event(at=time.time(), kind=kind, severity="warning", message=message, detail=detail))
 
     def on_evaluate(

@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lorawatch.recipe.schema import Recipe
-from lorawatch.run.records import Severity
+from lorawatch.run.records import EventKind, Severity
 from lorawatch.training.checkpoint import everyone
 from lorawatch.training.counts import BatchCounts
 from lorawatch.training.data import Collator, Item
@@ -265,10 +265,11 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         rank, worst = min(enumerate(ranks), key=lambda r: r[1].level)
         who = f"rank {place.rank if place.separate else rank}: {worst.why}"
         severity: Severity = "warning" if worst.why else "info"
+        kind: EventKind = "engine_fallback"
         if self.level == Level.REFERENCE:
-            kind, words = "engine_fallback", f"the step does not compile ({who}): the reference engine trains"
+            words = f"the step does not compile ({who}): the reference engine trains"
         elif worst.why:
-            kind, words = "engine_fallback", f"the step is no CUDA graph ({who}): its compiled layers run without"
+            words = f"the step is no CUDA graph ({who}): its compiled layers run without"
         else:
             kind, words = "compiled", f"{self._regions} compiled in {self.compile_s:.1f} s{self._graph_words()}"
         self._observer.tell(kind, words, severity)

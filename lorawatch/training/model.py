@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig
 from transformers.initialization import no_init_weights
@@ -20,6 +19,7 @@ from lorawatch.analysis.flops import lora_flops_per_token
 from lorawatch.analysis.weights import linear_bytes
 from lorawatch.errors import LorawatchError, MissingDependency, ModelNotFound, NoSuitableGpu, RecipeError
 from lorawatch.models import hub
+from lorawatch.models.shapes import builtin_shapes
 from lorawatch.recipe.schema import Recipe
 from lorawatch.training import fp8, nf4, random_weights
 from lorawatch.training.facts import ModelFacts, context_length, is_linear, linear_layers, model_facts
@@ -74,7 +74,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     if recipe.model.weights == "random":
         config, folder = _shape(recipe.model.name)
     else:
-        if recipe.model.name in _table():
+        if recipe.model.name in builtin_shapes():
             _table_only(recipe.model.name)
         files = hub.find(recipe.model.name)
         config, folder = read_config(files), files.folder
@@ -287,16 +287,6 @@ def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> tuple[int,
     return products, magnitudes
 
 
-def _table() -> dict[str, dict[str, Any]]:
-    """Shapes by name, aliases included."""
-    text = (resources.files("lorawatch.assets") / "models.yaml").read_text(encoding="utf-8")
-    shapes: dict[str, dict[str, Any]] = {}
-    for name, shape in yaml.safe_load(text).items():
-        names = [name, *shape.pop("aliases", [])]
-        shapes.update(dict.fromkeys(names, shape))
-    return shapes
-
-
 def _table_only(name: str) -> None:
     if "/" not in name and not Path(name).is_dir():
         raise ModelNotFound(f"{name} is a shape without weights", hint="set model.weights to random")
@@ -304,9 +294,9 @@ def _table_only(name: str) -> None:
 
 def _shape(name: str) -> tuple[Any, Path | None]:
     """The config of a model that is built from its shape alone, and a folder that may hold its tokenizer."""
-    shapes = _table()
+    shapes = builtin_shapes()
     if name in shapes:
-        shape = dict(shapes[name])
+        shape = copy.deepcopy(dict(shapes[name].config))
         return AutoConfig.for_model(shape.pop("model_type"), **shape), None
     folder = hub.find_config(name)
     if folder is None:

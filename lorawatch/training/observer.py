@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalWriter
-from lorawatch.run.records import Event, PhaseChange, Record, Severity, Step
+from lorawatch.run.records import Event, EventKind, PhaseChange, Record, Severity, Step
 from lorawatch.system.permissions import make_private
 from lorawatch.training.place import Place
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
@@ -62,7 +62,7 @@ class Observer:
             PhaseChange(at=time.time(), attempt=self.place.attempt, rank=self.place.rank, name=name, detail=detail)
         )
 
-    def tell(self, kind: str, message: str, severity: Severity = "info") -> None:
+    def tell(self, kind: EventKind, message: str, severity: Severity = "info") -> None:
         """Journal an event of all ranks that train together, which one of them tells; of a rank that trains for itself
         its own."""
         rank = self.place.rank if self.place.separate else None

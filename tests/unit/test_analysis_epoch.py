@@ -79,6 +79,13 @@ def test_more_tokens_take_as_many_times_longer(tokens: int, rate: Figure, times:
         ("1.2B", 1_200_000_000),
         ("1.1b", 1_100_000_000),
         ("5_000_000", 5_000_000),
+        ("5,000,000", 5_000_000),
+        ("5,000", 5_000),
+        ("1,234.5k", 1_234_500),
+        ("~50M tokens", 50_000_000),
+        ("≈ 5 B", 5_000_000_000),
+        ("5G", 5_000_000_000),
+        ("512 tokens", 512),
         ("750k", 750_000),
         (" 2 T ", 2_000_000_000_000),
         (".5M", 500_000),
@@ -100,8 +107,13 @@ def test_tokens_as_people_write_them(text: str, tokens: int) -> None:
         ("", "50M"),
         ("nan", "50M"),
         ("inf", "50M"),
-        ("5,000", "5_000_000"),
+        ("5,00", "5,000,000"),
+        ("5000,000", "5,000,000"),
+        ("5,000_000", "5,000,000"),
+        ("0,5", "5,000,000"),
         ("5__0", "50M"),
+        ("tokens", "50M"),
+        ("~", "50M"),
         ("50Mi", "50M"),
         ("٣", "50M"),
         ("1.5", "fraction"),
@@ -128,6 +140,7 @@ def test_hostile_text_is_not_echoed_raw() -> None:
 def test_a_whole_number_is_read_as_itself(tokens: int) -> None:
     assert parse_tokens(str(tokens)) == tokens
     assert parse_tokens(f"{tokens:_}") == tokens
+    assert parse_tokens(f"{tokens:,}") == tokens
 
 
 @given(st.integers(1, 10**6), st.sampled_from([("k", 10**3), ("M", 10**6), ("B", 10**9), ("T", 10**12)]))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lorawatch.comparing.work import assumed, differences, facts, one_line, published_facts, shape_name, words
+from lorawatch.comparing.work import assumed, differences, facts, one_line, published_facts, words
+from lorawatch.models.shapes import shape_name
 from lorawatch.published.builtin import builtin_rows
 from lorawatch.recipe import loading
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lorawatch.errors import HistoryBusy, UsageError
 from lorawatch.published.builtin import builtin_rows, builtin_sources
 from lorawatch.published.checks import checked_cells, differences, work_differences
-from lorawatch.published.printed import compact, compare_cell, count, number, seconds
+from lorawatch.published.printed import compact, compare_cell, number, seconds
 from lorawatch.published.rows import PublishedRow
 from lorawatch.published.table_csv import COLUMNS, parse, read_csv
 from lorawatch.recipe.loading import load
@@ -181,15 +181,12 @@ def test_what_a_figure_was_computed_from_was_rounded_too() -> None:
 
 @pytest.mark.parametrize("text", ["", "fast", "1.2.3", "1,23", "--1", "1e9999", "5 apples", "~", "٣", "nan", "inf"])
 def test_what_is_no_figure_is_refused(text: str) -> None:
-    for read in (number, count, seconds):
+    for read in (number, seconds):
         with pytest.raises(ValueError):
             read(text)
 
 
 def test_figures_read_as_people_write_them() -> None:
-    assert [count(t) for t in ("5e6", "5M", "5,000,000", "5 B", "1.5k", "512")] == [
-        5_000_000, 5_000_000, 5_000_000, 5_000_000_000, 1500, 512,
-    ]  # fmt: skip
     assert [round(seconds(t).value, 6) for t in ("~1.3 hr", "30 min", "~5.4 days", "1h30min", "90 s", "2 weeks")] == [
         4680, 1800, 466_560, 5400, 90, 1_209_600,
     ]  # fmt: skip
@@ -217,6 +214,13 @@ def test_a_table_is_read_with_its_headings_as_others_write_them(tmp_path: Path) 
     assert differences([first, second]) == []
     assert read_csv(path, source="Lab", named=str.lower)[0].sku == "nvidia a100-sxm4-80gb"
     assert read_csv(path, source="Lab")[0].source == "Lab"
+
+
+def test_a_data_sets_size_is_read_in_every_spelling_that_the_command_line_takes(tmp_path: Path) -> None:
+    spellings = ("5e6", "5M", '"5,000,000"', "5_000_000", "~5M tokens")
+    lines = [f"A,{n},set,{text},30 min" for n, text in enumerate(spellings, 1)]
+    rows = read_csv(table(tmp_path, "\n".join(["sku,gpu_count,dataset,dataset_tokens,epoch_time", *lines])))
+    assert [row.dataset_tokens for row in rows] == [5_000_000] * 5
 
 
 def test_configurations_of_different_work_are_not_compared(tmp_path: Path) -> None:

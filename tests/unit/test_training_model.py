@@ -269,7 +269,7 @@ def test_too_little_gpu_memory_is_refused_with_the_numbers(monkeypatch: pytest.M
 
 
 def test_every_shape_of_the_table_builds() -> None:
-    for name in model._table():
+    for name in shapes.builtin_shapes():
         config, folder = model._shape(name)
         assert folder is None
         with torch.device("meta"):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -155,8 +156,11 @@ def _as_prepared(run: RunDir) -> tuple[Recipe | None, Placement | None]:
     info = run.info()
     if info.own_command or info.recipe is None:
         return None, None
-    uuids = tuple(g.gpu_uuid for g in _in_rank_order(info.gpus, run))
-    return loading.from_dict(info.recipe, run.run_id), Placement(info.device or "cpu", info.world_size, uuids)
+    gpus = _in_rank_order(info.gpus, run)
+    placement = Placement(info.device or "cpu", info.world_size, tuple(g.gpu_uuid for g in gpus))
+    if gpus:
+        placement = replace(placement, vendor=gpus[0].vendor)
+    return loading.from_dict(info.recipe, run.run_id), placement
 
 
 def _in_rank_order(gpus: Sequence[Gpu], run: RunDir) -> list[Gpu]:

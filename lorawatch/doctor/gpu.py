@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorawatch.doctor.check import Check, CheckStatus, gib
+from lorawatch.system import visible_devices
 
 if TYPE_CHECKING:
     from lorawatch.telemetry.device import Device
@@ -168,7 +169,12 @@ def _torch_itself(said: dict[str, Any], nvml: Nvml | None) -> Check:
             f"{found}, newer than the driver can run (CUDA {nvml.cuda_version})",
             "update the driver, or install a torch built for an older CUDA",
         )
-    return Check("torch", "fail", f"{found}, but finds no GPU", "is CUDA_VISIBLE_DEVICES empty? is nvidia_uvm loaded?")
+    return Check(
+        "torch",
+        "fail",
+        f"{found}, but finds no GPU",
+        f"is {visible_devices.names(visible_devices.NVIDIA)} empty? is nvidia_uvm loaded?",
+    )
 
 
 def _collectives(said: dict[str, Any], nvml: Nvml | None) -> Check:

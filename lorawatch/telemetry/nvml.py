@@ -60,7 +60,7 @@ class Nvml:
         driver_version: The kernel driver's version, such as `580.159.04`; None where it does not say.
         nvml_version: The library's own version.
         cuda_version: The newest CUDA the driver can run, such as `13.0`.
-        devices: The GPUs that answered, in PCI order, whatever CUDA_VISIBLE_DEVICES says.
+        devices: The GPUs that answered, in PCI order, whatever devices the environment chooses.
         problems: What is wrong with GPUs that did not answer, one line each.
     """
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lorawatch.launch.placement import Placement
     from lorawatch.recipe.schema import Recipe
     from lorawatch.run.directory import Gpu
-    from lorawatch.telemetry.nvml import Nvml
+    from lorawatch.telemetry.driver import GpuDriver
 
 
 @click.command(hidden=True)
@@ -38,11 +38,11 @@ def supervise(run_ids: tuple[str, ...]) -> int:
         from lorawatch.launch.handover import receive
 
         command = receive(sys.stdin.buffer)
-    return supervise_all(runs, as_json=False, nvml=open_driver(), command=command)
+    return supervise_all(runs, as_json=False, driver=open_driver(), command=command)
 
 
 def supervise_all(
-    runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None, command: Sequence[str] | None = None
+    runs: Sequence[RunDir], *, as_json: bool, driver: GpuDriver | None, command: Sequence[str] | None = None
 ) -> int:
     """Record prepared runs one after the other, with a display. Returns the first bad exit status.
 
@@ -64,7 +64,7 @@ def supervise_all(
             state.recorder = ProcessId.own()
             run.write_state(state)
     for index, run in enumerate(runs):
-        state, stopped_by = supervise_one(run, as_json=as_json, nvml=nvml, command=command)
+        state, stopped_by = supervise_one(run, as_json=as_json, driver=driver, command=command)
         code = exit_code(state, stopped_by)
         worst = worst or code
         if stopped_by or state.state == "stopped" or state.exit_code in (2, 3):
@@ -81,7 +81,7 @@ def supervise_one(
     run: RunDir,
     *,
     as_json: bool = False,
-    nvml: Nvml | None = None,
+    driver: GpuDriver | None = None,
     adopt: bool = False,
     command: Sequence[str] | None = None,
 ) -> tuple[RunState, signal.Signals | None]:
@@ -104,7 +104,7 @@ def supervise_one(
         placement=placement,
         recipe=recipe,
         command=command,
-        nvml=nvml,
+        driver=driver,
         on_begin=lambda: display.start(info),
         on_tick=lambda r: display.update(r.info, r.state, r.view),
         on_event=display.event,

@@ -8,9 +8,8 @@ import enum
 class ClockReason(enum.IntFlag):
     """One or more reasons at a moment; 0: none.
 
-    A line's `event_reasons` is the sum of these values, which therefore never change. They are those of nvml.h
-    (nvmlClocksEventReason…, nvmlClocksThrottleReason…), so that journals from before other vendors read the same; each
-    driver in `lorawatch/telemetry/` translates its own into them.
+    A line's `event_reasons` is the sum of these values, so they never change. Each driver in `lorawatch/telemetry/`
+    translates its library's words into them.
     """
 
     IDLE = 0x1

@@ -134,7 +134,7 @@ def _attention(config: object) -> tuple[int | None, int | None]:
 
 
 def gpu_identity(device: torch.device) -> tuple[str | None, str | None]:
-    """A CUDA device's UUID as NVML writes it, and its name; None for anything else."""
+    """A CUDA device's UUID as its driver writes it, and its name; None for anything else."""
     if device.type != "cuda":
         return None, None
     properties = torch.cuda.get_device_properties(device)

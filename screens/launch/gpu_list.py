@@ -134,7 +134,7 @@ class GpuList(Vertical):
         return cast("AppServices", self.app)
 
     def compose(self) -> ComposeResult:
-        yield Static(" asking the NVIDIA driver …", classes="muted")
+        yield Static(" asking the GPU driver …", classes="muted")
 
     async def on_mount(self) -> None:
         self.set_interval(LOOK_S, self._look)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", default="demo", metavar="[RECIPE]")
 @click.option(
-    "--gpus", metavar="WHICH", help="all, GPU indices of nvidia-smi such as 0,2, or cpu:N for N ranks on the CPU."
+    "--gpus",
+    metavar="WHICH",
+    help="all, GPU indices as doctor lists them such as 0,2, or cpu:N for N ranks on the CPU.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's value: train.steps=100."

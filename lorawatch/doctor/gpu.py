@@ -79,12 +79,13 @@ def _driver(attempt: Attempt, used: GpuDriver | None) -> Check | None:
     if driver is None:
         reason = failure.reason if failure else "not asked"
         hint = failure.hint if failure else None
-        if vendor.present() or (failure and failure.broken):
+        present, installed = vendor.present(), failure is None or failure.installed
+        if vendor is not NVIDIA and not installed:  # its package is an extra
+            return Check(name, "info", reason, hint) if present else None
+        if present or not installed:
             return Check(name, "warn", reason, hint)
         # without any GPU of the vendor a missing driver is no fault
-        if vendor is NVIDIA:
-            return Check(name, "info", f"{reason}; runs use the CPU" if used is None else reason)
-        return None
+        return Check(name, "info", f"{reason}; runs use the CPU" if used is None else reason)
     if not driver.devices and not driver.problems:
         return Check(name, "warn", f"{driver.words()}; it lists no GPU", "in a container, pass the GPUs in")
     if vendor.untried:

@@ -33,7 +33,7 @@ class Gpu(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     host: str
     gpu_index: int
-    """The driver's index: NVML's and AMD SMI's both follow PCI order."""
+    """The driver's index, which follows PCI order."""
     gpu_uuid: str
     """As the driver and torch both give it; `AMD-<index>` for an AMD GPU that has none."""
     sku: str

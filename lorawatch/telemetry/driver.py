@@ -28,13 +28,13 @@ class DriverUnavailable(MissingDependency):
 
     Attributes:
         reason: Why, one sentence for people; `hint` says what to do.
-        broken: The library is installed, but does not work: worth a look even where no GPU of the vendor is seen.
+        installed: Whether the Python package that speaks to the driver is here.
     """
 
-    def __init__(self, reason: str, *, hint: str | None = None, broken: bool = False) -> None:
+    def __init__(self, reason: str, *, hint: str | None = None, installed: bool = True) -> None:
         super().__init__(reason, hint=hint)
         self.reason = reason
-        self.broken = broken
+        self.installed = installed
 
 
 class GpuLost(Exception):

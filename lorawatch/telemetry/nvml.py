@@ -110,7 +110,7 @@ def open_nvml(timeout_s: float = OPEN_TIMEOUT_S) -> Nvml:
         ) from None
     except Exception as error:
         words = f"the NVIDIA driver's library fails: {type(error).__name__}: {error}"
-        raise DriverUnavailable(words, hint="does nvidia-smi work?", broken=True) from error
+        raise DriverUnavailable(words, hint="does nvidia-smi work?") from error
 
 
 def _optional(call: Callable[..., Any], *arguments: Any) -> Any | None:

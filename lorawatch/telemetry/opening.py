@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorawatch.telemetry.driver import OPEN_TIMEOUT_S, DriverUnavailable, GpuDriver
-from lorawatch.telemetry.vendors import NVIDIA, Vendor
+from lorawatch.telemetry.vendors import AMD, NVIDIA, Vendor
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ def attempts(timeout_s: float = OPEN_TIMEOUT_S) -> list[Attempt]:
         timeout_s: How long each may take.
     """
     tried: list[Attempt] = []
-    for vendor, open_it in ((NVIDIA, _open_nvml),):
+    for vendor, open_it in ((NVIDIA, _open_nvml), (AMD, _open_amd)):
         try:
             driver = open_it(timeout_s)
         except DriverUnavailable as failure:
@@ -69,6 +69,12 @@ def _open_nvml(timeout_s: float) -> GpuDriver:
         from lorawatch.telemetry.nvml import open_nvml
     except ImportError as error:
         raise DriverUnavailable(
-            f"not asked: {error}", hint=f"{sys.executable} -m pip install nvidia-ml-py", broken=True
+            f"not asked: {error}", hint=f"{sys.executable} -m pip install nvidia-ml-py", installed=False
         ) from error
     return open_nvml(timeout_s)
+
+
+def _open_amd(timeout_s: float) -> GpuDriver:
+    from lorawatch.telemetry.amd import open_amd
+
+    return open_amd(timeout_s)

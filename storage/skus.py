@@ -17,13 +17,13 @@ class Sku:
 
     Attributes:
         sku: Its short name: `RTX PRO 4500`, `H100 SXM`.
-        names: NVML's device names; beginnings of them where they end in `*`.
+        names: The driver's names of the device; beginnings of them where they end in `*`.
         memory_gb: As sold, the number on the box.
         power_limit_w: Default board power, watts.
         bf16_dense_tflops: Dense BF16 tensor-core peak with FP32 accumulation, TFLOP/s; None where no document prints it, or
             the card has no BF16.
         source: The document the peak is from, or why there is none.
-        memory_mib: NVML's total; None where it was not seen.
+        memory_mib: The driver's total; None where it was not seen.
         bf16: Whether it computes in BF16.
         fp8: Whether it computes in FP8.
         also: Other ways in which people and published tables write it.
@@ -42,7 +42,7 @@ class Sku:
 
     @property
     def memory_total_bytes(self) -> int:
-        """What NVML reports as the total; where nobody has told, a little less than is on the box, as is usual."""
+        """What the driver reports as the total; where nobody has told, a little less than is on the box, as is usual."""
         return (self.memory_mib or int(self.memory_gb * 1024 * _OF_THE_BOX)) << 20
 
 
@@ -74,7 +74,7 @@ def find_sku(name: str) -> Sku | None:
     """The model that a name means; None for one that is not in the table, or that fits several (`H100`).
 
     Args:
-        name: As NVML names the device, or as people and published tables write it; read without regard to case, hyphens
+        name: As the driver names the device, or as people and published tables write it; read without regard to case, hyphens
             and a leading NVIDIA, GeForce or Tesla.
     """
     exact, beginnings = _index()
@@ -97,7 +97,7 @@ def bf16_dense_peak(sku: str) -> float | None:
     """A GPU model's dense BF16 peak, FLOP/s; None where it is not in the table.
 
     Args:
-        sku: As NVML names it: `NVIDIA H100 80GB HBM3`.
+        sku: As the driver names it: `NVIDIA H100 80GB HBM3`.
     """
     found = find_sku(sku)
     return None if found is None or found.bf16_dense_tflops is None else found.bf16_dense_tflops * 1e12

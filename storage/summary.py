@@ -11,14 +11,14 @@ from lorawatch.analysis.energy import Energy, energy_over
 from lorawatch.analysis.mfu import mfu, plausible
 from lorawatch.analysis.throughput import percentile
 from lorawatch.analysis.windows import Span, length
+from lorawatch.run.clock_reasons import SLOWDOWN_WORDS, ClockReason
 from lorawatch.storage.engine import Connection, roll_back
 from lorawatch.storage.measured import separately, together
 from lorawatch.storage.skus import bf16_dense_peak
 from lorawatch.storage.workloads import workload
 
-# NVML clock event reasons that hold clocks down under load: software power cap, hardware slowdown, software and hardware
-# thermal slowdown, hardware power brake (nvml.h, nvmlClocksEventReason…).
-_THROTTLED = 0x04 | 0x08 | 0x20 | 0x40 | 0x80
+# What holds clocks down under load: the power cap and what slows a GPU against its will.
+_THROTTLED = int(sum(SLOWDOWN_WORDS, ClockReason.POWER_CAP))
 _FETCH = 10_000
 
 

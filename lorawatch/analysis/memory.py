@@ -28,9 +28,9 @@ Moment = Literal["loss", "backward", "optimizer"]
 
 # Beside torch's tensors, read on an H100 (driver 580, CUDA 13); the same in every run there to 16 MiB.
 # What a process holds before its first tensor and loads on the way: the CUDA context with the kernels of torch, cuBLAS and
-# the attention. NVML's used memory less torch's reserved memory less what the driver keeps.
+# the attention. The used memory that the driver gives less torch's reserved memory less what the driver keeps.
 CUDA_CONTEXT_BYTES = 767 * MIB
-# What NVML counts as used with no process on the GPU.
+# What the driver counts as used with no process on the GPU.
 DRIVER_BYTES = 480 * MIB
 # NCCL's buffers and the kernels of its collectives: what a rank of two holds beside that, over NVLink.
 NCCL_BYTES = 852 * MIB
@@ -114,7 +114,7 @@ class MemoryEstimate:
 
     @property
     def device_bytes(self) -> int:
-        """What NVML and nvidia-smi show as used on a GPU that does nothing else."""
+        """What the driver and nvidia-smi show as used on a GPU that does nothing else."""
         return sum(self.breakdown().values())
 
     def breakdown(self) -> dict[str, int]:
@@ -188,7 +188,7 @@ def estimate(work: Workload) -> MemoryEstimate:
 
 
 def verdict(needed: MemoryEstimate, memory_total_bytes: int) -> Fit:
-    """Whether a GPU with so much memory, as NVML gives its total, has room for a run.
+    """Whether a GPU with so much memory, as the driver gives its total, has room for a run.
 
     Torch gives free blocks back before it gives up, but no run can count on that: the next step's logits, in 16 bits, then
     cut up the blocks that the loss needs whole. Llama-3.1-8B with 10 × 1024 tokens on 80 GB ended so in its second step.

@@ -7,22 +7,27 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from lorawatch.errors import LorawatchError
+from lorawatch.system import visible_devices
 from lorawatch.system.interpreter import own_module
 from lorawatch.system.permissions import users_umask
 from lorawatch.system.quiet import QUIET
 
+if TYPE_CHECKING:
+    from lorawatch.run.directory import Gpu
+
 
 def run_module(
-    module: str, arguments: Sequence[str], *, given: bytes | None = None, capture: bool = False, gpu: str | None = None
+    module: str, arguments: Sequence[str], *, given: bytes | None = None, capture: bool = False, gpu: Gpu | None = None
 ) -> tuple[int, bytes]:
     """Run a module to its end on this terminal; SIGINT and SIGTERM end it too.
 
     Args:
         given: Its standard input; None: this process's.
         capture: Return its standard output instead of showing it.
-        gpu: The UUID of the only GPU that it sees; None: as the environment has it.
+        gpu: The only GPU that it sees; None: as the environment has it.
 
     Returns:
         Its exit status, as a shell gives it, and what was captured.
@@ -32,7 +37,7 @@ def run_module(
     """
     environment = {**QUIET, "PYTHONWARNINGS": "ignore", **os.environ}
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+        environment |= visible_devices.showing(gpu.vendor, [gpu.gpu_uuid])
     # On a terminal the child gets ctrl-C by itself.
     alone = not any(os.isatty(fd) for fd in (0, 1, 2) if _is_open(fd))
     children: list[subprocess.Popen[bytes]] = []
@@ -64,18 +69,17 @@ def run_module(
     return child.returncode if child.returncode >= 0 else 128 - child.returncode, out or b""
 
 
-def freest_gpu() -> str | None:
-    """The UUID of the GPU with the most free memory, by NVML, which opens no context on any; None where nothing reports it or
-    the user has chosen."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
+def freest_gpu() -> Gpu | None:
+    """The GPU with the most free memory, by the driver, which opens no context on any; None where nothing reports it or the
+    user has chosen."""
+    if visible_devices.chosen(os.environ):
         return None
-    from lorawatch.cli.machine import open_driver
+    from lorawatch.cli.machine import gpus_of, open_driver
 
-    nvml = open_driver()
-    if nvml is None:
+    driver = open_driver()
+    if driver is None:
         return None
-    free = {device.uuid: nvml.free_memory(device.uuid) or 0 for device in nvml.devices}
-    return max(free, key=lambda uuid: free[uuid]) if free else None
+    return max(gpus_of(driver), key=lambda gpu: driver.free_memory(gpu.gpu_uuid) or 0, default=None)
 
 
 def _is_open(descriptor: int) -> bool:

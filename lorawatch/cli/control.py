@@ -164,7 +164,7 @@ def adopt(run: str, as_json: bool) -> int:
     from lorawatch.cli.machine import open_driver
     from lorawatch.cli.supervise import exit_code, supervise_one
 
-    state, stopped_by = supervise_one(RunDir.find(run), as_json=as_json, nvml=open_driver(), adopt=True)
+    state, stopped_by = supervise_one(RunDir.find(run), as_json=as_json, driver=open_driver(), adopt=True)
     return exit_code(state, stopped_by)
 
 

@@ -6,21 +6,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorawatch.run.directory import Gpu
-    from lorawatch.telemetry.nvml import Nvml
+    from lorawatch.telemetry.driver import GpuDriver
 
 
-def open_driver() -> Nvml | None:
-    """NVML, or None where it cannot be had."""
-    from lorawatch.telemetry.nvml import NvmlUnavailable, open_nvml
+def open_driver() -> GpuDriver | None:
+    """The driver of this machine's GPUs, or None where none can be had."""
+    from lorawatch.telemetry import opening
+    from lorawatch.telemetry.driver import DriverUnavailable
 
     try:
-        return open_nvml()
-    except NvmlUnavailable:
+        return opening.open_driver()
+    except DriverUnavailable:
         return None
 
 
-def gpus_of(nvml: Nvml | None) -> list[Gpu]:
+def gpus_of(driver: GpuDriver | None) -> list[Gpu]:
     """This host's GPUs, by index."""
     from lorawatch.system.home import host_name
 
-    return nvml.gpus(host_name()) if nvml else []
+    return driver.gpus(host_name()) if driver else []

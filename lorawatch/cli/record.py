@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", default="demo", metavar="[RECIPE]")
-@click.option("--gpus", metavar="WHICH", help="all, NVML indices such as 0,2, or cpu:N for N ranks on the CPU.")
+@click.option(
+    "--gpus",
+    metavar="WHICH",
+    help="all, GPU indices as doctor lists them such as 0,2, or cpu:N for N ranks on the CPU.",
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's value: train.steps=100."
 )
@@ -91,9 +95,9 @@ def record(
         return go_on(resume, overrides=overrides, from_name=from_name, detach=detach, as_json=as_json)
     if from_name is not None:
         raise UsageError("--from names a checkpoint of a run that goes on", hint="--resume RUN names the run")
-    nvml = open_driver()
-    host_gpus = gpus_of(nvml)
-    driver = nvml.driver_version if nvml else None
+    driver = open_driver()
+    host_gpus = gpus_of(driver)
+    driver_version = driver.driver_version if driver else None
     runs: list[RunDir] = []
     if own_command is not None:
         if not own_command:
@@ -104,7 +108,9 @@ def record(
                 "--sweep, --separate, --repeat, --set, --gpus, --on-nan and a recipe do not go with an own command",
                 hint="leave them out",
             )
-        runs.append(prepare_command(own_command, host_gpus, driver_version=driver, tags=tags, sample_hz=hz or 5.0))
+        runs.append(
+            prepare_command(own_command, host_gpus, driver_version=driver_version, tags=tags, sample_hz=hz or 5.0)
+        )
     else:
         from lorawatch.recipe import loading
 
@@ -117,7 +123,9 @@ def record(
         for count, apart in points:
             strategy: Strategy = "separate" if apart else "ddp" if separate else loaded.launch.strategy
             point = msgspec.structs.replace(loaded, launch=msgspec.structs.replace(loaded.launch, strategy=strategy))
-            run, _ = prepare_recipe(point, host_gpus, driver_version=driver, count=count, tags=tags, sweep_id=sweep_id)
+            run, _ = prepare_recipe(
+                point, host_gpus, driver_version=driver_version, count=count, tags=tags, sweep_id=sweep_id
+            )
             if len(points) > 1 and sweep_id is None:
                 info = run.info()
                 sweep_id = info.sweep_id = run.run_id
@@ -125,4 +133,4 @@ def record(
             runs.append(run)
     if detach:
         return detach_runs(runs, as_json, own_command)
-    return supervise_all(runs, as_json=as_json, nvml=nvml, command=own_command)
+    return supervise_all(runs, as_json=as_json, driver=driver, command=own_command)

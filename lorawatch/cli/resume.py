@@ -23,13 +23,13 @@ def resume(name: str, *, overrides: tuple[str, ...], from_name: str | None, deta
     from lorawatch.recorder.resuming import prepare_resumption
 
     run = RunDir.find(name)
-    nvml = open_driver()
+    driver = open_driver()
     resumption = prepare_resumption(
         run,
-        gpus_of(nvml),
+        gpus_of(driver),
         overrides=overrides,
         from_name=from_name,
-        driver_version=nvml.driver_version if nvml else None,
+        driver_version=driver.driver_version if driver else None,
     )
     changes = "".join(f", {path} {was} → {now}" for path, was, now in resumption.changed)
     click.echo(
@@ -37,4 +37,4 @@ def resume(name: str, *, overrides: tuple[str, ...], from_name: str | None, deta
     )
     if detach:
         return detach_runs([run], as_json)
-    return supervise_all([run], as_json=as_json, nvml=nvml)
+    return supervise_all([run], as_json=as_json, driver=driver)

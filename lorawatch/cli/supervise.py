@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lorawatch.launch.placement import Placement
     from lorawatch.recipe.schema import Recipe
     from lorawatch.run.directory import Gpu
-    from lorawatch.telemetry.nvml import Nvml
+    from lorawatch.telemetry.driver import GpuDriver
 
 
 @click.command(hidden=True)
@@ -37,11 +38,11 @@ def supervise(run_ids: tuple[str, ...]) -> int:
         from lorawatch.launch.handover import receive
 
         command = receive(sys.stdin.buffer)
-    return supervise_all(runs, as_json=False, nvml=open_driver(), command=command)
+    return supervise_all(runs, as_json=False, driver=open_driver(), command=command)
 
 
 def supervise_all(
-    runs: Sequence[RunDir], *, as_json: bool, nvml: Nvml | None, command: Sequence[str] | None = None
+    runs: Sequence[RunDir], *, as_json: bool, driver: GpuDriver | None, command: Sequence[str] | None = None
 ) -> int:
     """Record prepared runs one after the other, with a display. Returns the first bad exit status.
 
@@ -63,7 +64,7 @@ def supervise_all(
             state.recorder = ProcessId.own()
             run.write_state(state)
     for index, run in enumerate(runs):
-        state, stopped_by = supervise_one(run, as_json=as_json, nvml=nvml, command=command)
+        state, stopped_by = supervise_one(run, as_json=as_json, driver=driver, command=command)
         code = exit_code(state, stopped_by)
         worst = worst or code
         if stopped_by or state.state == "stopped" or state.exit_code in (2, 3):
@@ -80,7 +81,7 @@ def supervise_one(
     run: RunDir,
     *,
     as_json: bool = False,
-    nvml: Nvml | None = None,
+    driver: GpuDriver | None = None,
     adopt: bool = False,
     command: Sequence[str] | None = None,
 ) -> tuple[RunState, signal.Signals | None]:
@@ -103,7 +104,7 @@ def supervise_one(
         placement=placement,
         recipe=recipe,
         command=command,
-        nvml=nvml,
+        driver=driver,
         on_begin=lambda: display.start(info),
         on_tick=lambda r: display.update(r.info, r.state, r.view),
         on_event=display.event,
@@ -155,8 +156,11 @@ def _as_prepared(run: RunDir) -> tuple[Recipe | None, Placement | None]:
     info = run.info()
     if info.own_command or info.recipe is None:
         return None, None
-    uuids = tuple(g.gpu_uuid for g in _in_rank_order(info.gpus, run))
-    return loading.from_dict(info.recipe, run.run_id), Placement(info.device or "cpu", info.world_size, uuids)
+    gpus = _in_rank_order(info.gpus, run)
+    placement = Placement(info.device or "cpu", info.world_size, tuple(g.gpu_uuid for g in gpus))
+    if gpus:
+        placement = replace(placement, vendor=gpus[0].vendor)
+    return loading.from_dict(info.recipe, run.run_id), placement
 
 
 def _in_rank_order(gpus: Sequence[Gpu], run: RunDir) -> list[Gpu]:

@@ -30,7 +30,7 @@ class Configuration:
         key: Unique and stable: what choices and baselines are remembered by.
         provenance: Where the figures come from; the four are never shown alike.
         source: The runs' ids, or the published table's name; `reference`: its title and address, as far as they are told.
-        sku: As NVML or the table names it; `CPU` for ranks on the CPU.
+        sku: As the driver or the table names it; `CPU` for ranks on the CPU.
         count: GPUs, or ranks on the CPU.
         coupling: `ddp`, or `separate`: as many one-GPU runs at the same time.
         family: What scaling is taken within: same work, SKU and source.

@@ -1,4 +1,4 @@
-"""Doctor's look at the driver, the GPUs, and whether torch can use them."""
+"""Doctor's look at the drivers, the GPUs, and whether torch can use them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorawatch.doctor.check import Check, CheckStatus, gib
+from lorawatch.system import visible_devices
 
 if TYPE_CHECKING:
-    from lorawatch.telemetry.device import Device
-    from lorawatch.telemetry.nvml import Nvml
+    from lorawatch.telemetry.driver import GpuDevice, GpuDriver
+    from lorawatch.telemetry.opening import Attempt
+    from lorawatch.telemetry.vendors import Vendor
 
 _DRIVER_WAIT_S = 30.0
 _TORCH_WAIT_S = 120.0
@@ -42,58 +43,66 @@ print(json.dumps(said))
 
 
 def gpus_and_torch() -> list[Check]:
-    """The driver, each GPU, torch, and what torch's ranks would talk through."""
-    nvml, driver = _driver()
-    checks = [driver]
-    if nvml:
-        advice = "see dmesg for Xid; a reset or a reboot may bring it back"
-        checks += [Check("GPU", "warn", problem, advice) for problem in nvml.problems]
-        checks += [_gpu(device) for device in nvml.devices]
-    return checks + _torch(nvml)
+    """The drivers, each GPU, torch, and what torch's ranks would talk through."""
+    driver, checks = _drivers()
+    if driver:
+        advice = driver.vendor.when_lost
+        checks += [Check("GPU", "warn", problem, advice) for problem in driver.problems]
+        checks += [_gpu(device, driver.vendor) for device in driver.devices]
+    return checks + _torch(driver)
 
 
-def _driver() -> tuple[Nvml | None, Check]:
+def _drivers() -> tuple[GpuDriver | None, list[Check]]:
+    """The driver that a run would use, and a word on each vendor's."""
+    from lorawatch.telemetry import opening
+    from lorawatch.telemetry.driver import DriverUnavailable
+    from lorawatch.telemetry.vendors import AMD
+
+    tried = opening.attempts(_DRIVER_WAIT_S)
     try:
-        from lorawatch.telemetry.nvml import NvmlUnavailable, open_nvml
-    except ImportError as error:
-        return None, Check(
-            "NVIDIA driver", "warn", f"not asked: {error}", f"{sys.executable} -m pip install nvidia-ml-py"
-        )
-    try:
-        nvml = open_nvml(_DRIVER_WAIT_S)
-    except NvmlUnavailable as error:
-        # without any NVIDIA device a missing driver is no fault
-        if not _nvidia_device_there():
-            return None, Check("NVIDIA driver", "info", f"{error.reason}; runs use the CPU")
-        return None, Check("NVIDIA driver", "warn", error.reason, error.hint)
-    found = f"{nvml.driver_version or 'unknown version'}, NVML {nvml.nvml_version or '?'}"
-    if nvml.cuda_version:
-        found += f", up to CUDA {nvml.cuda_version}"
-    if not nvml.devices and not nvml.problems:
-        return nvml, Check("NVIDIA driver", "warn", f"{found}; it lists no GPU", "in a container, pass the GPUs in")
-    return nvml, Check("NVIDIA driver", "ok", found)
+        driver = opening.choose(tried)
+    except DriverUnavailable:
+        driver = None
+    checks = [check for attempt in tried if (check := _driver(attempt, driver)) is not None]
+    if AMD not in [attempt.vendor for attempt in tried] and AMD.present():
+        words = "AMD GPUs are not sampled: lorawatch takes those of one vendor, NVIDIA's first"
+        checks.append(Check(AMD.driver_name, "info", words))
+    return driver, checks
 
 
-def _nvidia_device_there() -> bool:
-    try:
-        for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
-            kind = vendor.with_name("class").read_text()
-            if vendor.read_text().strip() == "0x10de" and kind.startswith("0x03"):  # a display or 3D controller
-                return True
-    except OSError:
-        pass
-    return False
+def _driver(attempt: Attempt, used: GpuDriver | None) -> Check | None:
+    """What one vendor's driver answers; None where its absence is nothing to speak of."""
+    from lorawatch.telemetry.vendors import NVIDIA
+
+    vendor, driver, failure = attempt.vendor, attempt.driver, attempt.failure
+    name = vendor.driver_name
+    if driver is None:
+        reason = failure.reason if failure else "not asked"
+        hint = failure.hint if failure else None
+        present, installed = vendor.present(), failure is None or failure.installed
+        if vendor is not NVIDIA and not installed:  # its package is an extra
+            return Check(name, "info", reason, hint) if present else None
+        if present or not installed:
+            return Check(name, "warn", reason, hint)
+        # without any GPU of the vendor a missing driver is no fault
+        return Check(name, "info", f"{reason}; runs use the CPU" if used is None else reason)
+    if not driver.devices and not driver.problems:
+        return Check(name, "warn", f"{driver.words()}; it lists no GPU", "in a container, pass the GPUs in")
+    if vendor.untried:
+        advice = f"compare power and energy with {vendor.tool} before you publish figures"
+        return Check(name, "warn", f"{driver.words()}; {vendor.untried}", advice)
+    return Check(name, "ok", driver.words())
 
 
-def _gpu(device: Device) -> Check:
-    from lorawatch.telemetry.device import GpuLost
+def _gpu(device: GpuDevice, vendor: Vendor) -> Check:
+    from lorawatch.telemetry.driver import GpuLost
 
     name = f"GPU {device.index}"
     try:
         facts, total = device.facts(), device.memory_total()
         processes = device.processes() or ()
     except GpuLost as lost:
-        return Check(name, "warn", f"{device.sku}: {lost.reason}", "see dmesg for Xid; a reset may bring it back")
+        return Check(name, "warn", f"{device.sku}: {lost.reason}", vendor.when_lost)
     free = facts.free_memory_bytes
     parts = [device.sku]
     if total is not None and free is not None:
@@ -107,7 +116,7 @@ def _gpu(device: Device) -> Check:
         default = facts.default_power_limit_w
         if default is not None and facts.power_limit_w < default - 1:
             status = "warn"
-            advice.append(f"slower than the card sold: its default limit is {default:.0f} W (nvidia-smi -pl)")
+            advice.append(f"slower than the card sold: its default limit is {default:.0f} W ({vendor.set_power_limit})")
     parts.append("energy counter" if facts.energy_counter else "no energy counter: energy is the integral of power")
     if facts.persistence_mode is False:
         parts.append("persistence off")
@@ -123,7 +132,7 @@ def _gpu(device: Device) -> Check:
     return Check(name, status, ", ".join(parts), "; ".join(advice) or None)
 
 
-def _torch(nvml: Nvml | None) -> list[Check]:
+def _torch(driver: GpuDriver | None) -> list[Check]:
     if importlib.util.find_spec("torch") is None:
         return [Check("torch", "fail", "not installed", f"{sys.executable} -m pip install torch")]
     try:
@@ -131,76 +140,96 @@ def _torch(nvml: Nvml | None) -> list[Check]:
             [sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_WAIT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return [Check("torch", "fail", f"did not load within {_TORCH_WAIT_S:.0f} s", "does nvidia-smi answer?")]
+        tool = driver.vendor.tool if driver else "nvidia-smi"
+        return [Check("torch", "fail", f"did not load within {_TORCH_WAIT_S:.0f} s", f"does {tool} answer?")]
     try:
-        said: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+        report: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
         return [Check("torch", "fail", f"does not load: {last}", "reinstall it in this environment")]
-    return [_torch_itself(said, nvml), _collectives(said, nvml)]
+    return [_torch_itself(report, driver), _collectives(report, driver)]
 
 
-def _torch_itself(said: dict[str, Any], nvml: Nvml | None) -> Check:
-    build = f"CUDA {said['cuda']}" if said["cuda"] else f"ROCm {said['hip']}" if said["hip"] else "CPU only"
-    found = f"{said['version']}, built for {build}" if said["cuda"] or said["hip"] else f"{said['version']}, {build}"
-    gpus = len(nvml.devices) if nvml else 0
-    if said.get("error"):
-        return Check("torch", "fail", f"{found}; the GPU fails: {said['error']}", "another torch build may suit it")
-    if said.get("available"):
-        found += f", uses {said['count']} of {gpus} GPUs, bf16 {'yes' if said['bf16'] else 'no'}"
-        strange = _without_kernels(said["archs"], nvml)
+def _torch_itself(report: dict[str, Any], driver: GpuDriver | None) -> Check:
+    build = f"CUDA {report['cuda']}" if report["cuda"] else f"ROCm {report['hip']}" if report["hip"] else "CPU only"
+    gpu_build = report["cuda"] or report["hip"]
+    words = f"{report['version']}, built for {build}" if gpu_build else f"{report['version']}, {build}"
+    gpus = len(driver.devices) if driver else 0
+    if report.get("error"):
+        return Check("torch", "fail", f"{words}; the GPU fails: {report['error']}", "another torch build may suit it")
+    if report.get("available"):
+        words += f", uses {report['count']} of {gpus} GPUs, bf16 {'yes' if report['bf16'] else 'no'}"
+        strange = _without_kernels(report["archs"], driver)
         if strange:
             return Check(
                 "torch",
                 "fail",
-                f"{found}; it has no kernels for {', '.join(strange)}",
+                f"{words}; it has no kernels for {', '.join(strange)}",
                 "install a torch build that is made for these GPUs",
             )
-        return Check("torch", "ok", found)
-    if not gpus:
-        return Check("torch", "ok", found)
-    if not said["cuda"]:
-        return Check("torch", "fail", f"{found}: it cannot use the GPUs here", "install a CUDA build of torch")
-    if nvml and nvml.cuda_version and _newer(said["cuda"], nvml.cuda_version):
+        return Check("torch", "ok", words)
+    if driver is None or not gpus:
+        return Check("torch", "ok", words)
+    vendor = driver.vendor
+    if not (report["cuda"] if vendor.torch_build == "CUDA" else report["hip"]):
+        advice = f"install a {vendor.torch_build} build of torch"
+        return Check("torch", "fail", f"{words}: it cannot use the GPUs here", advice)
+    if driver.cuda_version and _newer(report["cuda"], driver.cuda_version):
         return Check(
             "torch",
             "fail",
-            f"{found}, newer than the driver can run (CUDA {nvml.cuda_version})",
+            f"{words}, newer than the driver can run (CUDA {driver.cuda_version})",
             "update the driver, or install a torch built for an older CUDA",
         )
-    return Check("torch", "fail", f"{found}, but finds no GPU", "is CUDA_VISIBLE_DEVICES empty? is nvidia_uvm loaded?")
+    advice = f"is {visible_devices.names(vendor.key)} empty? {vendor.access}"
+    return Check("torch", "fail", f"{words}, but finds no GPU", advice)
 
 
-def _collectives(said: dict[str, Any], nvml: Nvml | None) -> Check:
+def _collectives(report: dict[str, Any], driver: GpuDriver | None) -> Check:
     have = [
         name
         for name, there in (
-            (f"NCCL {said['nccl_version']}" if said.get("nccl_version") else "NCCL", said["nccl"]),
-            ("gloo", said["gloo"]),
+            (f"NCCL {report['nccl_version']}" if report.get("nccl_version") else "NCCL", report["nccl"]),
+            ("gloo", report["gloo"]),
         )
         if there
     ]
-    found = " and ".join(have) or "none"
-    if nvml and len(nvml.devices) > 1 and not said["nccl"]:
-        return Check("collectives", "fail", found, "several GPUs need NCCL: install a CUDA build of torch for Linux")
+    words = " and ".join(have) or "none"
+    if driver and len(driver.devices) > 1 and not report["nccl"]:
+        advice = f"several GPUs need NCCL: install a {driver.vendor.torch_build} build of torch for Linux"
+        return Check("collectives", "fail", words, advice)
     if not have:
         return Check("collectives", "fail", "torch has neither NCCL nor gloo", "install a torch with distributed")
-    return Check("collectives", "ok", found)
+    return Check("collectives", "ok", words)
 
 
-def _without_kernels(archs: list[str], nvml: Nvml | None) -> list[str]:
-    """Models that a torch build brings neither machine code nor PTX for."""
-    parsed = [(m[1], int(m[2]), int(m[3])) for a in archs if (m := re.match(r"(sm|compute)_(\d+)(\d)", a))]
+def _without_kernels(archs: list[str], driver: GpuDriver | None) -> list[str]:
+    """Models that a torch build brings no code for."""
     strange = []
-    for device in nvml.devices if nvml and parsed else ():
-        able = device.compute_capability()
-        if able is not None and not any(
-            # machine code runs on later minor versions of its major one, PTX on everything later
-            (major, minor) <= able and (kind == "compute" or major == able[0])
-            for kind, major, minor in parsed
-        ):
-            strange.append(f"{device.sku} (compute capability {able[0]}.{able[1]})")
+    for device in driver.devices if driver else ():
+        architecture = device.architecture()
+        if architecture is not None and not _has_kernels(archs, architecture):
+            capability = re.fullmatch(r"sm_(\d+)(\d)", architecture)
+            words = f"compute capability {capability[1]}.{capability[2]}" if capability else architecture
+            strange.append(f"{device.sku} ({words})")
     return list(dict.fromkeys(strange))
+
+
+def _has_kernels(archs: list[str], architecture: str) -> bool:
+    """Whether torch's list (`sm_90`, `compute_90`, `gfx942`) has code that runs on an architecture.
+
+    CUDA's machine code runs on later minor versions of its major one, PTX (`compute_90`) on everything later; AMD's on
+    its own architecture, whose name features may follow (`gfx90a:xnack-`). True where the list has none of the kind.
+    """
+    if architecture.startswith("gfx"):
+        of_kind = [a.partition(":")[0] for a in archs if a.startswith("gfx")]
+        return architecture in of_kind or not of_kind
+    able = re.fullmatch(r"sm_(\d+)(\d)", architecture)
+    parsed = [(m[1], (int(m[2]), int(m[3]))) for a in archs if (m := re.match(r"(sm|compute)_(\d+)(\d)", a))]
+    if able is None or not parsed:
+        return True
+    version = (int(able[1]), int(able[2]))
+    return any(code <= version and (kind == "compute" or code[0] == version[0]) for kind, code in parsed)
 
 
 def _newer(one: str, other: str) -> bool:

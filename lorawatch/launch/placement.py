@@ -10,6 +10,7 @@ from typing import Literal
 from lorawatch.errors import NoSuitableGpu
 from lorawatch.recipe.devices import DeviceRequest
 from lorawatch.run.directory import Gpu
+from lorawatch.system import visible_devices
 from lorawatch.system.processes import usable_cores
 
 DEFAULT_CPU_RANKS = 2  # DDP is DDP from two ranks on; more would only share the same cores
@@ -20,20 +21,21 @@ class Placement:
     """Where the ranks of a run go.
 
     Attributes:
-        device: `cuda`: one rank a GPU; `cpu`: ranks on the CPU over gloo.
+        device: As torch names it: `cuda`: one rank a GPU, of any vendor; `cpu`: ranks on the CPU over gloo.
         world_size: Number of ranks.
         gpu_uuids: The GPUs in rank order; empty on the CPU.
+        vendor: Whose GPUs they are, as `Gpu.vendor`.
     """
 
     device: Literal["cuda", "cpu"]
     world_size: int
     gpu_uuids: tuple[str, ...] = ()
+    vendor: str = visible_devices.NVIDIA
 
     def environment(self) -> dict[str, str]:
         """Variables that make the ranks see exactly these devices, in this order."""
         threads = max(usable_cores() // self.world_size, 1)
-        # GPUs by UUID: CUDA's own numbering follows speed, NVML's the PCI bus.
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpu_uuids)}
+        env = visible_devices.showing(self.vendor, self.gpu_uuids) if self.gpu_uuids else visible_devices.hiding()
         if "OMP_NUM_THREADS" not in os.environ:  # torchrun would set 1
             env["OMP_NUM_THREADS"] = str(threads)
         return env
@@ -44,7 +46,7 @@ def place(request: DeviceRequest, gpus: Sequence[Gpu], *, count: int | None = No
 
     Args:
         request: What was asked for.
-        gpus: The host's GPUs as NVML lists them; empty where there is none.
+        gpus: The host's GPUs as the driver lists them; empty where there is none.
         count: Use only the first `count` of them (a sweep's point).
 
     Raises:
@@ -69,23 +71,12 @@ def place(request: DeviceRequest, gpus: Sequence[Gpu], *, count: int | None = No
                 hint="lower --sweep or widen --gpus",
             )
         indices = indices[:count]
-    return Placement("cuda", len(indices), tuple(there[i].gpu_uuid for i in indices))
+    return Placement("cuda", len(indices), tuple(there[i].gpu_uuid for i in indices), gpus[0].vendor)
 
 
 def _visible(gpus: Sequence[Gpu]) -> list[int]:
-    """NVML indices that CUDA_VISIBLE_DEVICES leaves, where it names them by index or UUID; all where it is not set.
-
-    `all` means what the user (or Slurm) lets this shell use. Explicit indices are NVML's.
-    """
-    text = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if text is None:
-        return [g.gpu_index for g in gpus]
-    chosen = []
-    for word in (w.strip() for w in text.split(",")):
-        match = [
-            g.gpu_index for g in gpus if word == str(g.gpu_index) or (len(word) > 4 and g.gpu_uuid.startswith(word))
-        ]
-        if not match:
-            break  # CUDA stops at the first name it does not know
-        chosen += match
-    return chosen
+    """Indices of the GPUs that this shell may use: `all` means what the user, or Slurm, leaves. Explicit ones are the
+    driver's."""
+    if not gpus:
+        return []
+    return visible_devices.allowed(gpus[0].vendor, [(g.gpu_index, g.gpu_uuid) for g in gpus], os.environ)

@@ -62,7 +62,7 @@ def shortage(recipe: Recipe, world_size: int, memory_bytes: int) -> str:
     Args:
         recipe: The run's.
         world_size: Ranks that train one model together.
-        memory_bytes: What the run may use of the GPU, as NVML counts.
+        memory_bytes: What the run may use of the GPU, as the driver counts.
     """
     try:
         work = workload(recipe, world_size)

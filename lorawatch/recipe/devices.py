@@ -11,7 +11,7 @@ class DeviceRequest:
     """What was asked for, before anybody looked which GPUs there are.
 
     Attributes:
-        indices: NVML indices in the order asked for; None for all GPUs (or, where there is none, the CPU).
+        indices: the driver's indices in the order asked for; None for all GPUs (or, where there is none, the CPU).
         cpu_ranks: Number of CPU ranks; None where GPUs are asked for.
     """
 

@@ -57,7 +57,7 @@ def prepare_recipe(
     """Make the run directory of a recipe: `run.json`, `recipe.yaml`, empty journals.
 
     Args:
-        gpus: The host's GPUs as NVML lists them.
+        gpus: The host's GPUs as the driver lists them.
         count: A sweep's point: use only so many of the GPUs (or CPU ranks).
 
     Raises:

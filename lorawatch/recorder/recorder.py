@@ -57,7 +57,7 @@ from lorawatch.telemetry.sampler import Sampler
 from lorawatch.text.masking import mask_output
 
 if TYPE_CHECKING:
-    from lorawatch.telemetry.nvml import Nvml
+    from lorawatch.telemetry.driver import GpuDriver
 
 TICK_S = 0.2
 HEARTBEAT_S = 1.0
@@ -74,7 +74,7 @@ class Recorder:
         placement: Where the ranks go; None for an own command.
         recipe: The recipe; None for an own command.
         command: The own command as it was typed, which is in no file; None for a recipe, and to adopt.
-        nvml: The driver's readings; None on a machine without an NVIDIA driver.
+        driver: The GPUs' readings; None on a machine without a GPU's driver.
         on_begin: Called once the run is this recorder's, for a display.
         on_tick: Called every tick and once at the end, for a display.
         on_event: Called for each event, for a display.
@@ -87,7 +87,7 @@ class Recorder:
         placement: Placement | None = None,
         recipe: Recipe | None = None,
         command: Sequence[str] | None = None,
-        nvml: Nvml | None = None,
+        driver: GpuDriver | None = None,
         on_begin: Callable[[], None] | None = None,
         on_tick: Callable[[Recorder], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -97,7 +97,7 @@ class Recorder:
         self.recipe = recipe
         self.history_waits: str | None = None
         """After the end: why the history lacks lines that the journals have, or None."""
-        self._placement, self._nvml = placement, nvml
+        self._placement, self._driver = placement, driver
         self._command = command
         self._showing = Showing(on_begin, on_tick, on_event, lambda words: self._say("display_lost", words, "warning"))
         self._host = host_name()
@@ -109,7 +109,7 @@ class Recorder:
         self._ingesting = Ingesting(run, self._inbox.append)
         self._sampler = Sampler(
             self.info.gpus,
-            nvml,
+            driver,
             sample_hz=self.info.sample_hz,
             host=self._host,
             write=self._inbox.append,
@@ -203,7 +203,7 @@ class Recorder:
 
     def _interconnect(self, recipe: Recipe, uuids: Sequence[str]) -> dict[str, str]:
         """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose."""
-        linked = self._nvml is not None and len(uuids) > 1 and self._nvml.linked(uuids)
+        linked = self._driver is not None and len(uuids) > 1 and self._driver.linked(uuids)
         variables = interconnect.environment(recipe, len(uuids), linked=linked, base=os.environ)
         if variables:
             words = f"gradients go through the host's memory, so that NVLink sleeps (launch.p2p: {recipe.launch.p2p})"

@@ -46,7 +46,7 @@ def prepare_resumption(
     """Make a run that has ended ready for a recorder to start it again. Nothing is changed before all is checked.
 
     Args:
-        gpus: The host's GPUs as NVML lists them.
+        gpus: The host's GPUs as the driver lists them.
         overrides: `a.b=c`; only what may change.
         from_name: The checkpoint to go on from; default: the newest.
 

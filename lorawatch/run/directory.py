@@ -18,6 +18,7 @@ from lorawatch.system import home
 from lorawatch.system.files import read_small, write_atomically
 from lorawatch.system.permissions import make_private
 from lorawatch.system.processes import ProcessId
+from lorawatch.system.visible_devices import NVIDIA
 
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "lost"]
 ENDED: frozenset[str] = frozenset({"completed", "stopped", "failed", "lost"})
@@ -32,13 +33,16 @@ class Gpu(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     host: str
     gpu_index: int
-    """NVML's index, which follows PCI order."""
+    """The driver's index, which follows PCI order."""
     gpu_uuid: str
+    """As the driver and torch both give it; `AMD-<index>` for an AMD GPU that has none."""
     sku: str
     """The model as sold, as the driver names it."""
     memory_total_bytes: int | None = None
     power_limit_w: float | None = None
     used: bool = False
+    vendor: str = NVIDIA
+    """`nvidia` or `amd`; any word, so that a run of a later version can be read."""
 
 
 class RunInfo(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -138,7 +138,7 @@ class RankStarted(Record, tag="rank_started"):
     device: str
     """`cuda` or `cpu`."""
     gpu_uuid: str | None = None
-    """NVML's UUID, `GPU-…`, whatever CUDA_VISIBLE_DEVICES says."""
+    """As the GPU's driver writes it, `GPU-…`, whichever devices the rank sees."""
     gpu_name: str | None = None
     torch_version: str | None = None
     steps_total: Count | None = None
@@ -240,7 +240,7 @@ class GpuSample(Record, tag="gpu"):
     sm_clock_mhz: Megahertz | None = None
     memory_clock_mhz: Megahertz | None = None
     event_reasons: Mask | None = None
-    """NVML's clock event reasons, a bit mask: why the clocks are not higher."""
+    """Why the clocks are not higher: the sum of `clock_reasons.ClockReason`s, 0 for none."""
     power_limit_w: Watts | None = None
 
 

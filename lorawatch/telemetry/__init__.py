@@ -1,1 +1,1 @@
-"""What the devices say: NVML and the host."""
+"""What the GPUs and the host report. The rest of lorawatch sees `driver.GpuDriver`, of whatever vendor."""

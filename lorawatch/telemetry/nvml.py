@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pynvml
 
-from lorawatch.errors import MissingDependency
-from lorawatch.run.directory import Gpu
-from lorawatch.telemetry.device import Device, GpuLost, GpuProcess, error_text
-
-__all__ = ["Device", "GpuLost", "GpuProcess", "Nvml", "NvmlUnavailable", "open_nvml"]
-
-# Without persistence mode the first opening wakes every GPU, seconds each.
-OPEN_TIMEOUT_S = 60.0
+from lorawatch.telemetry.driver import OPEN_TIMEOUT_S, DeviceList, DriverUnavailable, GpuLost, answer_within
+from lorawatch.telemetry.nvml_device import NvmlDevice, error_text
+from lorawatch.telemetry.vendors import NVIDIA
 
 _REASONS = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
@@ -41,37 +35,24 @@ _REASONS = {
 }
 
 
-class NvmlUnavailable(MissingDependency):
-    """No readings can be had from NVML here.
-
-    Attributes:
-        reason: Why, one sentence for people; `hint` says what to do.
-    """
-
-    def __init__(self, reason: str, *, hint: str | None = None) -> None:
-        super().__init__(reason, hint=hint)
-        self.reason = reason
-
-
-class Nvml:
-    """An opened driver and its GPUs.
+class Nvml(DeviceList[NvmlDevice]):
+    """NVIDIA's driver, opened, and its GPUs: `driver.GpuDriver` over pynvml.
 
     Attributes:
         driver_version: The kernel driver's version, such as `580.159.04`; None where it does not say.
         nvml_version: The library's own version.
         cuda_version: The newest CUDA the driver can run, such as `13.0`.
-        devices: The GPUs that answered, in PCI order, whatever CUDA_VISIBLE_DEVICES says.
+        devices: The GPUs that answered, in PCI order, whatever devices the environment chooses.
         problems: What is wrong with GPUs that did not answer, one line each.
     """
 
     def __init__(self) -> None:
         """Ask the driver; NVML must be initialised."""
+        super().__init__(NVIDIA)
         self.driver_version: str | None = _optional(pynvml.nvmlSystemGetDriverVersion)
         self.nvml_version: str | None = _optional(pynvml.nvmlSystemGetNVMLVersion)
         cuda = _optional(pynvml.nvmlSystemGetCudaDriverVersion_v2)
         self.cuda_version: str | None = None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}"
-        self.devices: list[Device] = []
-        self.problems: list[str] = []
         for index in range(_optional(pynvml.nvmlDeviceGetCount) or 0):
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -80,40 +61,12 @@ class Nvml:
                 self.problems.append(f"GPU {index} does not answer: {error}")
                 continue
             sku = _optional(pynvml.nvmlDeviceGetName, handle) or "unknown NVIDIA GPU"
-            self.devices.append(Device(handle, index, uuid, sku))
-        self._by_uuid = {d.uuid: d for d in self.devices}
+            self.devices.append(NvmlDevice(handle, index, uuid, sku))
 
-    def device(self, uuid: str) -> Device | None:
-        """The GPU with this UUID; None where there is none."""
-        return self._by_uuid.get(uuid)
-
-    def gpus(self, host: str) -> list[Gpu]:
-        """The host's GPUs, as a run records them; a GPU lost meanwhile is left out."""
-        found = []
-        for device in self.devices:
-            try:
-                total, limit = device.memory_total(), device.power_limit()
-            except GpuLost:
-                continue
-            found.append(
-                Gpu(
-                    host=host,
-                    gpu_index=device.index,
-                    gpu_uuid=device.uuid,
-                    sku=device.sku,
-                    memory_total_bytes=total,
-                    power_limit_w=limit,
-                )
-            )
-        return found
-
-    def free_memory(self, uuid: str) -> int | None:
-        """Bytes free on a GPU; None where it is unknown, lost or does not say."""
-        device = self.device(uuid)
-        try:
-            return None if device is None else device.memory_free()
-        except GpuLost:
-            return None
+    def words(self) -> str:
+        """The versions, for people."""
+        versions = f"{self.driver_version or 'unknown version'}, NVML {self.nvml_version or '?'}"
+        return f"{versions}, up to CUDA {self.cuda_version}" if self.cuda_version else versions
 
     def linked(self, uuids: Sequence[str]) -> bool:
         """Whether all these GPUs have NVLink up, and a PCIe of generation 5 or newer."""
@@ -124,14 +77,6 @@ class Nvml:
             )
         except GpuLost:
             return False
-
-    def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
-        """The processes that compute on a GPU; empty where it is unknown, lost or does not say."""
-        device = self.device(uuid)
-        try:
-            return () if device is None else device.processes() or ()
-        except GpuLost:
-            return ()
 
     def close(self) -> None:
         """Let the driver go. Only when no other thread is inside a call: one may hang there, holding NVML's lock."""
@@ -145,30 +90,27 @@ def open_nvml(timeout_s: float = OPEN_TIMEOUT_S) -> Nvml:
         timeout_s: How long a driver may take; a broken one never answers, and its call cannot be interrupted.
 
     Raises:
-        NvmlUnavailable: There is no driver, it does not let us in, or it does not answer in time.
+        DriverUnavailable: There is no driver, it does not let us in, or it does not answer in time.
     """
-    opened: list[Nvml] = []
-    failures: list[pynvml.NVMLError] = []
 
-    def work() -> None:
-        try:
-            pynvml.nvmlInit()
-            opened.append(Nvml())
-        except pynvml.NVMLError as error:
-            failures.append(error)
+    def opened() -> Nvml:
+        pynvml.nvmlInit()
+        return Nvml()
 
-    thread = threading.Thread(target=work, name="nvml-open", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if opened:
-        return opened[0]
-    if failures:
-        code = failures[0].value
+    try:
+        return answer_within(timeout_s, opened, "nvml-open")
+    except pynvml.NVMLError as error:
+        code = error.value
         reason, hint = _REASONS.get(code, (f"the NVIDIA driver answers: {error_text(code)}", "does nvidia-smi work?"))
-        raise NvmlUnavailable(reason, hint=hint)
-    raise NvmlUnavailable(
-        f"the NVIDIA driver did not answer within {timeout_s:.0f} s", hint="does nvidia-smi answer? see dmesg for Xid"
-    )
+        raise DriverUnavailable(reason, hint=hint) from error
+    except TimeoutError:
+        raise DriverUnavailable(
+            f"the NVIDIA driver did not answer within {timeout_s:.0f} s",
+            hint="does nvidia-smi answer? see dmesg for Xid",
+        ) from None
+    except Exception as error:
+        words = f"the NVIDIA driver's library fails: {type(error).__name__}: {error}"
+        raise DriverUnavailable(words, hint="does nvidia-smi work?") from error
 
 
 def _optional(call: Callable[..., Any], *arguments: Any) -> Any | None:

@@ -1,6 +1,6 @@
 """Samples GPUs and host beside a run: two lanes on the driver, one on the host, and a watch over all three.
 
-NVML's calls differ a thousandfold in cost, so each lane has only calls of its own kind: the fast lane those of a few
+A driver's calls differ a thousandfold in cost, so each lane has only calls of its own kind: the fast lane those of a few
 microseconds, the slow lane the energy counter (milliseconds) and what changes slowly. A call that hangs holds up its
 own lane only; the others go on, the watch says so, and nobody waits for it.
 """
@@ -14,10 +14,9 @@ from pathlib import Path
 
 from lorawatch.run.directory import Gpu
 from lorawatch.run.records import Event, EventKind, GpuSample, HostSample, Record, Severity
-from lorawatch.telemetry.device import GpuLost
+from lorawatch.telemetry.driver import GpuDriver, GpuLost
 from lorawatch.telemetry.host import HostReader
 from lorawatch.telemetry.lanes import Lane, Timing
-from lorawatch.telemetry.nvml import Nvml
 from lorawatch.telemetry.snapshot import GpuNow, Snapshot, Watched
 
 __all__ = ["GpuNow", "Sampler", "Snapshot"]
@@ -42,7 +41,7 @@ class Sampler:
 
     Args:
         gpus: The GPUs to sample, used by the run or not; those the driver does not know are left out.
-        nvml: The driver; None samples the host alone.
+        driver: The driver; None samples the host alone.
         sample_hz: Rate of the fast lane, at most 10.
         host: The host's name, for its samples.
         write: Takes each sample; called from all lanes, must not block.
@@ -54,7 +53,7 @@ class Sampler:
     def __init__(
         self,
         gpus: Sequence[Gpu],
-        nvml: Nvml | None,
+        driver: GpuDriver | None,
         *,
         sample_hz: float,
         host: str,
@@ -68,7 +67,7 @@ class Sampler:
         self._closed = False
         self._lock = threading.Lock()
         self._failed: set[str] = set()
-        devices = ((g, nvml.device(g.gpu_uuid)) for g in gpus) if nvml else ()
+        devices = ((g, driver.device(g.gpu_uuid)) for g in gpus) if driver else ()
         self._watched = [Watched(g, d) for g, d in devices if d is not None]
         self._host_sample: HostSample | None = None
         self._host_reader = HostReader(host, worker_pids, disk)
@@ -93,7 +92,7 @@ class Sampler:
             timeout_s: How long to wait in all; a lane inside a hung call is left behind and writes nothing more.
 
         Returns:
-            Whether every lane has ended, so that NVML may be closed.
+            Whether every lane has ended, so that the driver may be closed.
         """
         deadline = time.monotonic() + timeout_s
         lanes = (*self._gpu_lanes, self._host, self._watch)
@@ -141,7 +140,8 @@ class Sampler:
                     utilization_pct=device.utilization(),
                 )
                 if number % 2:
-                    sample.event_reasons = device.event_reasons()
+                    reasons = device.event_reasons()
+                    sample.event_reasons = None if reasons is None else int(reasons)
                 else:
                     sample.sm_clock_mhz = device.sm_clock()
             except GpuLost as lost:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lorawatch.run.directory import Gpu
 from lorawatch.run.records import GpuSample, HostSample
-from lorawatch.telemetry.device import Device, GpuProcess
+from lorawatch.telemetry.driver import GpuDevice, GpuProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Watched:
 
     __slots__ = ("device", "errors", "fast", "fast_before", "gpu", "lost", "processes", "slow")
 
-    def __init__(self, gpu: Gpu, device: Device) -> None:
+    def __init__(self, gpu: Gpu, device: GpuDevice) -> None:
         self.gpu = gpu
         self.device = device
         self.fast: GpuSample | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -134,14 +135,29 @@ def _attention(config: object) -> tuple[int | None, int | None]:
 
 
 def gpu_identity(device: torch.device) -> tuple[str | None, str | None]:
-    """A CUDA device's UUID as NVML writes it, and its name; None for anything else."""
+    """A CUDA device's UUID as its driver writes it, and its name; None for anything else."""
     if device.type != "cuda":
         return None, None
     properties = torch.cuda.get_device_properties(device)
     uuid = str(getattr(properties, "uuid", "") or "")
+    if torch.version.hip:
+        return rocm_uuid(uuid), properties.name
     if uuid and not uuid.startswith(("GPU-", "MIG-")):
         uuid = f"GPU-{uuid}"
     return uuid or None, properties.name
+
+
+def rocm_uuid(text: str) -> str | None:
+    """An AMD GPU's UUID as its driver writes it, from torch's; None where it is no such thing.
+
+    HIP gives the 16 hexadecimal digits as 16 characters, and torch prints those as if they were the bytes of a UUID:
+    `64653832-3837-3330-3064-613337633732` is `GPU-de8287300da37c72`.
+    """
+    try:
+        digits = bytes.fromhex(text.replace("-", "")).decode("ascii").lower()
+    except ValueError:
+        return None
+    return f"GPU-{digits}" if re.fullmatch("[0-9a-f]{16}", digits) else None
 
 
 def rank_started(place: Place, device: torch.device, steps_total: int | None, facts: ModelFacts | None) -> RankStarted:

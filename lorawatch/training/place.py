@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
+from lorawatch.system import visible_devices
+
 # What torchrun tells a rank, and accelerate, transformers and torch read as "there are others".
 _GROUP = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
@@ -86,9 +88,4 @@ def stand_alone(place: Place, environment: MutableMapping[str, str] | None = Non
     env = os.environ if environment is None else environment
     for name in _GROUP:
         env.pop(name, None)
-    visible = env.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        env["CUDA_VISIBLE_DEVICES"] = str(place.local_rank)
-    else:
-        names = [name.strip() for name in visible.split(",")]
-        env["CUDA_VISIBLE_DEVICES"] = names[place.local_rank] if place.local_rank < len(names) else ""
+    visible_devices.keep_one(env, place.local_rank)

@@ -29,7 +29,7 @@ def advice(recipe: Recipe, world_size: int, device: torch.device) -> str:
 
 
 def memory(world_size: int, device: torch.device) -> tuple[int, int]:
-    """A GPU's memory as NVML counts it, and what other processes hold of it."""
+    """A GPU's memory as the driver counts it, and what other processes hold of it."""
     free, total = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
     others = total - free - own

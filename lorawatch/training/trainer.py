@@ -21,7 +21,7 @@ from lorawatch.recipe.schema import Recipe
 from lorawatch.run import checkpoints
 from lorawatch.run.checkpoints import Checkpoint
 from lorawatch.run.directory import RunDir
-from lorawatch.system import folders
+from lorawatch.system import folders, visible_devices
 from lorawatch.training import fast, quantization, shortage, space
 from lorawatch.training import model as models
 from lorawatch.training.adapter import save_adapter
@@ -334,10 +334,9 @@ def _device(kind: str, place: Place) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if place.device_index >= count:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise NoSuitableGpu(
             f"rank {place.rank} needs GPU {place.local_rank} of this host, but torch {torch.__version__} sees {count}",
-            hint=f"CUDA_VISIBLE_DEVICES is {visible!r}; `lorawatch doctor` says what torch lacks",
+            hint=f"{visible_devices.words(os.environ)}; `lorawatch doctor` says what torch lacks",
         )
     device = torch.device("cuda", place.device_index)
     torch.cuda.set_device(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lorawatch.run.clock_reasons import SLOWDOWN_WORDS
 from lorawatch.run.live import silent_words
 from lorawatch.run.records import Event
 from lorawatch.text.sanitize import clean
@@ -17,22 +18,13 @@ STALE_S = 3.0
 SLOW_FACTOR = 3.0
 SLOW_AT_LEAST_S = 10.0
 
-POWER_CAP = 0x04
-# NVML's clock event reasons that slow a GPU against its will; the power cap is how a GPU works at its limit.
-REASONS = {
-    0x08: "hardware slowdown",
-    0x20: "software thermal limit",
-    0x40: "hardware thermal limit",
-    0x80: "power brake",
-}
-
 
 def throttled(shares: Mapping[int, float], where: str, name: str) -> Alert | None:
     """The reason that held the clocks back for the largest share of the recent samples."""
-    reason, share = max(((r, shares.get(r, 0.0)) for r in REASONS), key=lambda pair: pair[1])
+    reason, share = max(((r, shares.get(r, 0.0)) for r in SLOWDOWN_WORDS), key=lambda pair: pair[1])
     if share < THROTTLED_SHARE:
         return None
-    text = f"{name} is slowed by its {REASONS[reason]} {100 * share:.0f}% of the time"
+    text = f"{name} is slowed by its {SLOWDOWN_WORDS[reason]} {100 * share:.0f}% of the time"
     return Alert("throttled", "warning", "▼", "throttled", text, where)
 
 

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lorawatch.analysis.mfu import mfu
+from lorawatch.run.clock_reasons import SLOWDOWN_WORDS, ClockReason
 from lorawatch.run.directory import ENDED, Gpu, RunInfo, RunState
 from lorawatch.run.live import GpuView, LiveView, RankView, eval_every, is_separate
 from lorawatch.run.records import AnyLine, Evaluation, Event, GpuSample, HostSample, RankStarted, Step
@@ -324,7 +325,7 @@ class Watch:
             values=values,
             limits={"power_w": now.power_limit_w or gpu.power_limit_w, "memory_bytes": gpu.memory_total_bytes},
             curves=self._data(gpu.gpu_uuid),
-            capped=shares.get(alerts.POWER_CAP) if shares else None,
+            capped=shares.get(ClockReason.POWER_CAP) if shares else None,
             note=_gpu_note(gpu, rank, ended) if self.info is not None else "",
             stale_s=age if age is not None and age >= alerts.STALE_S else None,
             lost=lost,
@@ -360,7 +361,7 @@ class Watch:
         recent = self._reasons.get(uuid)
         if not recent:
             return {}
-        bits = (alerts.POWER_CAP, *alerts.REASONS)
+        bits = (ClockReason.POWER_CAP, *SLOWDOWN_WORDS)
         return {bit: sum(1 for r in recent if r & bit) / len(recent) for bit in bits}
 
 

@@ -26,7 +26,7 @@ from lorawatch.watching.watch import Watch, gpus_words
 
 if TYPE_CHECKING:
     from lorawatch.storage.past import Past
-    from lorawatch.telemetry.nvml import Nvml
+    from lorawatch.telemetry.driver import GpuDriver
     from lorawatch.telemetry.sampler import Sampler
     from lorawatch.telemetry.snapshot import Snapshot
 
@@ -61,10 +61,10 @@ class Watcher:
         self._orders: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._opening = threading.Thread(target=self._open, name="machine", daemon=True)
-        self._opened: tuple[Nvml | None, str] | None = None
+        self._opened: tuple[GpuDriver | None, str] | None = None
         self._inbox: deque[Record] = deque()
         self._sampler: Sampler | None = None
-        self._nvml: Nvml | None = None
+        self._driver: GpuDriver | None = None
         self._machine: Watch | None = None
         self._follower: Follower | None = None
         self._watch: Watch | None = None
@@ -188,7 +188,7 @@ class Watcher:
         if self._machine is not None:
             return replace(self._machine.frame(time.time()), notice=notice or self._without_gpu, others=self._live)
         now = time.time()
-        return Frame(at=now, begin=now - 1, head=None, panes=(), notice=notice or "asking the NVIDIA driver …")
+        return Frame(at=now, begin=now - 1, head=None, panes=(), notice=notice or "asking the GPU driver …")
 
     def _take_samples(self) -> bool:
         taken = False
@@ -280,24 +280,24 @@ class Watcher:
 
     def _open(self) -> None:
         # The driver's and the host's bindings load behind the first frame, not before it.
-        from lorawatch.telemetry import sampler  # noqa: F401
-        from lorawatch.telemetry.nvml import NvmlUnavailable, open_nvml
+        from lorawatch.telemetry import opening, sampler  # noqa: F401
+        from lorawatch.telemetry.driver import DriverUnavailable
 
         try:
-            self._opened = (open_nvml(), "")
-        except NvmlUnavailable as why:
+            self._opened = (opening.open_driver(), "")
+        except DriverUnavailable as why:
             self._opened = (None, why.reason)
 
-    def _meet_machine(self, nvml: Nvml | None, why: str) -> None:
+    def _meet_machine(self, driver: GpuDriver | None, why: str) -> None:
         from lorawatch.telemetry.sampler import Sampler
 
-        gpus = nvml.gpus(self._host) if nvml else []
-        self._nvml = nvml
+        gpus = driver.gpus(self._host) if driver else []
+        self._driver = driver
         self._machine = Watch(None, gpus)
         self._on_machine(gpus, gpus_words(gpus))
         self._without_gpu = why
         self._sampler = Sampler(
-            gpus, nvml, sample_hz=MONITOR_HZ, host=self._host, write=self._inbox.append,
+            gpus, driver, sample_hz=MONITOR_HZ, host=self._host, write=self._inbox.append,
             on_event=self._inbox.append, worker_pids=tuple, disk=_existing(home.home()),
         )  # fmt: skip
         if not self._stop.is_set():

@@ -134,7 +134,7 @@ class GpuList(Vertical):
         return cast("AppServices", self.app)
 
     def compose(self) -> ComposeResult:
-        yield Static(" asking the NVIDIA driver …", classes="muted")
+        yield Static(" asking the GPU driver …", classes="muted")
 
     async def on_mount(self) -> None:
         self.set_interval(LOOK_S, self._look)
@@ -206,9 +206,7 @@ class GpuList(Vertical):
         event.stop()
         chosen = sorted(event.selection_list.selected)
         uuids = {g.gpu_uuid for g in self.gpus if g.gpu_index in chosen}
-        everything = uuids == set(
-            place(DeviceRequest(), self.gpus).gpu_uuids
-        )  # CUDA_VISIBLE_DEVICES may leave some out
+        everything = uuids == set(place(DeviceRequest(), self.gpus).gpu_uuids)  # the environment may leave some out
         self.post_message(self.Chosen("all" if everything else chosen))
 
     def on_cycle_changed(self, event: Cycle.Changed) -> None:

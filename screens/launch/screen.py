@@ -312,7 +312,7 @@ not stop it. If it does not start, its words and the log's last lines are shown;
         self._close_failure()
         if self._checked.valid is None or self._checked.placement is None:
             waits = self._gpus is None or not self._gpus.ready
-            why = "the NVIDIA driver has not answered yet" if waits else "the recipe is not valid yet: see below it"
+            why = "the GPU driver has not answered yet" if waits else "the recipe is not valid yet: see below it"
             self.notify(why, severity="warning")
             return
         self._starting = True

@@ -35,15 +35,15 @@ import json, os, sys, time
 from pathlib import Path
 import psutil
 from lorawatch.run.journal import JournalWriter
-from lorawatch.telemetry.nvml import open_nvml
+from lorawatch.telemetry.opening import open_driver
 from lorawatch.telemetry.sampler import Sampler
 
 folder, hz, seconds = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-nvml = open_nvml()
-gpus = nvml.gpus("bench")
+driver = open_driver()
+gpus = driver.gpus("bench")
 journal = JournalWriter(folder / "host.jsonl")
 events = []
-sampler = Sampler(gpus, nvml, sample_hz=hz, host="bench", write=journal.append, on_event=events.append,
+sampler = Sampler(gpus, driver, sample_hz=hz, host="bench", write=journal.append, on_event=events.append,
                   worker_pids=lambda: [os.getpid()], disk=folder)
 me = psutil.Process()
 sampler.start()

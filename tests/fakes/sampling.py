@@ -12,17 +12,18 @@ _CHILD = """
 import json, os, sys, time
 from pathlib import Path
 import msgspec
-from lorawatch.telemetry.nvml import NvmlUnavailable, open_nvml
+from lorawatch.telemetry.driver import DriverUnavailable
+from lorawatch.telemetry.opening import open_driver
 from lorawatch.telemetry.sampler import Sampler
 
 seconds, hz, ask_at = {seconds}, {hz}, {ask_at}
 try:
-    nvml = open_nvml()
-except NvmlUnavailable:
-    nvml = None
-gpus = nvml.gpus("h") if nvml else []
+    driver = open_driver()
+except DriverUnavailable:
+    driver = None
+gpus = driver.gpus("h") if driver else []
 lines, events, stale, ages = [], [], [], []
-sampler = Sampler(gpus, nvml, sample_hz=hz, host="h", write=lines.append, on_event=events.append,
+sampler = Sampler(gpus, driver, sample_hz=hz, host="h", write=lines.append, on_event=events.append,
                   worker_pids=lambda: [os.getpid()], disk=Path.cwd())
 began = time.time()
 sampler.start()

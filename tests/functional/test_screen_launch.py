@@ -29,7 +29,7 @@ from lorawatch.screens.launch.screen import LaunchScreen
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.queries import list_runs
 from lorawatch.system import home
-from lorawatch.telemetry.device import GpuProcess
+from lorawatch.telemetry.driver import GpuProcess
 from lorawatch.telemetry.snapshot import GpuNow, Snapshot
 
 GIB = 2**30

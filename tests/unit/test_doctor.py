@@ -15,6 +15,7 @@ from fakes.nvml import run_python, stub_env
 from lorawatch.doctor import gpu, host
 from lorawatch.doctor.check import Check
 from lorawatch.doctor.checks import render, run_checks, to_json
+from lorawatch.telemetry.vendors import NVIDIA
 
 RUN = """
 import sys
@@ -27,7 +28,7 @@ GPUS = """
 import sys
 from lorawatch.doctor import gpu
 from lorawatch.doctor.checks import to_json
-gpu._torch = lambda nvml: []
+gpu._torch = lambda driver: []
 print(to_json(gpu.gpus_and_torch()))
 """
 
@@ -109,7 +110,13 @@ def test_a_gpu_lost_while_it_is_looked_at(tmp_path: Path) -> None:
 def test_no_driver_is_no_fault_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     for there, status in ((False, "info"), (True, "warn")):
-        code = f"from lorawatch.doctor import gpu; gpu._nvidia_device_there = lambda: {there}\n" + GPUS
+        code = (
+            f"""
+from lorawatch.telemetry.vendors import NVIDIA, Vendor
+Vendor.present = lambda vendor: vendor is NVIDIA and {there}
+"""
+            + GPUS
+        )
         (driver,) = json.loads(run_python(code, {"LD_LIBRARY_PATH": str(tmp_path)}))
         assert driver["status"] == status
         assert "no NVIDIA driver is installed" in driver["found"]
@@ -120,12 +127,13 @@ class _Device:
         self.capability = capability
         self.sku = "a GPU"
 
-    def compute_capability(self) -> tuple[int, int] | None:
-        return self.capability
+    def architecture(self) -> str | None:
+        return None if self.capability is None else f"sm_{self.capability[0]}{self.capability[1]}"
 
 
 class _Nvml:
     def __init__(self, *capabilities: tuple[int, int] | None, cuda: str | None = "12.4") -> None:
+        self.vendor = NVIDIA
         self.devices = [_Device(c) for c in capabilities]
         self.cuda_version = cuda
 

@@ -12,6 +12,7 @@ from fakes.nvml import call_counts, gpu_uuid, run_python, stub_env
 PREAMBLE = """
 import json, sys, time
 from dataclasses import asdict
+from lorawatch.telemetry.driver import *
 from lorawatch.telemetry.nvml import *
 """
 
@@ -24,7 +25,7 @@ def failure(env: dict[str, str], arguments: str = "") -> dict[str, str]:
     code = f"""
 try:
     open_nvml({arguments})
-except NvmlUnavailable as error:
+except DriverUnavailable as error:
     print(json.dumps({{"reason": error.reason, "hint": error.hint, "exit_code": error.exit_code}}))
 """
     return ask(code, env)
@@ -150,8 +151,8 @@ def test_a_refused_metric_is_not_asked_for_again(tmp_path: Path) -> None:
 def test_a_refused_metric_is_asked_for_again_later(tmp_path: Path) -> None:
     code = """
 import os
-from lorawatch.telemetry import device
-device.UNSUPPORTED_PAUSE_S = 0.2
+from lorawatch.telemetry import driver
+driver.UNSUPPORTED_PAUSE_S = 0.2
 d = open_nvml().devices[0]
 first = d.energy(), d.energy()
 import ctypes

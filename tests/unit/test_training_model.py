@@ -21,7 +21,7 @@ from lorawatch.errors import ModelNotFound, NoSuitableGpu, RecipeError
 from lorawatch.models import hub, shapes
 from lorawatch.recipe import loading, schema
 from lorawatch.training import model
-from lorawatch.training.facts import context_length, model_facts
+from lorawatch.training.facts import context_length, model_facts, rocm_uuid
 from lorawatch.training.tokenization import byte_tokenizer
 
 
@@ -275,3 +275,16 @@ def test_every_shape_of_the_table_builds() -> None:
         with torch.device("meta"):
             config.num_hidden_layers = 1
             AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "uuid"),
+    [
+        ("64653832-3837-3330-3064-613337633732", "GPU-de8287300da37c72"),
+        ("30303030-3031-3937-3030-303030303030", "GPU-0000019700000000"),  # torch on a Radeon 8060S
+        ("de828730-0da3-7c72-0000-000000000000", None),
+        ("", None),
+    ],
+)
+def test_a_rank_names_its_amd_gpu_as_the_driver_does(text: str, uuid: str | None) -> None:
+    assert rocm_uuid(text) == uuid

@@ -1,21 +1,14 @@
-"""One GPU as NVML sees it: a typed reader a metric, where a missing reading is a value.
-
-Every reader returns None where the card, the driver or the moment has no such reading, and raises GpuLost where the GPU
-itself has gone. A metric that was refused is remembered and left alone for a while: asking an old card for its energy
-ten times a second would cost as much as reading it.
-"""
+"""One GPU as NVML sees it: `driver.GpuDevice` over pynvml."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
-UNSUPPORTED_PAUSE_S = 300.0
-ERROR_PAUSE_S = 5.0
+from lorawatch.run.clock_reasons import ClockReason
+from lorawatch.telemetry.driver import GpuFacts, GpuLost, GpuProcess, Pauses
 
 _LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND})
 # Answers that stay the same until somebody changes the driver, MIG mode or permissions.
@@ -36,50 +29,23 @@ _COMPUTE_MODES = {
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "prohibited",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "exclusive process",
 }
+# One mask under two names: clock event reasons since driver 535, throttle reasons before.
+_CLOCK_REASONS = {
+    pynvml.nvmlClocksEventReasonGpuIdle: ClockReason.IDLE,
+    pynvml.nvmlClocksEventReasonApplicationsClocksSetting: ClockReason.CLOCK_SETTING,
+    pynvml.nvmlClocksEventReasonSwPowerCap: ClockReason.POWER_CAP,
+    pynvml.nvmlClocksEventReasonHwSlowdown: ClockReason.HARDWARE_SLOWDOWN,
+    pynvml.nvmlClocksEventReasonSyncBoost: ClockReason.SYNC_BOOST,
+    pynvml.nvmlClocksEventReasonSwThermalSlowdown: ClockReason.SOFTWARE_THERMAL,
+    pynvml.nvmlClocksEventReasonHwThermalSlowdown: ClockReason.HARDWARE_THERMAL,
+    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: ClockReason.POWER_BRAKE,
+    pynvml.nvmlClocksEventReasonDisplayClockSetting: ClockReason.DISPLAY_CLOCK,
+    pynvml.nvmlClocksThrottleReasonBoardLimit: ClockReason.BOARD_LIMIT,
+    pynvml.nvmlClocksThrottleReasonReliability: ClockReason.RELIABILITY,
+}
 
 
-class GpuLost(Exception):
-    """The driver no longer reaches the GPU: it fell off the bus, or needs a reset.
-
-    Attributes:
-        gpu_uuid: Which one.
-        reason: NVML's word for it.
-    """
-
-    def __init__(self, gpu_uuid: str, reason: str) -> None:
-        super().__init__(f"{gpu_uuid}: {reason}")
-        self.gpu_uuid = gpu_uuid
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class GpuProcess:
-    """A process that computes on a GPU.
-
-    Attributes:
-        pid: As the host numbers processes; inside a container that may be another number than the process's own.
-        memory_bytes: None where the driver does not tell.
-    """
-
-    pid: int
-    memory_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class GpuFacts:
-    """How a GPU is set up, for people; None where the card does not say."""
-
-    free_memory_bytes: int | None
-    persistence_mode: bool | None
-    compute_mode: str | None
-    power_limit_w: float | None
-    default_power_limit_w: float | None
-    energy_counter: bool
-    mig_mode: bool | None
-    ecc_mode: bool | None
-
-
-class Device:
+class NvmlDevice:
     """A GPU's readers. Safe for several threads, as NVML is.
 
     Attributes:
@@ -93,7 +59,7 @@ class Device:
         self.uuid = uuid
         self.sku = sku
         self._handle = handle
-        self._paused_until: dict[str, float] = {}
+        self._pauses = Pauses()
 
     # --- the fast lane's readers: each is one NVML call
 
@@ -104,7 +70,7 @@ class Device:
         average. The first reading after the field was refused is (None, None): the other call comes next time, so that
         a reading is one call always.
         """
-        if not self._asked("power fields"):
+        if not self._pauses.over("power fields"):
             milliwatts = self._ask("power", pynvml.nvmlDeviceGetPowerUsage)
             return (None if milliwatts is None else milliwatts / 1000), None
         values = self._ask("power fields", pynvml.nvmlDeviceGetFieldValues, _POWER_FIELDS)
@@ -132,13 +98,18 @@ class Device:
         clock: int | None = self._ask("sm clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM)
         return clock
 
-    def event_reasons(self) -> int | None:
-        """NVML's clock event reasons, a bit mask: why the clocks are not higher."""
-        reasons: int | None
-        if self._asked("event reasons"):
-            reasons = self._ask("event reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
-        else:  # the same mask under its name in drivers before 535
-            reasons = self._ask("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+    def event_reasons(self) -> ClockReason | None:
+        """Why the clocks are not higher; a reason that nvml.h did not have when this was written is left out."""
+        if self._pauses.over("event reasons"):
+            mask = self._ask("event reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        else:
+            mask = self._ask("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        if mask is None:
+            return None
+        reasons = ClockReason(0)
+        for bit, reason in _CLOCK_REASONS.items():
+            if mask & bit:
+                reasons |= reason
         return reasons
 
     # --- the slow lane's readers
@@ -197,10 +168,10 @@ class Device:
         memory = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo)
         return None if memory is None else int(memory.free)
 
-    def compute_capability(self) -> tuple[int, int] | None:
-        """CUDA's generation of the GPU, such as (9, 0)."""
-        version: tuple[int, int] | None = self._ask("capability", pynvml.nvmlDeviceGetCudaComputeCapability)
-        return version
+    def architecture(self) -> str | None:
+        """CUDA's compute capability as torch names it, such as `sm_90`."""
+        version = self._ask("capability", pynvml.nvmlDeviceGetCudaComputeCapability)
+        return None if version is None else f"sm_{version[0]}{version[1]}"
 
     def nvlink(self) -> bool:
         """Whether a link of NVLink is up."""
@@ -235,13 +206,8 @@ class Device:
 
     # --- how a question is asked
 
-    def _asked(self, metric: str) -> bool:
-        """Whether the metric is asked for now, or left alone since it was refused."""
-        until = self._paused_until.get(metric)
-        return until is None or time.monotonic() >= until
-
     def _ask(self, metric: str, call: Callable[..., Any], *arguments: Any) -> Any | None:
-        if not self._asked(metric):
+        if not self._pauses.over(metric):
             return None
         try:
             return call(self._handle, *arguments)
@@ -252,8 +218,7 @@ class Device:
     def _refused(self, metric: str, code: int) -> None:
         if code in _LOST:
             raise GpuLost(self.uuid, error_text(code))
-        pause = UNSUPPORTED_PAUSE_S if code in _LASTING else ERROR_PAUSE_S
-        self._paused_until[metric] = time.monotonic() + pause
+        self._pauses.begin(metric, lasting=code in _LASTING)
 
 
 def error_text(code: int) -> str:

@@ -91,7 +91,7 @@ def reading(
         options = {**files.READING, **(config or {})}
         connection = _open(path, deadline, read_only=True, config=options)
         try:
-            if schema.check(connection, str(path)) < schema.latest():
+            if not schema.is_current(connection, str(path)):
                 connection.close()
                 with contextlib.suppress(LorawatchError, OSError, Error):  # read-only, or held: what is there is read
                     _bring_up_to_date(path, deadline)

@@ -18,8 +18,10 @@ Lane = Literal["fast", "slow", "host", "step"]
 """Who writes a reading: the lane of a few microseconds a call (`measure.sample_hz` times a second), that of slow calls and
 that of the host (each once a second), or a rank after its step."""
 Taken = Literal["first", "each", "turns"]
-"""`first`: the lane takes it itself, because the line's time is this reading's; `each`: it is on every line of the lane;
-`turns`: the lane's metrics of this kind are on one line after the other."""
+"""When, in its lane. `first`: the lane takes it itself, because the line's time is this reading's; `each`: it is on every
+line of the lane; `turns`: of the lane's metrics of this kind each line has the next one."""
+Over = Literal["mean", "max", "last"]
+"""How a metric is read over a window."""
 
 
 def _whole(value: float) -> str:
@@ -104,7 +106,7 @@ class Metric:
     lane: Lane
     taken: Taken = "each"
     sql: Literal["DOUBLE", "INTEGER", "BIGINT"] = "DOUBLE"
-    over: Literal["mean", "max", "last"] | None = None
+    over: Over | None = None
     write: Callable[[float], str] = _whole
     size: Literal["large", "small"] = "small"
     named: bool = False

@@ -8,7 +8,7 @@ ten times a second would cost as much as reading it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +185,17 @@ class Device:
             return None
         return tuple(GpuProcess(int(p.pid), None if p.usedGpuMemory is None else int(p.usedGpuMemory)) for p in found)
 
+    # --- by the registry's names
+
+    def read(self, column: str) -> float | int | None:
+        """A reading that a lane takes, by its column in `lorawatch.run.metrics`; None where the driver has none of it.
+
+        Raises:
+            GpuLost: The GPU has gone.
+        """
+        reader = _READERS.get(column)
+        return None if reader is None else reader(self)
+
     # --- asked rarely
 
     def memory_total(self) -> int | None:
@@ -254,6 +265,18 @@ class Device:
             raise GpuLost(self.uuid, error_text(code))
         pause = UNSUPPORTED_PAUSE_S if code in _LASTING else ERROR_PAUSE_S
         self._paused_until[metric] = time.monotonic() + pause
+
+
+_READERS: Mapping[str, Callable[[Device], float | int | None]] = {
+    "memory_used_bytes": Device.memory_used,
+    "utilization_pct": Device.utilization,
+    "sm_clock_mhz": Device.sm_clock,
+    "event_reasons": Device.event_reasons,
+    "temperature_c": Device.temperature,
+    "memory_clock_mhz": Device.memory_clock,
+    "power_limit_w": Device.power_limit,
+}
+"""The readers of the metrics that a lane takes by name; power and energy it takes itself, to date its lines."""
 
 
 def error_text(code: int) -> str:

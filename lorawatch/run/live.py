@@ -193,7 +193,7 @@ class LiveView:
         view = self.gpus.setdefault(line.gpu_uuid, GpuView(sampled_at=0.0, gpu_uuid=line.gpu_uuid))
         view.sampled_at = max(view.sampled_at, line.sampled_at)
         for metric in GPU_METRICS:
-            value = getattr(line, metric.column)
+            value = metric.value(line)
             if value is not None:
                 setattr(view, metric.column, value)
         if view.first_energy_j is None:

@@ -9,7 +9,7 @@ and the README its table. To add one: a field here with its `Metric`, and a read
 # Annotations are read as they stand here, so that they must be values and not text.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lorawatch.run.line import Bytes, Celsius, Joules, Mask, Megahertz, Percent, Record, UnixTime, Watts
 from lorawatch.text.numbers import MISSING
@@ -78,7 +78,7 @@ class Metric:
     Attributes:
         column: Its column in the history and its key in a journal line, the unit at the end; empty where it is computed
             from other columns.
-        name: Its key in panes, curves and JSON; the column's where it is left out.
+        name: Its key in panes and curves; the column's where it is left out.
         label: A short word for people; empty where it is kept and not shown.
         unit: As people read it.
         comment: What it is: the column's comment, and the README's.
@@ -123,13 +123,21 @@ class Metric:
         """The unit as it follows a value."""
         return self.unit if self.unit in ("%", "") else f" {self.unit}"
 
+    def value(self, sample: Record | None) -> Any:
+        """Its reading in a sample; None where there is none."""
+        return None if sample is None else getattr(sample, self.column)
+
+    def text(self, value: float | None) -> str:
+        """A value without its unit: `193`, `24.9`, `—`."""
+        return MISSING if value is None else self.write(value)
+
     def figure(self, value: float | None, limit: str = "") -> str:
-        """`193/200 W`, `24.9 GiB`, `99%`, `—`.
+        """`193/200 W`, `24.9 GiB`, `99%`, `— W`.
 
         Args:
             limit: How much there is, written out.
         """
-        return (MISSING if value is None else self.write(value)) + (f"/{limit}" if limit else "") + self.suffix
+        return self.text(value) + (f"/{limit}" if limit else "") + self.suffix
 
 
 class GpuSample(Record, tag="gpu"):

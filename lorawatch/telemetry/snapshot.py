@@ -63,7 +63,7 @@ class Watched:
         for metric in GPU_METRICS:
             # those that take turns are on the last line or on the one before
             for sample in (slow,) if metric.lane == "slow" else (before, fast) if metric.taken == "turns" else (fast,):
-                value = None if sample is None else getattr(sample, metric.column)
+                value = metric.value(sample)
                 if value is not None:
                     setattr(values, metric.column, value)
         return GpuNow(

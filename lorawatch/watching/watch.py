@@ -63,7 +63,7 @@ class Watch:
                 self._saw(line.sampled_at)
                 curves = self._curves_of(line.gpu_uuid)
                 for metric in _GPU_METRICS:
-                    value = getattr(line, metric.column)
+                    value = metric.value(line)
                     if value is not None:
                         self._curve(curves, metric.name).add(line.sampled_at, value)
                 if line.power_w is not None:
@@ -302,7 +302,7 @@ class Watch:
             alerts.vram_full(now.memory_used_bytes, gpu.memory_total_bytes, gpu.gpu_uuid, name),
             straggler,
         ]
-        read = {m.name: getattr(now, m.column) for m in _GPU_METRICS}
+        read = {m.name: m.value(now) for m in _GPU_METRICS}
         absent = {m.name for m in _GPU_METRICS if m.optional and read[m.name] is None}
         values: dict[str, float | None] = {name: value for name, value in read.items() if name not in absent}
         if self.info is not None:
@@ -375,7 +375,7 @@ def _host_words(host: HostSample | None) -> str:
     words = []
     by_column = {m.column: m for m in HOST_METRICS}
     for metric in HOST_METRICS:
-        value = getattr(host, metric.column)
+        value = metric.value(host)
         most = getattr(host, metric.limit) if metric.limit else None
         if not metric.label or value is None or (metric.optional and not value) or (metric.limit and not most):
             continue

@@ -117,7 +117,7 @@ def rank_cells(row: RankRow, fastest: float | None, metrics: Sequence[Metric]) -
     return [
         str(row.rank), number(row.tok_s), of_fastest, _ms(row.step_p50_s), _ms(row.step_p95_s), _ms(row.data_wait_s),
         MISSING if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.1f}",
-        *(MISSING if (value := row.readings.get(m.name)) is None else m.write(value) for m in metrics),
+        *(m.text(row.readings.get(m.name)) for m in metrics),
         f"{row.steps:,}", gpu,
     ]  # fmt: skip
 

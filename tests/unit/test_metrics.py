@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 
+import metric_table
 import pytest
+from click.testing import CliRunner
 from history import a_whole_run, rows
+from metric_table import README
 
+from lorawatch.cli.display import JsonLines
+from lorawatch.cli.runs import show
 from lorawatch.errors import HistoryError
+from lorawatch.run.directory import Gpu, RunInfo, RunState
+from lorawatch.run.live import LiveView
 from lorawatch.run.metrics import GPU_METRICS, HOST_METRICS, PANE_METRICS, PLOTS, STEP_METRICS, TABLES
-from lorawatch.run.records import GpuSample, HostSample
+from lorawatch.run.records import GpuSample, HostSample, Step
 from lorawatch.storage import connection, schema
 from lorawatch.storage.connection import writing
 from lorawatch.storage.curves import run_curves, run_ranks
@@ -105,3 +114,32 @@ def test_a_column_that_cannot_be_added_leaves_the_history_as_it_was(
             "SELECT count(*) FROM duckdb_columns() WHERE column_name = 'temperature_c'"
         ).fetchone() or (1,)
     assert there == 0
+
+
+def test_json_lines_have_the_last_readings_of_the_gpus_that_a_run_uses() -> None:
+    cards = [Gpu(host="h", gpu_index=i, gpu_uuid=f"GPU-{i}", sku="X", used=i == 0) for i in (0, 1)]
+    info = RunInfo(run_id="r", name="n", created_at=0, host="h", user="u", world_size=1, device="cuda", gpus=cards)
+    view = LiveView(1)
+    for card in cards:
+        view.feed(GpuSample(sampled_at=1.0, gpu_uuid=card.gpu_uuid, power_w=300.0, temperature_c=61.0))
+        view.feed(GpuSample(sampled_at=2.0, gpu_uuid=card.gpu_uuid, power_w=310.0))
+    view.feed(Step(attempt=0, rank=0, step=1, ended_at=2.0, duration_s=1.0, tokens=10))
+    out = io.StringIO()
+    JsonLines(out).update(info, RunState(), view)
+    (line,) = (json.loads(text) for text in out.getvalue().splitlines())
+    (gpu,) = line["gpus"]
+    assert (line["power_w"], gpu["gpu_uuid"], gpu["power_w"], gpu["temperature_c"]) == (310.0, "GPU-0", 310.0, 61.0)
+    assert gpu["utilization_pct"] is None, "not read yet: null, not absent and not 0"
+
+
+def test_show_as_json_has_the_ranks_with_what_their_gpus_showed() -> None:
+    finish_run(run := a_whole_run())
+    result = CliRunner().invoke(show, [run.run_id, "--json"])
+    first, second = json.loads(result.stdout)["ranks"]
+    assert (first["rank"], first["gpu_index"], first["power_w"], first["temperature_c"]) == (0, 0, 300.0, 60.0)
+    assert (second["rank"], second["memory_bytes"], second["utilization_pct"]) == (1, 20 * 2**30, None)
+
+
+def test_the_readme_has_the_table_of_the_registry() -> None:
+    readme = README.read_text()
+    assert metric_table.written(readme) == readme, "python tests/metric_table.py writes it"

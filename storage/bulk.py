@@ -18,22 +18,20 @@ from msgspec import inspect
 
 from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalTail
+from lorawatch.run.line import Attempt, Rank, UnixTime
 from lorawatch.run.records import (
     NOT_IN_HISTORY,
     AnyLine,
-    Attempt,
     Evaluation,
     Event,
     GpuSample,
     HostSample,
     LinesLost,
     PhaseChange,
-    Rank,
     RankStarted,
     Record,
     Severity,
     Step,
-    UnixTime,
 )
 from lorawatch.storage.engine import Connection
 from lorawatch.text.sanitize import cleaned

@@ -1,4 +1,5 @@
--- Comments of every table, view and column; applied after the views, at every migration.
+-- Comments of every table, view and column; applied after the views, at every migration. Those of columns with metrics are in
+-- lorawatch/run/metrics.py.
 
 COMMENT ON TABLE schema_migrations IS 'Which migrations made this file.';
 COMMENT ON COLUMN schema_migrations.version IS 'The migration''s number.';
@@ -30,16 +31,6 @@ COMMENT ON TABLE gpu_samples IS 'A GPU at a moment, several times a second; slow
 COMMENT ON COLUMN gpu_samples.run_id IS 'The run''s id; sorts by time.';
 COMMENT ON COLUMN gpu_samples.gpu_uuid IS 'The GPU''s UUID, as its driver writes it; NULL on a CPU.';
 COMMENT ON COLUMN gpu_samples.sampled_at IS 'When it was read.';
-COMMENT ON COLUMN gpu_samples.power_w IS 'Instant power, watts.';
-COMMENT ON COLUMN gpu_samples.power_average_w IS 'The driver''s own average over 1 s, watts.';
-COMMENT ON COLUMN gpu_samples.energy_j IS 'The card''s energy counter since the driver was loaded, joules.';
-COMMENT ON COLUMN gpu_samples.memory_used_bytes IS 'Memory in use, bytes.';
-COMMENT ON COLUMN gpu_samples.utilization_pct IS 'Share of time in which a kernel ran, percent.';
-COMMENT ON COLUMN gpu_samples.temperature_c IS 'Core temperature, °C.';
-COMMENT ON COLUMN gpu_samples.sm_clock_mhz IS 'SM clock, MHz.';
-COMMENT ON COLUMN gpu_samples.memory_clock_mhz IS 'Memory clock, MHz.';
-COMMENT ON COLUMN gpu_samples.event_reasons IS 'Why the clocks are not higher, a sum: 1 idle, 2 clocks set, 4 power cap, 8 hardware slowdown, 16 sync boost, 32 software thermal limit, 64 hardware thermal limit, 128 power brake, 256 display clock, 512 board limit, 1024 reliability; 0 none.';
-COMMENT ON COLUMN gpu_samples.power_limit_w IS 'Enforced power limit, watts.';
 
 COMMENT ON TABLE gpus IS 'A GPU of a run''s host, used by the run or not.';
 COMMENT ON COLUMN gpus.run_id IS 'The run''s id; sorts by time.';
@@ -55,13 +46,6 @@ COMMENT ON TABLE host_samples IS 'The host at a moment.';
 COMMENT ON COLUMN host_samples.run_id IS 'The run''s id; sorts by time.';
 COMMENT ON COLUMN host_samples.host IS 'The host''s name.';
 COMMENT ON COLUMN host_samples.sampled_at IS 'When it was read.';
-COMMENT ON COLUMN host_samples.cpu_pct IS 'Of all cores together: 100 is every core busy.';
-COMMENT ON COLUMN host_samples.memory_used_bytes IS 'Memory in use, bytes.';
-COMMENT ON COLUMN host_samples.memory_total_bytes IS 'Memory, bytes.';
-COMMENT ON COLUMN host_samples.workers_cpu_pct IS 'Of one core, summed over the run''s processes.';
-COMMENT ON COLUMN host_samples.workers_rss_bytes IS 'Resident memory of the run''s processes, bytes.';
-COMMENT ON COLUMN host_samples.disk_free_bytes IS 'Free space where the runs are kept, bytes.';
-COMMENT ON COLUMN host_samples.package_energy_j IS 'RAPL''s counter over all CPU packages, joules.';
 
 COMMENT ON TABLE journal_offsets IS 'How far each journal file has been taken over; written in the same transaction as its rows.';
 COMMENT ON COLUMN journal_offsets.run_id IS 'The run''s id; sorts by time.';

@@ -91,7 +91,7 @@ def reading(
         options = {**files.READING, **(config or {})}
         connection = _open(path, deadline, read_only=True, config=options)
         try:
-            if schema.is_behind(connection, str(path)):
+            if not schema.is_current(connection, str(path)):
                 connection.close()
                 with contextlib.suppress(LorawatchError, OSError, Error):  # read-only, or held: what is there is read
                     _bring_up_to_date(path, deadline)

@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lorawatch.run.metrics import GPU_METRICS, Metric, Over
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
+from lorawatch.storage.schema import with_metrics
 
 BINS = 500
 JOIN_S = 0.05  # ends of neighbouring steps are read by several clocks; a sample in so short a gap is no pause's
 Axis = Literal["time", "step"]
 STEP_CURVES = ("tok_s", "loss")
-SAMPLE_CURVES = ("power_w", "memory_bytes", "temperature_c")
+_PLOTTED = tuple(m for m in GPU_METRICS if m.plot is not None)
+_PLOTTED_COLUMNS = ", ".join(m.column for m in _PLOTTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,8 @@ class Curves:
         began_at: Unix time of the run's first reading.
         steps: The last step.
         window: The part that the curves show.
-        series: By rank, or under None for all ranks together, the curves by name: `tok_s`, `loss`, `power_w`,
-            `memory_bytes`, `temperature_c`; `loss_bad`, how many losses were NaN or infinite; and for the cursor `step`
+        series: By rank, or under None for all ranks together, the curves by name: those of
+            `lorawatch.run.metrics.PLOTS`; `loss_bad`, how many losses were NaN or infinite; and for the cursor `step`
             over time and `at` (unix seconds) over steps. What was not recorded is absent.
         evaluations: By the rank that tells them, by step, whatever part the curves show; of ranks that train together
             rank 0 tells them for all.
@@ -103,18 +106,18 @@ SELECT rank, {bin}, min(tok_s), max(tok_s), avg(tok_s), min(loss) FILTER (isfini
     max(loss) FILTER (isfinite(loss)), avg(loss) FILTER (isfinite(loss)), min({other}), max({other}), avg({other}),
     nullif(count(*) FILTER (NOT isfinite(loss)), 0) AS bad, bad, bad
 FROM mine WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
-_USED = """
+_USED = f"""
 taken AS (
-    SELECT NULL::INTEGER AS rank, epoch(sampled_at) AS t, power_w, memory_used_bytes, temperature_c FROM gpu_samples
+    SELECT NULL::INTEGER AS rank, epoch(sampled_at) AS t, {_PLOTTED_COLUMNS} FROM {{samples}}
     WHERE run_id = $1 AND gpu_uuid IN (SELECT gpu_uuid FROM gpus WHERE run_id = $1 AND used)
-)"""
-_HELD = """
+)"""  # noqa: S608  names of the registry
+_HELD = f"""
 held AS (
     SELECT rank, arg_max(gpu_uuid, attempt) AS gpu_uuid FROM ranks WHERE run_id = $1 GROUP BY rank
 ), taken AS (
-    SELECT rank, epoch(sampled_at) AS t, power_w, memory_used_bytes, temperature_c
-    FROM gpu_samples JOIN held USING (gpu_uuid) WHERE run_id = $1
-)"""
+    SELECT rank, epoch(sampled_at) AS t, {_PLOTTED_COLUMNS}
+    FROM {{samples}} JOIN held USING (gpu_uuid) WHERE run_id = $1
+)"""  # noqa: S608  names of the registry
 # The steps' own times: the next step to end is the one that a sample fell into, if that had begun.
 _STEP_OF = """
 spans AS (
@@ -123,10 +126,9 @@ spans AS (
 ), mine AS (
     SELECT taken.*, step FROM taken ASOF JOIN spans ON taken.t <= spans.ended WHERE taken.t > began - {join}
 )"""
+_EXTREMES = ", ".join(f"min({m.column}), max({m.column}), avg({m.column})" for m in _PLOTTED)
 _SAMPLES = """
-SELECT rank, {bin}, min(power_w), max(power_w), avg(power_w), min(memory_used_bytes), max(memory_used_bytes),
-    avg(memory_used_bytes), min(temperature_c), max(temperature_c), avg(temperature_c)
-FROM {mine} WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
+SELECT rank, {bin}, {extremes} FROM {mine} WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
 
 
 _EVALUATIONS = """
@@ -170,7 +172,8 @@ def run_curves(
         count = max(min(math.ceil((high - low) / width - 1e-9), bins), 1)
         values = [run_id, low, width, count]
         x, other = ("t", "step") if axis == "time" else ("step", "t")
-        fill = {"latest": _LATEST if repeated and axis == "step" else "", "x": x, "other": other,
+        fill = {"latest": _LATEST if repeated and axis == "step" else "", "x": x, "other": other, "extremes": _EXTREMES,
+                "samples": with_metrics(connection, "gpu_samples"),
                 "bin": _BIN.format(x=x), "join": JOIN_S, "mine": "taken" if axis == "time" else "mine"}  # fmt: skip
         step_rows = connection.execute(((_BY_RANK if each_rank else _TOGETHER) + _STEPS).format(**fill), values)
         curves = Curves(axis, begin, end, began_at, steps, (low, low + width * count))
@@ -184,7 +187,7 @@ def run_curves(
         )
         before = "WITH" + (_HELD if each_rank else _USED) + ("," + _STEP_OF if axis == "step" else "")
         sample_rows = connection.execute((before + _SAMPLES).format(**fill), values)
-        _take(curves, sample_rows.fetchall(), SAMPLE_CURVES, low, width, count)
+        _take(curves, sample_rows.fetchall(), [m.name for m in _PLOTTED], low, width, count)
         for rank, *evaluation in connection.execute(_EVALUATIONS, [run_id]).fetchall():
             curves.evaluations.setdefault(rank, []).append(Evaluated(*evaluation))
     return curves
@@ -242,8 +245,8 @@ class RankRow:
         data_wait_s: Mean of all its steps.
         memory_bytes: The most that was in use on its GPU; without such a reading, what torch had reserved at most.
         gpu_index, sku: The GPU it computed on.
-        power_w: Mean of the samples from its first measured step's begin to its last step's end.
-        temperature_c: The highest in that time.
+        readings: Of that GPU, from its first measured step's begin to its last step's end: each metric by its name, read as
+            `over` in `lorawatch.run.metrics` says.
     """
 
     rank: int
@@ -255,11 +258,26 @@ class RankRow:
     memory_bytes: int | None
     gpu_index: int | None
     sku: str | None
-    power_w: float | None
-    temperature_c: float | None
+    readings: dict[str, float | None]
 
 
-_RANKS = """
+# What is read of a GPU over a window; of its memory, `memory_bytes` speaks for the whole run.
+_READ = tuple(m for m in GPU_METRICS if m.over is not None and m.column != "memory_used_bytes")
+
+
+def _over(metric: Metric, condition: str) -> str:
+    """A metric read over the samples of a condition, in SQL."""
+    column = metric.column
+    read: dict[Over, str] = {
+        "mean": f"avg({column})",
+        "max": f"max({column})",
+        "last": f"arg_max({column}, sampled_at)",
+    }
+    return f"{read[metric.over or 'last']} FILTER ({condition}) AS {column}"
+
+
+_IN_STEPS = "epoch(sampled_at) BETWEEN began AND ended"
+_RANKS = f"""
 WITH own AS (
     SELECT rank, max(step) AS steps,
         sum(tokens) FILTER (phase = 'train') / nullif(sum(duration_s) FILTER (phase = 'train'), 0) AS tok_s,
@@ -270,15 +288,15 @@ WITH own AS (
 ), held AS (
     SELECT rank, arg_max(gpu_uuid, attempt) AS gpu_uuid FROM ranks WHERE run_id = $1 GROUP BY rank
 ), sampled AS (
-    SELECT rank, max(memory_used_bytes) AS used,
-        avg(power_w) FILTER (epoch(sampled_at) BETWEEN began AND ended) AS power_w,
-        max(temperature_c) FILTER (epoch(sampled_at) BETWEEN began AND ended) AS temperature_c
-    FROM gpu_samples JOIN held USING (gpu_uuid) JOIN own USING (rank) WHERE run_id = $1 GROUP BY rank
+    SELECT rank, max(memory_used_bytes) AS used, {", ".join(_over(m, _IN_STEPS) for m in _READ)}
+    FROM {{samples}} JOIN held USING (gpu_uuid) JOIN own USING (rank) WHERE run_id = $1 GROUP BY rank
 ), cards AS (
     SELECT gpu_uuid, any_value(gpu_index) AS gpu_index, any_value(sku) AS sku FROM gpus WHERE run_id = $1 GROUP BY gpu_uuid
 )
-SELECT rank, steps, tok_s, step_s[1], step_s[2], wait_s, coalesce(used, reserved), gpu_index, sku, power_w, temperature_c
-FROM own LEFT JOIN held USING (rank) LEFT JOIN sampled USING (rank) LEFT JOIN cards USING (gpu_uuid) ORDER BY rank"""
+SELECT rank, steps, tok_s, step_s[1], step_s[2], wait_s, coalesce(used, reserved), gpu_index, sku,
+    {", ".join(m.column for m in _READ)}
+FROM own LEFT JOIN held USING (rank) LEFT JOIN sampled USING (rank) LEFT JOIN cards USING (gpu_uuid) ORDER BY rank
+"""  # noqa: S608  names of the registry
 
 
 def run_ranks(run_id: str, *, deadline_s: float = 0.5) -> list[RankRow]:
@@ -290,4 +308,7 @@ def run_ranks(run_id: str, *, deadline_s: float = 0.5) -> list[RankRow]:
     if files.absent():
         return []
     with reading(deadline_s=deadline_s) as connection:
-        return [RankRow(*row) for row in connection.execute(_RANKS, [run_id]).fetchall()]
+        query = _RANKS.format(samples=with_metrics(connection, "gpu_samples"))
+        rows = connection.execute(query, [run_id]).fetchall()
+    names, facts = [m.name for m in _READ], -len(_READ)
+    return [RankRow(*(*row[:facts], dict(zip(names, row[facts:], strict=True)))) for row in rows]

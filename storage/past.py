@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import (
     NOT_IN_HISTORY,
     AnyLine,
@@ -25,6 +26,7 @@ from lorawatch.run.records import (
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
+from lorawatch.storage.schema import with_metrics
 from lorawatch.system import home
 
 BINS = 512
@@ -43,7 +45,7 @@ class Past:
         offsets: Bytes taken, by journal file.
         starts: The ranks' first lines, of every attempt.
         lines: The latest lines of all other kinds, in an order in which they can be fed.
-        gpu_bins: By GPU: `power_w`, `memory_bytes`, `utilization_pct`, `temperature_c`, `sm_clock_mhz`.
+        gpu_bins: By GPU, the metrics that a pane shows, by their names in `lorawatch.run.metrics`.
         rank_bins: By rank: `tok_s`, `step_ms`, `data_wait_ms`, `loss`.
         loss_bins: The loss over all ranks.
     """
@@ -56,15 +58,16 @@ class Past:
     loss_bins: list[Bin] = field(default_factory=list)
 
 
-_GPU = ("power_w", "memory_bytes", "utilization_pct", "temperature_c", "sm_clock_mhz")
-_GPU_BINS = """
-WITH mine AS (SELECT * FROM gpu_samples WHERE run_id = $1),
+_SHOWN = tuple(m for m in GPU_METRICS if m.label)
+_GPU = tuple(m.name for m in _SHOWN)
+_GPU_BINS = f"""
+WITH mine AS (SELECT * FROM {{samples}} WHERE run_id = $1),
 span AS (SELECT epoch(min(sampled_at)) AS b, greatest(epoch(max(sampled_at)) - epoch(min(sampled_at)), 1e-3) / $2 AS w
     FROM mine)
 SELECT gpu_uuid, any_value(b) + any_value(w) * (0.5 + least(floor((epoch(sampled_at) - b) / w), $2 - 1)) AS middle,
-    min(power_w), max(power_w), min(memory_used_bytes), max(memory_used_bytes), min(utilization_pct),
-    max(utilization_pct), min(temperature_c), max(temperature_c), min(sm_clock_mhz), max(sm_clock_mhz)
-FROM mine, span GROUP BY gpu_uuid, least(floor((epoch(sampled_at) - b) / w), $2 - 1) ORDER BY middle"""
+    {", ".join(f"min({m.column}), max({m.column})" for m in _SHOWN)}
+FROM mine, span GROUP BY gpu_uuid, least(floor((epoch(sampled_at) - b) / w), $2 - 1) ORDER BY middle
+"""  # noqa: S608  names of the registry
 _RANK = ("tok_s", "step_ms", "data_wait_ms", "loss")
 _RANK_BINS = """
 WITH mine AS (
@@ -85,12 +88,13 @@ WITH whole AS (
 SELECT any_value(b) + any_value(w) * (0.5 + least(floor((t - b) / w), $2 - 1)) AS middle, min(loss), max(loss)
 FROM whole, span WHERE loss IS NOT NULL GROUP BY least(floor((t - b) / w), $2 - 1) ORDER BY middle"""
 # What each GPU showed first, at its fullest, and last; a reading's last value may be older than the last sample.
-_GPU_MARKS = """
+_GPU_COLUMNS = tuple(m.column for m in GPU_METRICS)
+_GPU_MARKS = f"""
 SELECT gpu_uuid, epoch(min(sampled_at)), arg_min(energy_j, sampled_at), epoch(arg_max(sampled_at, memory_used_bytes)),
-    max(memory_used_bytes), epoch(max(sampled_at)), arg_max(power_w, sampled_at), arg_max(energy_j, sampled_at),
-    arg_max(memory_used_bytes, sampled_at), arg_max(utilization_pct, sampled_at), arg_max(temperature_c, sampled_at),
-    arg_max(sm_clock_mhz, sampled_at), arg_max(event_reasons, sampled_at), arg_max(power_limit_w, sampled_at)
-FROM gpu_samples WHERE run_id = $1 GROUP BY gpu_uuid"""
+    max(memory_used_bytes), epoch(max(sampled_at)),
+    {", ".join(f"arg_max({column}, sampled_at)" for column in _GPU_COLUMNS)}
+FROM {{samples}} WHERE run_id = $1 GROUP BY gpu_uuid
+"""  # noqa: S608  names of the registry
 
 
 def read_past(run_id: str, *, deadline_s: float = 0.5) -> Past | None:
@@ -113,7 +117,9 @@ def read_past(run_id: str, *, deadline_s: float = 0.5) -> Past | None:
         past.lines += _evaluations(connection, run_id)
         past.lines += _samples(connection, run_id)
         past.lines += _events(connection, run_id)
-        for gpu_uuid, middle, *extremes in connection.execute(_GPU_BINS, [run_id, BINS]).fetchall():
+        for gpu_uuid, middle, *extremes in connection.execute(
+            _with_samples(connection, _GPU_BINS), [run_id, BINS]
+        ).fetchall():
             past.gpu_bins.setdefault(gpu_uuid, []).extend(_bins(_GPU, middle, extremes))
         for rank, middle, *extremes in connection.execute(_RANK_BINS, [run_id, BINS]).fetchall():
             past.rank_bins.setdefault(rank, []).extend(_bins(_RANK, middle, extremes))
@@ -172,30 +178,37 @@ def _evaluations(connection: Connection, run_id: str) -> list[AnyLine]:
     )  # fmt: skip
 
 
+def _with_samples(connection: Connection, query: str) -> str:
+    """The query with what to select the GPUs' samples from."""
+    return query.format(samples=with_metrics(connection, "gpu_samples"))
+
+
 def _samples(connection: Connection, run_id: str) -> list[AnyLine]:
+    """The host's last line, and of each GPU the first, the fullest, the latest, and one with the last value of each metric."""
     lines: list[AnyLine] = []
     last: list[AnyLine] = []
-    for row in connection.execute(_GPU_MARKS, [run_id]).fetchall():
+    for row in connection.execute(_with_samples(connection, _GPU_MARKS), [run_id]).fetchall():
         gpu_uuid, first_at, first_energy_j, fullest_at, fullest, at, *readings = row
         lines.append(GpuSample(sampled_at=first_at, gpu_uuid=gpu_uuid, energy_j=first_energy_j))
         if fullest_at is not None:
             lines.append(GpuSample(sampled_at=fullest_at, gpu_uuid=gpu_uuid, memory_used_bytes=fullest))
-        names = ("power_w", "energy_j", "memory_used_bytes", "utilization_pct", "temperature_c", "sm_clock_mhz",
-                 "event_reasons", "power_limit_w")  # fmt: skip
-        last.append(GpuSample(sampled_at=at, gpu_uuid=gpu_uuid, **dict(zip(names, readings, strict=True))))
+        last.append(GpuSample(sampled_at=at, gpu_uuid=gpu_uuid, **dict(zip(_GPU_COLUMNS, readings, strict=True))))
     recent = (
         "sampled_at > (SELECT max(sampled_at) FROM gpu_samples WHERE run_id = $1) - to_seconds($2) ORDER BY sampled_at"
     )
     lines += _made(
         GpuSample, connection,
-        f"SELECT {_columns(GpuSample)} FROM gpu_samples WHERE run_id = $1 AND {recent}",  # noqa: S608  fixed names
+        _with_samples(
+            connection,
+            f"SELECT {_columns(GpuSample)} FROM {{samples}} WHERE run_id = $1 AND {recent}",  # noqa: S608  fixed names
+        ),
         [run_id, SAMPLES_S],
     )  # fmt: skip
     lines += last
     lines += _made(
         HostSample, connection,
-        f"SELECT {_columns(HostSample)} FROM host_samples WHERE run_id = ? "  # noqa: S608  fixed names
-        "ORDER BY sampled_at DESC LIMIT 1",
+        f"SELECT {_columns(HostSample)} FROM {with_metrics(connection, 'host_samples')} "  # noqa: S608  fixed names
+        "WHERE run_id = ? ORDER BY sampled_at DESC LIMIT 1",
         [run_id],
     )  # fmt: skip
     return lines

@@ -1,12 +1,18 @@
-"""The history's schema: numbered migrations, and the views and comments that are made anew after them."""
+"""The history's schema: numbered migrations, a column for each metric of the registry, and views and comments.
+
+A metric that the registry (`lorawatch.run.metrics`) has and a table lacks gets its column when the history is opened for
+writing, without a migration of its own and without a new version: lorawatch of either age reads and writes such a file.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from importlib import resources
 
 from lorawatch.errors import HistoryTooNew
+from lorawatch.run.metrics import TABLES, Metric
 from lorawatch.storage import builtin, workloads
 from lorawatch.storage.engine import Connection, duckdb, roll_back
 from lorawatch.system.version import __version__
@@ -58,9 +64,20 @@ def check(connection: Connection, where: str) -> int:
     return found
 
 
+def is_current(connection: Connection, where: str) -> bool:
+    """Whether the file has every migration, a column for every metric, and the runs' work as this lorawatch defines it.
+
+    Raises:
+        HistoryTooNew: A newer lorawatch has written it.
+    """
+    if check(connection, where) < latest() or workloads.stale(connection):
+        return False
+    return not any(_lacking(connection, table) for table in TABLES)
+
+
 def migrate(connection: Connection, where: str) -> bool:
-    """Bring the schema up to date, each migration one transaction with its version in it, and the package's published
-    tables with it.
+    """Bring the schema up to date, each migration one transaction with its version in it, then the metrics' columns, and
+    the package's published tables with it.
 
     Returns:
         Whether the schema was not.
@@ -80,22 +97,56 @@ def migrate(connection: Connection, where: str) -> bool:
                 if number == latest():  # the views in the same transaction: a reader never finds a schema without them
                     connection.execute(_text("views.sql"))
                     connection.execute(_text("comments.sql"))
+                    for table, metrics in TABLES.items():
+                        lacking = _lacking(connection, table)
+                        _comment(connection, table, [m for m in metrics if m not in lacking])
                 connection.execute("COMMIT")
             except BaseException:
                 roll_back(connection)
                 raise
+    added = [table for table in TABLES if _add(connection, table, _lacking(connection, table))]
     builtin.refresh(connection)
     workloads.refresh(connection)
-    return found < latest()
+    return found < latest() or bool(added)
 
 
-def is_behind(connection: Connection, where: str) -> bool:
-    """Whether an older lorawatch has written the file: `migrate` has something to do before questions are answered.
+def with_metrics(connection: Connection, table: str) -> str:
+    """What a question selects from to find a column for every metric of a table, also in a history that an older lorawatch
+    has written and that cannot be changed: there it is NULL."""
+    lacking = _lacking(connection, table)
+    if not lacking:
+        return table
+    missing = ", ".join(f"NULL::{m.sql} AS {m.column}" for m in lacking)
+    return f"(SELECT *, {missing} FROM {table})"  # noqa: S608  names of the registry
 
-    Raises:
-        HistoryTooNew: A newer lorawatch has written it.
-    """
-    return check(connection, where) < latest() or workloads.stale(connection)
+
+def _lacking(connection: Connection, table: str) -> list[Metric]:
+    """The metrics of a table that have no column in it."""
+    described = connection.execute(f"SELECT * FROM {table} LIMIT 0").description or []  # noqa: S608  names of the registry
+    there = {column[0] for column in described}
+    return [m for m in TABLES[table] if m.column not in there]
+
+
+def _add(connection: Connection, table: str, metrics: Sequence[Metric]) -> bool:
+    """Give these metrics their columns in one transaction, NULL in the rows that are there. Returns whether there are any."""
+    if not metrics:
+        return False
+    connection.execute("BEGIN")
+    try:
+        for metric in metrics:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {metric.column} {metric.sql}")
+        _comment(connection, table, metrics)
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+    return True
+
+
+def _comment(connection: Connection, table: str, metrics: Sequence[Metric]) -> None:
+    for metric in metrics:
+        text = metric.comment.replace("'", "''")
+        connection.execute(f"COMMENT ON COLUMN {table}.{metric.column} IS '{text}'")
 
 
 def view_names() -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from lorawatch.run.directory import RunInfo, RunState
 from lorawatch.run.live import LiveView, StepTotal
+from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import Evaluation, Event
 from lorawatch.system.terminal import raw_stdout
 from lorawatch.text.numbers import duration, gib, number
@@ -117,7 +118,8 @@ class PlainLines:
 
 
 class JsonLines:
-    """One JSON object a line: `run`, `step`, `evaluation` and `event` lines."""
+    """One JSON object a line: `run`, `step`, `evaluation` and `event` lines. A step has in `gpus` the last readings of each
+    GPU that the run uses, by their columns in the history."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -136,6 +138,7 @@ class JsonLines:
         )
 
     def update(self, info: RunInfo, state: RunState, view: LiveView) -> None:
+        used = _used(info)
         for step in self._steps.new(view):
             self._write(
                 {
@@ -143,7 +146,12 @@ class JsonLines:
                     "run_id": info.run_id,
                     **{f: getattr(step, f) for f in step.__dataclass_fields__},
                     "tok_s": step.tok_s,
-                    "power_w": view.power_w(_used(info)),
+                    "power_w": view.power_w(used),
+                    "gpus": [
+                        {"gpu_uuid": uuid, **{m.column: m.value(gpu) for m in GPU_METRICS}}
+                        for uuid, gpu in sorted(view.gpus.items())
+                        if used is None or uuid in used
+                    ],
                 }
             )
         for made in self._evaluations.new(view):
@@ -281,22 +289,24 @@ def _devices(info: RunInfo, view: LiveView) -> RenderableType:
     by_gpu = {r.started.gpu_uuid: r for r in view.ranks.values() if r.started and r.started.gpu_uuid}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     if gpus:
-        for name in ("GPU", "tok/s", "power", "VRAM", "util", "temp", "SM clock"):
+        read = {g.gpu_uuid: view.gpus.get(g.gpu_uuid) for g in gpus}
+        absent = [m for m in GPU_METRICS if m.optional and all(m.value(r) is None for r in read.values())]
+        shown = [m for m in GPU_METRICS if m.label and m not in absent]
+        for name in ("GPU", "tok/s", *(m.label for m in shown)):
             table.add_column(name, justify="left" if name == "GPU" else "right", no_wrap=True)
         for gpu in gpus:
-            now = view.gpus.get(gpu.gpu_uuid)
+            now = read[gpu.gpu_uuid]
             rank = by_gpu.get(gpu.gpu_uuid)
-            limit = (now.power_limit_w if now else None) or gpu.power_limit_w
+            limits = {
+                "power_w": (now.power_limit_w if now else None) or gpu.power_limit_w,
+                "memory_bytes": gpu.memory_total_bytes,
+            }
             stale = now is not None and now.sampled_at and time.time() - now.sampled_at > 3
             table.add_row(
                 f"{gpu.gpu_index} {clean(gpu.sku).removeprefix('NVIDIA ')}"
                 + (f" stale {time.time() - now.sampled_at:.0f} s" if stale and now else ""),
                 number(rank.tok_s if rank else None),
-                f"{number(now.power_w if now else None)}/{number(limit)} W",
-                f"{gib(now.memory_used_bytes if now else None).removesuffix(' GiB')}/{gib(gpu.memory_total_bytes)}",
-                number(now.utilization_pct if now else None, 0, "%"),
-                number(now.temperature_c if now else None, 0, "°C"),
-                number(now.sm_clock_mhz if now else None, 0, "MHz"),
+                *(m.figure(m.value(now), m.text(limits[m.name]) if m.name in limits else "") for m in shown),
             )
         return table
     for name in ("rank", "tok/s", "step", "loss", "data wait"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from lorawatch.text.masking import mask_command_line
@@ -82,6 +84,7 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
     catch_up()
     from lorawatch.errors import RunNotFound
     from lorawatch.run.liveness import note
+    from lorawatch.storage.curves import run_ranks
     from lorawatch.storage.queries import run_evaluations, run_events, run_figures
 
     run_id, folder = _resolve(run)
@@ -94,7 +97,8 @@ def show(run: str, events: int, evaluations: int, recipe: bool, as_json: bool) -
         row["command"] = mask_command_line(row["command"])  # an older version kept it as it was typed
     happened, evaluated = run_events(run_id, events), run_evaluations(run_id)
     if as_json:
-        more = {"evaluations": evaluated, "events": happened, "run_dir": folder}
+        ranks = [{**facts, **facts.pop("readings")} for facts in map(asdict, run_ranks(run_id, deadline_s=2.0))]
+        more = {"ranks": ranks, "evaluations": evaluated, "events": happened, "run_dir": folder}
         click.echo(json_text({**row, **more}))
         return 0
     from lorawatch.text.run_summary import evaluation_lines, event_words, summary_lines

@@ -9,6 +9,7 @@ from statistics import median
 
 from lorawatch.analysis.windows import Span, union
 from lorawatch.run.directory import RunInfo
+from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import (
     AnyLine,
     Evaluation,
@@ -26,16 +27,6 @@ RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short e
 _RETAINED_STEPS = 4096
 _REPORTS_WITHIN_S = 5.0  # ranks journal several times a second
 _JOIN_S = 0.25  # the time between two readings of the power
-_GPU_READINGS = (
-    "power_w",
-    "energy_j",
-    "memory_used_bytes",
-    "utilization_pct",
-    "temperature_c",
-    "sm_clock_mhz",
-    "event_reasons",
-    "power_limit_w",
-)
 
 
 @dataclass
@@ -87,22 +78,11 @@ class StepTotal:
         return self.tokens / self.duration_s if self.duration_s > 0 else None
 
 
-@dataclass
-class GpuView:
-    """The last known reading of each kind, and when any came."""
+class GpuView(GpuSample):
+    """The last known reading of each metric; `sampled_at` says when any came, 0 before the first."""
 
-    gpu_uuid: str
-    sampled_at: float = 0.0
-    power_w: float | None = None
-    energy_j: float | None = None
     first_energy_j: float | None = None
-    memory_used_bytes: int | None = None
     peak_memory_bytes: int | None = None
-    utilization_pct: float | None = None
-    temperature_c: float | None = None
-    sm_clock_mhz: int | None = None
-    event_reasons: int | None = None
-    power_limit_w: float | None = None
 
 
 class LiveView:
@@ -210,12 +190,12 @@ class LiveView:
             self.best = line
 
     def _gpu(self, line: GpuSample) -> None:
-        view = self.gpus.setdefault(line.gpu_uuid, GpuView(line.gpu_uuid))
+        view = self.gpus.setdefault(line.gpu_uuid, GpuView(sampled_at=0.0, gpu_uuid=line.gpu_uuid))
         view.sampled_at = max(view.sampled_at, line.sampled_at)
-        for name in _GPU_READINGS:
-            value = getattr(line, name)
+        for metric in GPU_METRICS:
+            value = metric.value(line)
             if value is not None:
-                setattr(view, name, value)
+                setattr(view, metric.column, value)
         if view.first_energy_j is None:
             view.first_energy_j = line.energy_j
         if line.memory_used_bytes is not None:

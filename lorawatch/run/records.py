@@ -7,11 +7,24 @@ never 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NewType
+from typing import TYPE_CHECKING, Literal, NewType
 
 import msgspec
-from msgspec import Meta
 
+from lorawatch.run.line import (
+    Amount,
+    Attempt,
+    Bytes,
+    Count,
+    Number,
+    Rank,
+    Seconds,
+    UnixTime,
+    WorldSize,
+)
+from lorawatch.run.line import Record as Record
+from lorawatch.run.metrics import GpuSample as GpuSample
+from lorawatch.run.metrics import HostSample as HostSample
 from lorawatch.system.processes import ProcessId
 
 # Why a run ended badly; also the column `runs.failure`.
@@ -91,34 +104,8 @@ if TYPE_CHECKING:
 else:  # a reader takes any text: a line of a later version is worth as much as one of this
     AnyKind = str
 
-# What a field may say: a line outside of these bounds is a broken line, for who watches a run as for the history, which
-# derives its conditions from them. They hold off what no machine measures, and sums of many rows stay within 64 bits.
-UnixTime = Annotated[float, Meta(ge=0, le=4_102_444_800)]
-"""Until the year 2100; a clock that was never set begins in 1970."""
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-Attempt = Annotated[int, Meta(ge=0, le=1_000_000)]
-Rank = Annotated[int, Meta(ge=0, lt=65_536)]
-WorldSize = Annotated[int, Meta(ge=1, le=65_536)]
-Count = Annotated[int, Meta(ge=0, le=10**12)]
-Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1024)]
-"""Up to the last 64-bit integer that a double can hold: file systems without an end report about as much free space."""
-Number = Annotated[float, Meta(ge=-1e39, le=1e39)]
-"""Whatever fits a 32-bit float."""
-Amount = Annotated[float, Meta(ge=0, le=1e39)]
-Percent = Annotated[float, Meta(ge=0, le=1e6)]
-Watts = Annotated[float, Meta(ge=0, le=1e6)]
-Joules = Annotated[float, Meta(ge=0, le=1e15)]
-Celsius = Annotated[float, Meta(ge=-300, le=10_000)]
-Megahertz = Annotated[int, Meta(ge=0, le=1_000_000)]
-Mask = Annotated[int, Meta(ge=0, lt=2**53)]
-
-
 NOT_IN_HISTORY = frozenset({"process"})
 """Fields of lines that the history has no column for: they concern the recorder alone."""
-
-
-class Record(msgspec.Struct, omit_defaults=True, tag_field="t", kw_only=True):
-    """Base of all journal lines."""
 
 
 class RankStarted(Record, tag="rank_started"):
@@ -221,44 +208,6 @@ class LinesLost(Record, tag="lines_lost"):
     """How many of them were steps."""
     last_step: Count | None = None
     """The last step among them."""
-
-
-class GpuSample(Record, tag="gpu"):
-    """One GPU at a moment. Slow readings (energy, temperature, limit) are on one line a second only."""
-
-    sampled_at: UnixTime
-    gpu_uuid: str
-    power_w: Watts | None = None
-    """Instant power; the card's default reading where it has no instant one."""
-    power_average_w: Watts | None = None
-    """The driver's own average over 1 s."""
-    energy_j: Joules | None = None
-    """The card's energy counter since the driver was loaded."""
-    memory_used_bytes: Bytes | None = None
-    utilization_pct: Percent | None = None
-    temperature_c: Celsius | None = None
-    sm_clock_mhz: Megahertz | None = None
-    memory_clock_mhz: Megahertz | None = None
-    event_reasons: Mask | None = None
-    """Why the clocks are not higher: the sum of `clock_reasons.ClockReason`s, 0 for none."""
-    power_limit_w: Watts | None = None
-
-
-class HostSample(Record, tag="host"):
-    """The host at a moment."""
-
-    sampled_at: UnixTime
-    host: str
-    cpu_pct: Percent | None = None
-    """Of all cores together: 100 is every core busy."""
-    memory_used_bytes: Bytes | None = None
-    memory_total_bytes: Bytes | None = None
-    workers_cpu_pct: Percent | None = None
-    """Of one core, summed over the run's processes: 200 is two cores busy."""
-    workers_rss_bytes: Bytes | None = None
-    disk_free_bytes: Bytes | None = None
-    package_energy_j: Joules | None = None
-    """RAPL's counter summed over CPU packages, unwrapped, where it can be read."""
 
 
 class Event(Record, tag="event"):

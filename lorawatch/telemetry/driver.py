@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -134,6 +134,11 @@ class GpuDevice(Protocol):
     def processes(self) -> tuple[GpuProcess, ...] | None:
         """The processes that compute on this GPU."""
 
+    # --- by the registry's names
+
+    def read(self, column: str) -> float | int | None:
+        """A reading that a lane takes, by its column in `lorawatch.run.metrics`; None where the driver has none of it."""
+
     # --- asked rarely
 
     def memory_total(self) -> int | None:
@@ -251,6 +256,20 @@ class DeviceList(Generic[D]):
             return () if device is None else device.processes() or ()
         except GpuLost:
             return ()
+
+
+def read_metric(readers: Mapping[str, Callable[[D], float | int | None]], device: D, column: str) -> float | int | None:
+    """What a device reads for a column of the registry, as a plain number; None where its driver has no such reading.
+
+    Args:
+        readers: The driver's readers by column.
+
+    Raises:
+        GpuLost: The GPU has gone.
+    """
+    reader = readers.get(column)
+    value = None if reader is None else reader(device)
+    return int(value) if isinstance(value, ClockReason) else value
 
 
 class Pauses:

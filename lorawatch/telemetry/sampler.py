@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorawatch.run.directory import Gpu
+from lorawatch.run.metrics import of_lane
 from lorawatch.run.records import Event, EventKind, GpuSample, HostSample, Record, Severity
 from lorawatch.telemetry.driver import GpuDriver, GpuLost
 from lorawatch.telemetry.host import HostReader
@@ -26,15 +27,15 @@ SLOW_PERIOD_S = 1.0
 STALE_S = 2.0
 UNDATED_S = 0.25
 _WATCH_PERIOD_S = 0.5
+_FAST, _BY_TURNS, _SLOW = of_lane("fast"), of_lane("fast", "turns"), of_lane("slow")
 
 
 class Sampler:
     """Samples until it is stopped.
 
-    Journal lines: the fast lane writes one GpuSample a GPU and tick with power, memory, utilization and, by turns, SM
-    clock or event reasons (what was not read in a tick is absent from its line). The slow lane writes one a GPU and
-    second with energy, temperature, memory clock and power limit, stamped at the energy reading; an extra line at a
-    window's edge has the energy alone. The host lane writes one HostSample a second.
+    Journal lines: the fast lane writes one GpuSample a GPU and tick, the slow lane one a GPU and second, stamped at the
+    energy reading; an extra line at a window's edge has the energy alone. `lorawatch.run.metrics` says which metrics are
+    on which lane's lines; what was not read in a tick is absent from its line. The host lane writes one HostSample a second.
 
     Events: `gpu_lost` and `gpu_memory_errors` (detail `gpu_uuid`), `telemetry_stale` and `telemetry_back` (detail
     `lane`, `seconds`, and `gpu_uuid` where a GPU's reading hangs), `telemetry_error`.
@@ -131,19 +132,9 @@ class Sampler:
             device = watched.device
             try:
                 power, average = device.power()
-                sample = GpuSample(
-                    sampled_at=time.time(),
-                    gpu_uuid=device.uuid,
-                    power_w=power,
-                    power_average_w=average,
-                    memory_used_bytes=device.memory_used(),
-                    utilization_pct=device.utilization(),
-                )
-                if number % 2:
-                    reasons = device.event_reasons()
-                    sample.event_reasons = None if reasons is None else int(reasons)
-                else:
-                    sample.sm_clock_mhz = device.sm_clock()
+                sample = GpuSample(sampled_at=time.time(), gpu_uuid=device.uuid, power_w=power, power_average_w=average)
+                for metric in (*_FAST, _BY_TURNS[number % len(_BY_TURNS)]):
+                    setattr(sample, metric.column, device.read(metric.column))
             except GpuLost as lost:
                 self._lose(watched, lost)
                 continue
@@ -179,9 +170,8 @@ class Sampler:
                     energy_j=energy if dated else None,
                 )
                 if complete:
-                    sample.temperature_c = device.temperature()
-                    sample.memory_clock_mhz = device.memory_clock()
-                    sample.power_limit_w = device.power_limit()
+                    for metric in _SLOW:
+                        setattr(sample, metric.column, device.read(metric.column))
                     watched.processes = device.processes() or ()
                     self._check_memory(watched, device.uncorrected_errors())
             except GpuLost as lost:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorawatch.run.directory import Gpu
+from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import GpuSample, HostSample
 from lorawatch.telemetry.driver import GpuDevice, GpuProcess
 
@@ -59,22 +60,12 @@ class Watched:
         """The last known readings, seen at unix time `at`."""
         fast, before, slow = self.fast, self.fast_before, self.slow
         values = GpuSample(sampled_at=fast.sampled_at if fast else 0.0, gpu_uuid=self.gpu.gpu_uuid)
-        for sample in (before, fast):
-            if sample is not None:  # these two take turns
-                if sample.sm_clock_mhz is not None:
-                    values.sm_clock_mhz = sample.sm_clock_mhz
-                if sample.event_reasons is not None:
-                    values.event_reasons = sample.event_reasons
-        if fast is not None:
-            values.power_w = fast.power_w
-            values.power_average_w = fast.power_average_w
-            values.memory_used_bytes = fast.memory_used_bytes
-            values.utilization_pct = fast.utilization_pct
-        if slow is not None:
-            values.energy_j = slow.energy_j
-            values.temperature_c = slow.temperature_c
-            values.memory_clock_mhz = slow.memory_clock_mhz
-            values.power_limit_w = slow.power_limit_w
+        for metric in GPU_METRICS:
+            # those that take turns are on the last line or on the one before
+            for sample in (slow,) if metric.lane == "slow" else (before, fast) if metric.taken == "turns" else (fast,):
+                value = metric.value(sample)
+                if value is not None:
+                    setattr(values, metric.column, value)
         return GpuNow(
             self.gpu,
             values,

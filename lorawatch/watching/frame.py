@@ -36,8 +36,8 @@ class Pane:
         title: `0 · RTX PRO 4500`.
         rank: The rank that computes there; None where none is known.
         used: Whether the run uses it; True without a run.
-        values: By metric: tok_s, power_w, memory_bytes, utilization_pct, temperature_c, sm_clock_mhz, step_ms,
-            data_wait_ms, loss. A missing reading is None; a metric that the device does not have at all is absent.
+        values: By name of `lorawatch.run.metrics.PANE_METRICS`. A missing reading is None; a metric that the device does
+            not have at all is absent.
         limits: Power limit and memory size under the same names.
         curves: Their history.
         capped: Share of recent samples whose clocks the power limit held back, 0 to 1; None where unknown.

@@ -11,6 +11,7 @@ from lorawatch.analysis.mfu import mfu
 from lorawatch.run.clock_reasons import SLOWDOWN_WORDS, ClockReason
 from lorawatch.run.directory import ENDED, Gpu, RunInfo, RunState
 from lorawatch.run.live import GpuView, LiveView, RankView, eval_every, is_separate
+from lorawatch.run.metrics import GPU_METRICS, HOST_METRICS
 from lorawatch.run.records import AnyLine, Evaluation, Event, GpuSample, HostSample, RankStarted, Step
 from lorawatch.text.sanitize import clean
 from lorawatch.watching import alerts
@@ -24,13 +25,7 @@ MONITOR_S = 120.0
 _RECENT_REASONS = 150
 _RECENT_POWER = 3000
 _LOADING_SHARE = 0.25
-_GPU_CURVES = {
-    "power_w": "power_w",
-    "memory_used_bytes": "memory_bytes",
-    "utilization_pct": "utilization_pct",
-    "temperature_c": "temperature_c",
-    "sm_clock_mhz": "sm_clock_mhz",
-}
+_GPU_METRICS = tuple(m for m in GPU_METRICS if m.label)
 
 
 class Watch:
@@ -68,10 +63,10 @@ class Watch:
             case GpuSample():
                 self._saw(line.sampled_at)
                 curves = self._curves_of(line.gpu_uuid)
-                for name, metric in _GPU_CURVES.items():
-                    value = getattr(line, name)
+                for metric in _GPU_METRICS:
+                    value = metric.value(line)
                     if value is not None:
-                        self._curve(curves, metric).add(line.sampled_at, value)
+                        self._curve(curves, metric.name).add(line.sampled_at, value)
                 if line.power_w is not None:
                     self._power.setdefault(line.gpu_uuid, deque(maxlen=_RECENT_POWER)).append(
                         (line.sampled_at, line.power_w)
@@ -296,7 +291,7 @@ class Watch:
         return tuple(panes)
 
     def _gpu_pane(self, gpu: Gpu, rank: RankView | None, at: float, ended: bool, straggler: Alert | None) -> Pane:
-        now = self.view.gpus.get(gpu.gpu_uuid) or GpuView(gpu.gpu_uuid)
+        now = self.view.gpus.get(gpu.gpu_uuid) or GpuView(sampled_at=0.0, gpu_uuid=gpu.gpu_uuid)
         sku = clean(gpu.sku).removeprefix("NVIDIA ")
         name = f"GPU {gpu.gpu_index}"
         lost = gpu.gpu_uuid in self.lost
@@ -308,13 +303,9 @@ class Watch:
             alerts.vram_full(now.memory_used_bytes, gpu.memory_total_bytes, gpu.gpu_uuid, name),
             straggler,
         ]
-        values: dict[str, float | None] = {
-            "power_w": now.power_w,
-            "memory_bytes": now.memory_used_bytes,
-            "utilization_pct": now.utilization_pct,
-            "temperature_c": now.temperature_c,
-            "sm_clock_mhz": now.sm_clock_mhz,
-        }
+        read = {m.name: m.value(now) for m in _GPU_METRICS}
+        absent = {m.name for m in _GPU_METRICS if m.optional and read[m.name] is None}
+        values: dict[str, float | None] = {name: value for name, value in read.items() if name not in absent}
         if self.info is not None:
             values = {"tok_s": rank.tok_s if rank else None, **values}
         return Pane(
@@ -383,14 +374,14 @@ def _host_words(host: HostSample | None) -> str:
     if host is None:
         return ""
     words = []
-    if host.cpu_pct is not None:
-        words.append(f"CPU {host.cpu_pct:.0f}%")
-    if host.memory_used_bytes is not None and host.memory_total_bytes:
-        words.append(f"memory {host.memory_used_bytes / 2**30:.1f}/{host.memory_total_bytes / 2**30:.0f} GiB")
-    if host.workers_rss_bytes:
-        words.append(f"workers {host.workers_rss_bytes / 2**30:.1f} GiB")
-    if host.disk_free_bytes is not None:
-        words.append(f"disk free {host.disk_free_bytes / 2**30:.0f} GiB")
+    by_column = {m.column: m for m in HOST_METRICS}
+    for metric in HOST_METRICS:
+        value = metric.value(host)
+        most = getattr(host, metric.limit) if metric.limit else None
+        if not metric.label or value is None or (metric.optional and not value) or (metric.limit and not most):
+            continue
+        limit = by_column[metric.limit].write(most) if most else ""
+        words.append(f"{metric.label} {metric.figure(value, limit)}")
     return "   ".join(words)
 
 

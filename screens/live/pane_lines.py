@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
+from lorawatch.run.metrics import PANE_METRICS, Metric
 from lorawatch.screens.shared.braille import braille
 from lorawatch.text.numbers import MISSING, duration
 from lorawatch.watching.frame import Frame, Pane
@@ -14,37 +13,6 @@ from lorawatch.watching.frame import Frame, Pane
 Line = list[tuple[str, str]]
 """Texts with their parts: component classes of the grid without their `pane--`."""
 
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is named and written."""
-
-    name: str
-    label: str
-    unit: str
-    write: Callable[[float], str]
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _gib(value: float) -> str:
-    return f"{value / 2**30:.1f}"
-
-
-METRICS = (
-    Metric("tok_s", "tok/s", "", _plain),
-    Metric("power_w", "power", "W", _plain),
-    Metric("memory_bytes", "VRAM", "GiB", _gib),
-    Metric("utilization_pct", "util", "%", _plain),
-    Metric("temperature_c", "temp", "°C", _plain),
-    Metric("sm_clock_mhz", "clock", "MHz", _plain),
-    Metric("step_ms", "step", "ms", lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}"),
-    Metric("loss", "loss", "", lambda v: f"{v:.4f}"),
-    Metric("data_wait_ms", "data", "ms", lambda v: f"{v:,.1f}"),
-)
-_SMALL = ("utilization_pct", "temperature_c", "sm_clock_mhz")
 MIN_WIDTH = 30
 MIN_HEIGHT = 6
 _LARGE_ROWS = 5  # of a metric that shows its value in digits three rows high
@@ -56,8 +24,7 @@ def as_lines(pane: Pane, width: int, rows: int) -> list[Line]:
     number = pane.title.partition(" · ")[0]
     figures: Line = [(f" {number:<2}", "title")]
     for metric in _metrics(pane):
-        label = f"{metric.label} " if metric.name in ("tok_s", "step_ms", "loss") else ""
-        figures.append((f" {label}{_figure(pane, metric)} ", "dim" if pane.stale_s else "value"))
+        figures.append((f" {_named(pane, metric)} ", "dim" if pane.stale_s else "value"))
     marks = _marks(pane)
     if rows < 2:  # the glyph has a place of its own, so that the figures stand one below the other
         glyph = (f"{pane.alerts[0].glyph} " if pane.alerts else "  ", marks[0][1] if marks else "")
@@ -78,7 +45,7 @@ def box(pane: Pane, width: int, height: int, frame: Frame) -> list[Line]:
             used += len(text) + 1
     top.append(("─" * max(width - used - 1, 0) + "╮", border))
     inner = width - 4
-    large = inner >= _LARGE_WIDTH and height - 2 >= _LARGE_ROWS * sum(m.name not in _SMALL for m in _metrics(pane))
+    large = inner >= _LARGE_WIDTH and height - 2 >= _LARGE_ROWS * sum(m.size == "large" for m in _metrics(pane))
     left = _left(pane, inner, large)
     body = _body(pane, inner, height - 2, left, large, frame)
     lines = [[("│ ", border), *_fit(line, inner), (" │", border)] for line in body]
@@ -111,18 +78,19 @@ def _number(pane: Pane, metric: Metric) -> str:
     return metric.write(value) if math.isfinite(value) else str(value)
 
 
-def _unit(metric: Metric) -> str:
-    return {"%": "%", "": ""}.get(metric.unit, " " + metric.unit)
-
-
 def _figure(pane: Pane, metric: Metric) -> str:
     """`193/200 W`, `24.9/32.0 GiB`, `99%`."""
     limit = pane.limits.get(metric.name)
-    return _number(pane, metric) + ("/" + metric.write(limit) if limit else "") + _unit(metric)
+    return _number(pane, metric) + ("/" + metric.write(limit) if limit else "") + metric.suffix
+
+
+def _named(pane: Pane, metric: Metric) -> str:
+    """A figure on a line with others: `193 W`, `tok/s 2,679`."""
+    return (f"{metric.label} " if metric.named else "") + _figure(pane, metric)
 
 
 def _metrics(pane: Pane) -> list[Metric]:
-    return [m for m in METRICS if m.name in pane.values]
+    return [m for m in PANE_METRICS if m.name in pane.values]
 
 
 def _left(pane: Pane, width: int, large: bool) -> int:
@@ -136,8 +104,8 @@ def _left(pane: Pane, width: int, large: bool) -> int:
 def _body(pane: Pane, width: int, rows: int, left: int, large: bool, frame: Frame) -> list[Line]:
     """Each large metric gets lines of its own with its curve; the small ones share a line where there is little room."""
     metrics = _metrics(pane)
-    small = [m for m in metrics if m.name in _SMALL]
-    great = [m for m in metrics if m.name not in _SMALL]
+    small = [m for m in metrics if m.size == "small"]
+    great = [m for m in metrics if m.size == "large"]
     apart = rows >= (_LARGE_ROWS if large else 2) * len(great) + len(small)
     room = rows - (len(small) if apart else bool(small))
     share = max(room // max(len(great), 1), 1)
@@ -149,7 +117,7 @@ def _body(pane: Pane, width: int, rows: int, left: int, large: bool, frame: Fram
         for metric in small:
             lines += _block(pane, metric, width, 1, left, False, frame)
     elif small:
-        words = " · ".join(_figure(pane, m) for m in small)
+        words = " · ".join(_named(pane, m) for m in small)
         lines.append([(words, "value" if not pane.stale_s else "dim")])
     lines += [[("", "")] for _ in range(rows - len(lines))]
     return lines[:rows]
@@ -183,12 +151,12 @@ def _strength(pane: Pane) -> str:
 
 def _words(pane: Pane, metric: Metric, rows: int, peak: float | None, mark: str, large: bool) -> list[Line]:
     limit = pane.limits.get(metric.name)
-    most = f"peak {metric.write(peak)}" if peak is not None and metric.name != "loss" else ""
+    most = f"peak {metric.write(peak)}" if peak is not None and metric.axis == "zero" else ""
     if large and rows >= _LARGE_ROWS:
         label = f"{metric.label} {metric.unit}" if metric.label != metric.unit else metric.label
         lines: list[Line] = [[(label, "label")]]
         lines += [[(text, _strength(pane))] for text in _digits(_number(pane, metric))]
-        bound = f"of {metric.write(limit)}{_unit(metric)}" if limit else ""
+        bound = f"of {metric.write(limit)}{metric.suffix}" if limit else ""
         said = "  ".join(w for w in (bound, most) if w)
         lines.append([(said, "dim")])
         if mark:
@@ -206,7 +174,7 @@ def _words(pane: Pane, metric: Metric, rows: int, peak: float | None, mark: str,
 
 def _drawn(pane: Pane, metric: Metric, room: int, rows: int, frame: Frame) -> tuple[list[Line], float | None]:
     """The curve, its limit marked at the top edge, and its highest value in the time shown."""
-    part = {"power_w": "power", "memory_bytes": "memory"}.get(metric.name, "curve")
+    part = metric.part
     blank: list[Line] = [[(" " * room, part)] for _ in range(rows)]
     data = pane.curves.get(metric.name)
     columns = data.columns(frame.begin, frame.at, room * 2) if data is not None else []
@@ -214,8 +182,8 @@ def _drawn(pane: Pane, metric: Metric, room: int, rows: int, frame: Frame) -> tu
     if not known:
         return blank, None
     peak = max(high for _, high in known)
-    limit = 100.0 if metric.name == "utilization_pct" else pane.limits.get(metric.name)
-    fill = metric.name != "loss"
+    limit = metric.top or pane.limits.get(metric.name)
+    fill = metric.axis == "zero"
     low = 0.0 if fill else min(lowest for lowest, _ in known)
     top = limit or (peak * 1.05 if fill else peak)
     lines: list[Line] = [[(text, part)] for text in braille(columns, rows, low, top or 1.0, fill=fill)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from lorawatch.run.metrics import PLOTS, Plot
 from lorawatch.screens.runs.curve_axis import Column, Line, View, axis_line, cell_of, columns, place_words, under_cursor
 from lorawatch.screens.shared.braille import braille, dot
 from lorawatch.text.numbers import MISSING
@@ -18,25 +19,6 @@ if TYPE_CHECKING:
 
 _FULL = "⣿"
 EVALUATED, LOWEST = "◆", "★"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a curve is named, written and coloured."""
-
-    name: str
-    label: str
-    write: Callable[[float], str]
-    part: str
-
-
-METRICS = (
-    Metric("loss", "loss", lambda v: f"{v:.4g}", "curve"),
-    Metric("tok_s", "tok/s", lambda v: f"{v:,.0f}", "curve"),
-    Metric("power_w", "W per GPU", lambda v: f"{v:,.0f}", "power"),
-    Metric("memory_bytes", "VRAM GiB", lambda v: f"{v / 2**30:.1f}", "memory"),
-    Metric("temperature_c", "°C", lambda v: f"{v:.0f}", "heat"),
-)
 
 
 @dataclass(frozen=True)
@@ -79,9 +61,9 @@ class Drawing:
 
 def draw(curves: Curves, view: View, width: int, height: int) -> Drawing:
     """The curves in a box of so many cells."""
-    of = {m.name: m for m in METRICS}
+    of = {m.name: m for m in PLOTS}
     mine = _series(curves, view)
-    shown = [m for m in METRICS if any(m.name in s or (m.name == "loss" and "loss_bad" in s) for s in mine.values())]
+    shown = [m for m in PLOTS if any(m.name in s or (m.name == "loss" and "loss_bad" in s) for s in mine.values())]
     if view.metric in of and of[view.metric] in shown:
         shown = [of[view.metric]]
     if not shown:
@@ -136,7 +118,7 @@ def _series(curves: Curves, view: View) -> Mapping[int | None, Mapping[str, Thin
 
 
 def _stack(
-    drawing: Drawing, mine: Mapping[str, Thinned], marks: Sequence[_Mark], shown: Sequence[Metric], view: View, width: int,
+    drawing: Drawing, mine: Mapping[str, Thinned], marks: Sequence[_Mark], shown: Sequence[Plot], view: View, width: int,
     room: int,
 ) -> str:  # fmt: skip
     """One curve above the other. Returns how to see what there is no room for."""
@@ -146,28 +128,28 @@ def _stack(
     cells = max(width - left, 2)
     drawing.plots.append((left, cells))
     at = cell_of(view, cells)
-    for number, metric in enumerate(seen):
+    for number, plot in enumerate(seen):
         rows = max(share + (number < more), 1)
-        found = _found(mine, metric, view, cells, marks)
+        found = _found(mine, plot, view, cells, marks)
         low, high = _span([found.extremes, found.levels])
         tall = rows - (rows > 3)
-        room_for = left - 2 if tall > 2 else left - 3 - len(metric.label.partition(" ")[0])
-        value, mean = _value(metric, found, at, room_for), _mean(metric, found, at)
+        room_for = left - 2 if tall > 2 else left - 3 - len(plot.label.partition(" ")[0])
+        value, mean = _value(plot, found, at, room_for), _mean(plot, found, at)
         words: dict[int, Line] = {
-            0: _ends(metric.label, metric.write(high), left, "label", "label"),
-            tall - 1: _ends("", metric.write(low), left, "label", "label"),
+            0: _ends(plot.label, plot.write(high), left, "label", "label"),
+            tall - 1: _ends("", plot.write(low), left, "label", "label"),
             1: _ends(mean if mean and tall > 3 else value, "", left, "value", "label"),
         }
         if mean and tall > 3:
             words[2] = _ends(value, "", left, "value", "label")
         if tall == 2:
             words = {
-                0: _ends(metric.label.partition(" ")[0], value, left, "label", "value"),
-                1: _ends("", f"{metric.write(low)}–{metric.write(high)}", left, "label", "label"),
+                0: _ends(plot.label.partition(" ")[0], value, left, "label", "value"),
+                1: _ends("", f"{plot.write(low)}–{plot.write(high)}", left, "label", "label"),
             }
         elif tall == 1:
-            words = {0: _ends(metric.label.partition(" ")[0], value, left, "label", "value")}
-        body = _body(found, tall, low, high, at, metric.part)
+            words = {0: _ends(plot.label.partition(" ")[0], value, left, "label", "value")}
+        body = _body(found, tall, low, high, at, plot.part)
         for y in range(rows):
             gutter = words.get(y, [(" " * left, "")])
             drawing.lines.append(gutter + (body[y] if y < tall else [(" " * at, ""), ("│", "line")]))
@@ -176,7 +158,7 @@ def _stack(
 
 def _rows(
     drawing: Drawing, mine: Mapping[int | None, Mapping[str, Thinned]], marks: Mapping[int | None, Sequence[_Mark]],
-    shown: Sequence[Metric], view: View, width: int, room: int,
+    shown: Sequence[Plot], view: View, width: int, room: int,
 ) -> str:  # fmt: skip
     """A row a rank: the same times stand below each other, and a curve has one scale for all ranks.
 
@@ -191,14 +173,14 @@ def _rows(
     rows = max(min((room - 1) // max(len(mine), 1), 12), 1)
     heading: Line = [(" " * left, "")]
     spans, found = {}, {}
-    for number, metric in enumerate(shown):
+    for number, plot in enumerate(shown):
         drawing.plots.append((left + number * wide + figure + 1, cells))
         for rank in mine:
-            found[rank, metric.name] = _found(mine[rank], metric, view, cells, marks[rank])
-        here = [found[rank, metric.name] for rank in mine]
-        spans[metric.name] = _span([*(f.extremes for f in here), *(f.levels for f in here)])
-        scale = "–".join(metric.write(v) for v in spans[metric.name])
-        heading.append((f"{metric.label:>{figure}} {scale}"[: wide - 1].ljust(wide), "label"))
+            found[rank, plot.name] = _found(mine[rank], plot, view, cells, marks[rank])
+        here = [found[rank, plot.name] for rank in mine]
+        spans[plot.name] = _span([*(f.extremes for f in here), *(f.levels for f in here)])
+        scale = "–".join(plot.write(v) for v in spans[plot.name])
+        heading.append((f"{plot.label:>{figure}} {scale}"[: wide - 1].ljust(wide), "label"))
     drawing.lines.append(heading)
     at = cell_of(view, cells)
     drawing.ranks = max((room - 1) // rows, 1)
@@ -213,8 +195,8 @@ def _rows(
             line: Line = [
                 ((f" rank {rank}" if left > 5 else f" {rank}").ljust(left)[:left] if y == 0 else " " * left, "name")
             ]
-            for metric, block in zip(shown, blocks, strict=True):
-                value = _value(metric, found[rank, metric.name], at, figure) if y == 0 else ""
+            for plot, block in zip(shown, blocks, strict=True):
+                value = _value(plot, found[rank, plot.name], at, figure) if y == 0 else ""
                 used = sum(len(t) for t, _ in block[y])
                 line += [(f"{value:>{figure}} ", "value"), *block[y], (" " * (wide - figure - 1 - used), "")]
             drawing.lines.append(line)
@@ -222,9 +204,9 @@ def _rows(
     return hidden + (" · m for the other curves" if len(shown) < curves else "")
 
 
-def _found(mine: Mapping[str, Thinned], metric: Metric, view: View, cells: int, marks: Sequence[_Mark]) -> _Found:
-    curve, bad = mine.get(metric.name), mine.get("loss_bad") if metric.name == "loss" else None
-    seen = _cells(marks, view, cells) if metric.name == "loss" else {}
+def _found(mine: Mapping[str, Thinned], plot: Plot, view: View, cells: int, marks: Sequence[_Mark]) -> _Found:
+    curve, bad = mine.get(plot.name), mine.get("loss_bad") if plot.name == "loss" else None
+    seen = _cells(marks, view, cells) if plot.name == "loss" else {}
     if curve is None:
         nothing: list[Column] = [None] * (2 * cells)
         return _Found(nothing, nothing, slice(0), frozenset() if bad is None else _places(bad, view, cells), seen)
@@ -268,25 +250,25 @@ def _ends(text: str, right: str, width: int, text_part: str, right_part: str) ->
     return [(" " + text, text_part), ((right + " ").rjust(width - 1 - len(text)), right_part)]
 
 
-def _value(metric: Metric, found: _Found, at: int, room: int) -> str:
+def _value(plot: Plot, found: _Found, at: int, room: int) -> str:
     """What the curve says under the cursor: one value, or from the lowest to the highest."""
     here = [c for c in found.extremes[found.here] if c is not None]
     if at in found.bad:
-        return "NaN" if not here or room < 12 else "NaN, " + metric.write(max(c[1] for c in here))
+        return "NaN" if not here or room < 12 else "NaN, " + plot.write(max(c[1] for c in here))
     if not here:
         return MISSING
-    low, high = metric.write(min(c[0] for c in here)), metric.write(max(c[1] for c in here))
+    low, high = plot.write(min(c[0] for c in here)), plot.write(max(c[1] for c in here))
     both = high if low == high else f"{low}–{high}"
     return both if len(both) <= room else f"≤{high}"
 
 
-def _mean(metric: Metric, found: _Found, at: int) -> str:
+def _mean(plot: Plot, found: _Found, at: int) -> str:
     """The mean under the cursor; empty where there is only one value."""
     here = [c for c in found.extremes[found.here] if c is not None]
     means = [c for c in found.means[found.here] if c is not None]
-    if not means or at in found.bad or metric.write(min(c[0] for c in here)) == metric.write(max(c[1] for c in here)):
+    if not means or at in found.bad or plot.write(min(c[0] for c in here)) == plot.write(max(c[1] for c in here)):
         return ""
-    return "mean " + metric.write(sum(c[0] + c[1] for c in means) / (2 * len(means)))
+    return "mean " + plot.write(sum(c[0] + c[1] for c in means) / (2 * len(means)))
 
 
 def _body(found: _Found, rows: int, low: float, high: float, at: int, part: str) -> list[Line]:

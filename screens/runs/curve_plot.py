@@ -11,8 +11,9 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from lorawatch.run.metrics import PLOTS
 from lorawatch.screens.runs.curve_axis import cell_of
-from lorawatch.screens.runs.curve_drawing import METRICS, Drawing, draw
+from lorawatch.screens.runs.curve_drawing import Drawing, draw
 from lorawatch.screens.runs.curve_look import EACH, CurveLook, Question
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class CurvePlot(Widget, can_focus=True):
 
     def turn_metric(self) -> None:
         """One curve alone, the next, all of them."""
-        self.look.turn_metric([m.name for m in METRICS])
+        self.look.turn_metric([plot.name for plot in PLOTS])
         self._redraw()
 
     def zoom(self, factor: float) -> None:

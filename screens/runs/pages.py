@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lorawatch.run.metrics import GPU_METRICS, Metric
 from lorawatch.screens.runs.words import one_line, state_words, where_words
 from lorawatch.text.masking import mask_command_line
 from lorawatch.text.numbers import MISSING, duration, hanging, number
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
 EVENTS = 500
 EVALUATIONS = 200
 STRAGGLER = 1 / 1.25  # of the fastest's rate, as Live's alert has it
-RANK_COLUMNS = (
+_OF_STEPS = (
     ("rank", 4), ("tok/s", 7), ("of fastest", 10), ("p50 ms", 7), ("p95 ms", 7), ("wait ms", 7), ("max GiB", 7),
-    ("mean W", 6), ("max °C", 6), ("steps", 9), ("GPU", 28),
 )  # fmt: skip
-"""Headings and widths, the ones that fit 80 columns first."""
 
 
 def load_run(run_id: str) -> dict[str, Any]:
@@ -92,11 +91,23 @@ def figure_lines(row: dict[str, Any], summary: Sequence[tuple[str, str]]) -> lis
     return lines
 
 
-def rank_cells(row: RankRow, fastest: float | None) -> list[str]:
-    """A line of the ranks page, in the order of `RANK_COLUMNS`.
+def rank_metrics(rows: Sequence[RankRow]) -> list[Metric]:
+    """The GPUs' metrics that the ranks page shows: those with a heading there; of optional ones what any rank has."""
+    shown = [m for m in GPU_METRICS if m.ranks]
+    return [m for m in shown if not m.optional or any(row.readings.get(m.name) is not None for row in rows)]
+
+
+def rank_columns(metrics: Sequence[Metric]) -> list[tuple[str, int]]:
+    """Headings and widths of the ranks page, the ones that fit 80 columns first."""
+    return [*_OF_STEPS, *((m.ranks, len(m.ranks)) for m in metrics), ("steps", 9), ("GPU", 28)]
+
+
+def rank_cells(row: RankRow, fastest: float | None, metrics: Sequence[Metric]) -> list[str]:
+    """A line of the ranks page, in the order of `rank_columns`.
 
     Args:
         fastest: tok/s of the fastest rank.
+        metrics: The GPUs' that are shown.
     """
     share = row.tok_s / fastest if row.tok_s is not None and fastest else None
     of_fastest = MISSING if share is None else f"{100 * share:.1f}%" + (" ◄" if share < STRAGGLER else "")
@@ -105,8 +116,9 @@ def rank_cells(row: RankRow, fastest: float | None) -> list[str]:
         gpu = f"{row.gpu_index if row.gpu_index is not None else '?'} · {one_line(row.sku).removeprefix('NVIDIA ')}"
     return [
         str(row.rank), number(row.tok_s), of_fastest, _ms(row.step_p50_s), _ms(row.step_p95_s), _ms(row.data_wait_s),
-        MISSING if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.1f}", number(row.power_w),
-        number(row.temperature_c), f"{row.steps:,}", gpu,
+        MISSING if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.1f}",
+        *(m.text(row.readings.get(m.name)) for m in metrics),
+        f"{row.steps:,}", gpu,
     ]  # fmt: skip
 
 

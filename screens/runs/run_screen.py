@@ -16,13 +16,14 @@ from textual.widgets import DataTable, Static, TabbedContent, TabPane
 from lorawatch.run.directory import ENDED
 from lorawatch.screens.runs.curve_plot import CurvePlot
 from lorawatch.screens.runs.pages import (
-    RANK_COLUMNS,
     event_lines,
     load_curves,
     load_log,
     load_pages,
     load_run,
     rank_cells,
+    rank_columns,
+    rank_metrics,
     title_words,
 )
 from lorawatch.screens.runs.words import ask_delete, ask_tags
@@ -234,15 +235,18 @@ its tags, d deletes it (asked first), g reads again."""
             if not pane.query(DataTable):
                 table: DataTable[Text] = DataTable(cursor_type="row", zebra_stripes=True, fixed_columns=1)
                 await pane.mount(table)
-                for heading, width in RANK_COLUMNS:
+            table = pane.query_one(DataTable)
+            metrics = rank_metrics(ranks)
+            columns = rank_columns(metrics)
+            at = table.cursor_row
+            table.clear(columns=len(columns) != len(table.columns))
+            if not table.columns:
+                for heading, width in columns:
                     side = "left" if heading == "GPU" else "right"
                     table.add_column(Text(heading, justify=side), width=width)  # type: ignore[arg-type]
-            table = pane.query_one(DataTable)
-            at = table.cursor_row
-            table.clear()
             fastest = max((r.tok_s for r in ranks if r.tok_s is not None), default=None)
             for rank in ranks:
-                cells = rank_cells(rank, fastest)
+                cells = rank_cells(rank, fastest, metrics)
                 table.add_row(*(Text(c, justify="right") for c in cells[:-1]), Text(cells[-1]), key=str(rank.rank))
             table.move_cursor(row=at)
 

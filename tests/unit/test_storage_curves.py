@@ -8,10 +8,13 @@ import pytest
 from history import T0, a_whole_run, end, make_run, step, write
 
 from lorawatch.run.directory import Gpu, RunDir
+from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import GpuSample, RankStarted, Record
 from lorawatch.storage.connection import writing
 from lorawatch.storage.curves import Curves, RankRow, Thinned, run_curves, run_ranks
 from lorawatch.storage.ingest import finish_run
+
+NO_READINGS = dict.fromkeys(m.name for m in GPU_METRICS if m.over and m.name != "memory_bytes")
 
 
 def known(curve: Thinned) -> list[tuple[float, float, float]]:
@@ -190,17 +193,17 @@ def test_ranks_side_by_side() -> None:
     first, second = run_ranks(two_ranks().run_id)
     assert first == RankRow(
         rank=0, steps=2000, tok_s=2000.0, step_p50_s=0.5, step_p95_s=0.5, data_wait_s=pytest.approx(0.001), memory_bytes=1,
-        gpu_index=0, sku="NVIDIA H100 80GB HBM3", power_w=300.0, temperature_c=60.0,
+        gpu_index=0, sku="NVIDIA H100 80GB HBM3", readings={**NO_READINGS, "power_w": 300.0, "temperature_c": 60.0},
     )  # fmt: skip
-    assert (second.rank, second.gpu_index, second.temperature_c, second.memory_bytes) == (1, 1, 61.0, 2)
+    assert (second.rank, second.gpu_index, second.readings["temperature_c"], second.memory_bytes) == (1, 1, 61.0, 2)
     assert second.tok_s == pytest.approx(1999 * 1000 / (1999 * 0.5 + 4.5))
     assert second.data_wait_s == pytest.approx(0.002)
-    assert second.power_w == pytest.approx(301.0 + 599 / 3999, abs=0.01)
+    assert second.readings["power_w"] == pytest.approx(301.0 + 599 / 3999, abs=0.01)
     alone = make_run("cpu", ranks=1)
     write(alone.rank_journal(0), step(1), step(2, memory_reserved_bytes=7))
     end(alone)
     finish_run(alone)
     assert run_ranks(alone.run_id) == [
         RankRow(rank=0, steps=2, tok_s=2000.0, step_p50_s=0.5, step_p95_s=0.5, data_wait_s=None, memory_bytes=7,
-                gpu_index=None, sku=None, power_w=None, temperature_c=None)
+                gpu_index=None, sku=None, readings=NO_READINGS)
     ]  # fmt: skip

@@ -186,6 +186,13 @@ class GpuSample(Record, tag="gpu"):
             plot=Plot(label="°C", part="heat"),
         ),
     ] = None  # fmt: skip
+    memory_temperature_c: Annotated[
+        Celsius | None,
+        Metric(
+            label="mem", unit="°C", comment="Memory temperature, °C; many cards have no sensor there.", lane="slow",
+            over="max", named=True, optional=True, ranks="max mem °C", plot=Plot(label="mem °C", part="heat"),
+        ),
+    ] = None  # fmt: skip
     sm_clock_mhz: Annotated[
         Megahertz | None,
         Metric(

@@ -129,6 +129,10 @@ class AmdDevice:
                 return degrees
         return None
 
+    def memory_temperature(self) -> float | None:
+        """Degrees Celsius of the card's memory."""
+        return self._sensor("VRAM")
+
     def power_limit(self) -> float | None:
         """Watts that the card is held to now."""
         return self._cap("power_cap")
@@ -241,6 +245,7 @@ _READERS: Mapping[str, Callable[[AmdDevice], float | int | None]] = {
     "sm_clock_mhz": AmdDevice.sm_clock,
     "event_reasons": AmdDevice.event_reasons,
     "temperature_c": AmdDevice.temperature,
+    "memory_temperature_c": AmdDevice.memory_temperature,
     "memory_clock_mhz": AmdDevice.memory_clock,
     "power_limit_w": AmdDevice.power_limit,
 }

@@ -126,6 +126,17 @@ class NvmlDevice:
             degrees = self._ask("temperature v", _TEMPERATURE_V, pynvml.NVML_TEMPERATURE_GPU)
         return None if degrees is None else float(degrees)
 
+    def memory_temperature(self) -> float | None:
+        """Degrees Celsius of the memory; most cards without HBM have no sensor that tells."""
+        values = self._ask("memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP])
+        if values is None:
+            return None
+        (degrees,) = values
+        if degrees.nvmlReturn != pynvml.NVML_SUCCESS:
+            self._refused("memory temperature", degrees.nvmlReturn)
+            return None
+        return float(degrees.value.uiVal)
+
     def power_limit(self) -> float | None:
         """Watts that the card is held to now, the lowest of all limits."""
         milliwatts = self._ask("power limit", pynvml.nvmlDeviceGetEnforcedPowerLimit)
@@ -237,6 +248,7 @@ _READERS: Mapping[str, Callable[[NvmlDevice], float | int | None]] = {
     "sm_clock_mhz": NvmlDevice.sm_clock,
     "event_reasons": NvmlDevice.event_reasons,
     "temperature_c": NvmlDevice.temperature,
+    "memory_temperature_c": NvmlDevice.memory_temperature,
     "memory_clock_mhz": NvmlDevice.memory_clock,
     "power_limit_w": NvmlDevice.power_limit,
 }

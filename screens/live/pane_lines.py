@@ -20,17 +20,20 @@ _LARGE_WIDTH = 64
 
 
 def as_lines(pane: Pane, width: int, rows: int) -> list[Line]:
-    """A pane without room for a box, in one line or two."""
+    """A pane without room for a box, in one line or two; figures that many cards lack only where nothing is cut for them."""
     number = pane.title.partition(" · ")[0]
-    figures: Line = [(f" {number:<2}", "title")]
-    for metric in _metrics(pane):
-        figures.append((f" {_named(pane, metric)} ", "dim" if pane.stale_s else "value"))
+    part = "dim" if pane.stale_s else "value"
+    figures: Line = [(f" {_named(pane, metric)} ", part) for metric in _metrics(pane)]
+    usual: Line = [(f" {_named(pane, metric)} ", part) for metric in _metrics(pane) if not metric.optional]
     marks = _marks(pane)
     if rows < 2:  # the glyph has a place of its own, so that the figures stand one below the other
         glyph = (f"{pane.alerts[0].glyph} " if pane.alerts else "  ", marks[0][1] if marks else "")
+        begin: Line = [(f" {number:<2}", "title"), glyph]
         words = [(f" {alert.word}", part) for alert, (_, part) in zip(pane.alerts, marks, strict=True)]
-        return [_cut([figures[0], glyph, *figures[1:], *words], width)]
-    return [_cut([(f" {pane.title}", "title"), *marks, (f"  {pane.note}", "dim")], width), _cut(figures[1:], width)]
+        whole = [*begin, *figures, *words]
+        return [_cut(whole if _length(whole) <= width else [*begin, *usual, *words], width)]
+    head = _cut([(f" {pane.title}", "title"), *marks, (f"  {pane.note}", "dim")], width)
+    return [head, _cut(figures if _length(figures) <= width else usual, width)]
 
 
 def box(pane: Pane, width: int, height: int, frame: Frame) -> list[Line]:
@@ -118,6 +121,8 @@ def _body(pane: Pane, width: int, rows: int, left: int, large: bool, frame: Fram
             lines += _block(pane, metric, width, 1, left, False, frame)
     elif small:
         words = " · ".join(_named(pane, m) for m in small)
+        if len(words) > width:
+            words = " · ".join(_named(pane, m) for m in small if not m.optional)
         lines.append([(words, "value" if not pane.stale_s else "dim")])
     lines += [[("", "")] for _ in range(rows - len(lines))]
     return lines[:rows]
@@ -219,6 +224,10 @@ def _digits(text: str) -> tuple[str, str, str]:
     return "".join(p[0] for p in parts), "".join(p[1] for p in parts), "".join(p[2] for p in parts)
 
 
+def _length(line: Line) -> int:
+    return sum(len(text) for text, _ in line)
+
+
 def _cut(line: Line, width: int) -> Line:
     result = []
     for text, part in line:
@@ -231,5 +240,5 @@ def _cut(line: Line, width: int) -> Line:
 
 def _fit(line: Line, width: int) -> Line:
     cut = _cut(line, width)
-    missing = width - sum(len(t) for t, _ in cut)
+    missing = width - _length(cut)
     return [*cut, (" " * missing, "")] if missing > 0 else cut

@@ -60,6 +60,7 @@ def stub_env(
     lost: tuple[int, float] | None = None,
     hang: tuple[str, int, float, float] | None = None,
     memory_used: int | None = None,
+    memory_celsius: int | None = None,
     processes: list[tuple[int, int, int]] | None = None,
 ) -> dict[str, str]:
     """Variables for a child process's environment, to lay over `os.environ`.
@@ -73,6 +74,7 @@ def stub_env(
         lost: GPU index and seconds after nvmlInit at which it is lost.
         hang: Function, GPU index, seconds after nvmlInit, seconds that its next call then hangs.
         memory_used: Bytes in use on every GPU; None: the trace's.
+        memory_celsius: The memory's temperature on every GPU; None: no card has the sensor.
         processes: GPU index, pid and bytes of the processes on the GPUs.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,8 @@ def stub_env(
         env["NVML_STUB_HANG"] = f"{hang[0]}@{hang[1]}:{hang[2]}:{hang[3]}"
     if memory_used is not None:
         env["NVML_STUB_MEMORY"] = str(memory_used)
+    if memory_celsius is not None:
+        env["NVML_STUB_MEMORY_CELSIUS"] = str(memory_celsius)
     if processes:
         env["NVML_STUB_PIDS"] = ",".join(f"{g}:{p}:{b}" for g, p, b in processes)
     return env
@@ -100,7 +104,8 @@ def stub_env(
 def call_counts(folder: Path) -> dict[str, list[int]]:
     """Calls by function and GPU that the processes with `stub_env(folder)` have made.
 
-    `nvmlDeviceGetClockInfo` counts apart as `…:sm` and `…:memory`.
+    `nvmlDeviceGetClockInfo` counts apart as `…:sm` and `…:memory`, and `nvmlDeviceGetFieldValues` as `…:memory` where it is
+    asked for the memory's temperature.
     """
     counts = {}
     for name, *calls in _ENTRY.iter_unpack((folder / "nvml_counts").read_bytes()):

@@ -8,6 +8,7 @@
  *   NVML_STUB_DELAYS  "function=microseconds,*=microseconds": sleep in each call
  *   NVML_STUB_LOST    "gpu:seconds": lost that long after nvmlInit
  *   NVML_STUB_HANG    "function@gpu:after:seconds": the first such call after that time hangs
+ *   NVML_STUB_MEMORY_CELSIUS  the memory's temperature of every GPU; where it is not set, none has the sensor
  *   NVML_STUB_MEMORY  bytes in use on every GPU, instead of the trace's
  *   NVML_STUB_PIDS    "gpu:pid:bytes,…": processes on a GPU
  *   NVML_STUB_COUNTS  file for call counts: entries of char name[64]; uint64 calls[16]
@@ -232,14 +233,17 @@ typedef struct {
 } FieldValue;
 int nvmlDeviceGetFieldValues(Device *d, int n, FieldValue *fields) {
     char key[32];
-    ENTER(__func__, d);
+    const char *celsius = setting("NVML_STUB_MEMORY_CELSIUS");
+    ENTER(n == 1 && fields->field == 82 ? "nvmlDeviceGetFieldValues:memory" : __func__, d);
     for (int i = 0; i < n; i++) {
         FieldValue *f = &fields[i];
         snprintf(key, sizeof key, "field%u", f->field);
-        f->status = (uint32_t)listed("NVML_STUB_ERRORS", key, f->field == 185 || f->field == 186 ? OK : NOT_SUPPORTED);
+        int known = f->field == 185 || f->field == 186 || (f->field == 82 && celsius);
+        f->status = (uint32_t)listed("NVML_STUB_ERRORS", key, known ? OK : NOT_SUPPORTED);
         f->timestamp = (int64_t)(unix_now() * 1e6);
         f->type = 1;
-        if (!f->status) f->value.ui = (unsigned)value(d, f->field == 186 ? INSTANT : AVERAGE);
+        if (f->status) continue;
+        f->value.ui = f->field == 82 ? (unsigned)atoi(celsius) : (unsigned)value(d, f->field == 186 ? INSTANT : AVERAGE);
     }
     return OK;
 }

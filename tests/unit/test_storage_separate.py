@@ -8,10 +8,10 @@ import pytest
 from history import T0, end, make_run, one_row, rows, step, write
 
 from lorawatch.analysis.throughput import student_t95
+from lorawatch.recipe.identity import digest
 from lorawatch.run.directory import Gpu, RunDir
 from lorawatch.run.records import GpuSample, HostSample, RankStarted, Step
 from lorawatch.storage.ingest import finish_run
-from lorawatch.storage.summary import _workload
 
 SEPARATE: dict[str, object] = {"model": {"name": "m"}, "launch": {"strategy": "separate"}}
 DDP: dict[str, object] = {"model": {"name": "m"}, "launch": {"strategy": "ddp"}}
@@ -196,9 +196,9 @@ def test_the_workload_is_what_a_step_computes() -> None:
     def recipe(strategy: str | None = None, **train: object) -> dict[str, Any]:
         return {"model": {"name": "m"}, "train": train, **({"launch": {"strategy": strategy}} if strategy else {})}
 
-    plain = _workload(recipe(batch_size_per_gpu=2), None)
-    assert plain == _workload(recipe("ddp", batch_size_per_gpu=2), None)
-    assert plain == _workload(recipe("separate", batch_size_per_gpu=2), None)
+    plain = digest(recipe(batch_size_per_gpu=2))
+    assert plain == digest(recipe("ddp", batch_size_per_gpu=2))
+    assert plain == digest(recipe("separate", batch_size_per_gpu=2))
     # recipes from before the key are those with the key turned off
-    assert plain == _workload(recipe(batch_size_per_gpu=2, gradient_checkpointing=False), None)
-    assert plain != _workload(recipe(batch_size_per_gpu=2, gradient_checkpointing=True), None)
+    assert plain == digest(recipe(batch_size_per_gpu=2, gradient_checkpointing=False))
+    assert plain != digest(recipe(batch_size_per_gpu=2, gradient_checkpointing=True))

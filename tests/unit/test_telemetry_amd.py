@@ -210,6 +210,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"errors": {"amdsmi_init": 34}}, "the AMD driver is not loaded"),
     ({"errors": {"amdsmi_init": 10}}, "no permission to talk to the AMD driver"),
     ({"errors": {"amdsmi_init": 18}}, "the AMD driver answers"),
+    ({"init_fails": True}, "AMD SMI fails: OSError"),
     ({"errors": {"amdsmi_get_processor_handles": 32}}, "AMDSMI_STATUS_NOT_INIT"),
 ]
 

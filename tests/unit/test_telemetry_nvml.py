@@ -86,6 +86,20 @@ def test_no_library_is_a_plain_reason(tmp_path: Path) -> None:
     assert "no NVIDIA driver is installed" in said["reason"]
 
 
+def test_a_library_that_fails_is_a_plain_reason(tmp_path: Path) -> None:
+    code = """
+import pynvml
+def broken():
+    raise OSError("exception: access violation")
+pynvml.nvmlInit = broken
+try:
+    open_nvml()
+except DriverUnavailable as error:
+    print(json.dumps(error.reason))
+"""
+    assert ask(code, stub_env(tmp_path)) == "the NVIDIA driver's library fails: OSError: exception: access violation"
+
+
 def test_a_driver_that_never_answers_does_not_hold_us(tmp_path: Path) -> None:
     said = failure(stub_env(tmp_path, delays_us={"nvmlInitWithFlags": 30e6}), "0.5")
     assert "did not answer within" in said["reason"]

@@ -70,7 +70,7 @@ def run_module(
 
 
 def freest_gpu() -> Gpu | None:
-    """The GPU with the most free memory, by the driver, which opens no context on any; None where nothing tells or the
+    """The GPU with the most free memory, by the driver, which opens no context on any; None where no driver answers or the
     user has chosen."""
     if visible_devices.chosen(os.environ):
         return None

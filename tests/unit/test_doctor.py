@@ -190,7 +190,7 @@ ON_AMD = ROCM | {"available": True, "count": 1, "bf16": True, "archs": ["gfx90a:
 
 
 @pytest.mark.parametrize(
-    ("said", "driver", "status", "words", "advice"),
+    ("report", "driver", "status", "words", "advice"),
     [
         (ON_AMD, _Amd("gfx942"), "ok", "built for ROCm 7.0.2, uses 1 of 1 GPUs", None),
         (ON_AMD, _Amd("gfx90a"), "ok", "uses 1", None),
@@ -201,9 +201,9 @@ ON_AMD = ROCM | {"available": True, "count": 1, "bf16": True, "archs": ["gfx90a:
     ],
 )
 def test_torch_against_amds_driver(
-    said: dict[str, Any], driver: Any, status: str, words: str, advice: str | None
+    report: dict[str, Any], driver: Any, status: str, words: str, advice: str | None
 ) -> None:
-    check = gpu._torch_itself(said, driver)
+    check = gpu._torch_itself(report, driver)
     assert check.status == status
     assert words in check.found
     assert (advice or "") in (check.advice or "")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -157,9 +156,12 @@ def _as_prepared(run: RunDir) -> tuple[Recipe | None, Placement | None]:
     if info.own_command or info.recipe is None:
         return None, None
     gpus = _in_rank_order(info.gpus, run)
-    placement = Placement(info.device or "cpu", info.world_size, tuple(g.gpu_uuid for g in gpus))
-    if gpus:
-        placement = replace(placement, vendor=gpus[0].vendor)
+    placement = Placement(
+        info.device or "cpu",
+        info.world_size,
+        tuple(g.gpu_uuid for g in gpus),
+        vendor=gpus[0].vendor if gpus else Placement.vendor,
+    )
     return loading.from_dict(info.recipe, run.run_id), placement
 
 

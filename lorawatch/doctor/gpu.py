@@ -26,19 +26,19 @@ _ASK_TORCH = """
 import json
 import torch
 import torch.distributed as dist
-said = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": getattr(torch.version, "hip", None),
+report = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": getattr(torch.version, "hip", None),
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "nccl": dist.is_available() and dist.is_nccl_available()}
 try:
-    said["available"] = torch.cuda.is_available()
-    if said["available"]:
-        said["count"] = torch.cuda.device_count()
-        said["bf16"] = torch.cuda.is_bf16_supported()
-        said["nccl_version"] = ".".join(map(str, torch.cuda.nccl.version()))
-        said["archs"] = torch.cuda.get_arch_list()
+    report["available"] = torch.cuda.is_available()
+    if report["available"]:
+        report["count"] = torch.cuda.device_count()
+        report["bf16"] = torch.cuda.is_bf16_supported()
+        report["nccl_version"] = ".".join(map(str, torch.cuda.nccl.version()))
+        report["archs"] = torch.cuda.get_arch_list()
 except Exception as error:
-    said["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-print(json.dumps(said))
+    report["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+print(json.dumps(report))
 """
 
 

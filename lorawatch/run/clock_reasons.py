@@ -15,7 +15,7 @@ class ClockReason(enum.IntFlag):
     IDLE = 0x1
     """Nothing runs."""
     CLOCK_SETTING = 0x2
-    """Somebody has set the clocks."""
+    """The clocks were set by hand."""
     POWER_CAP = 0x4
     """The power limit; a GPU under full load usually works at it."""
     HARDWARE_SLOWDOWN = 0x8

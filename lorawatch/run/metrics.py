@@ -206,8 +206,8 @@ class GpuSample(Record, tag="gpu"):
         Mask | None,
         Metric(
             comment="Why the clocks are not higher, a sum: 1 idle, 2 clocks set, 4 power cap, 8 hardware slowdown, "
-            "16 sync boost, 32 software thermal limit, 64 hardware thermal limit, 128 power brake, 256 display clock, 512 board limit, "
-            "1024 reliability; 0 none.",
+            "16 sync boost, 32 software thermal limit, 64 hardware thermal limit, 128 power brake, 256 display clock, "
+            "512 board limit, 1024 reliability; 0 none.",
             lane="fast", taken="turns", sql="BIGINT",
         ),
     ] = None  # fmt: skip

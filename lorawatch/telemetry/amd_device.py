@@ -33,7 +33,7 @@ INVAL, NOT_SUPPORTED, NOT_YET_IMPLEMENTED, FAIL_LOAD_SYMBOL, NO_PERM, SETTING_UN
 RETRY, INTERRUPT, BUSY = 9, 11, 30
 NOT_FOUND, DRIVER_NOT_LOADED = 31, 34
 
-# Answers that stay the same until somebody changes the driver, its settings or permissions.
+# Answers that stay the same until the driver, its settings or permissions change.
 _LASTING = frozenset({INVAL, NOT_SUPPORTED, NOT_YET_IMPLEMENTED, FAIL_LOAD_SYMBOL, NO_PERM, SETTING_UNAVAILABLE})
 _MOMENTARY = frozenset({RETRY, INTERRUPT, BUSY})
 _LOST = frozenset({NOT_FOUND, DRIVER_NOT_LOADED})

@@ -288,7 +288,7 @@ class Pauses:
         """Leave a reading alone for a while.
 
         Args:
-            lasting: The answer stays the same until somebody changes the driver, its settings or permissions.
+            lasting: The answer stays the same until the driver, its settings or permissions change.
         """
         self._until[reading] = time.monotonic() + (UNSUPPORTED_PAUSE_S if lasting else ERROR_PAUSE_S)
 

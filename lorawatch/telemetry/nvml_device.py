@@ -11,7 +11,7 @@ from lorawatch.run.clock_reasons import ClockReason
 from lorawatch.telemetry.driver import GpuFacts, GpuLost, GpuProcess, Pauses, read_metric
 
 _LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND})
-# Answers that stay the same until somebody changes the driver, MIG mode or permissions.
+# Answers that stay the same until the driver, MIG mode or permissions change.
 _LASTING = frozenset(
     {
         pynvml.NVML_ERROR_NOT_SUPPORTED,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes import amd
 from fakes.nvml import gpu_uuid, stub_env
 from helpers import lorawatch, sql, the_run
 
@@ -57,3 +58,29 @@ def test_a_gpu_index_that_is_not_there_starts_nothing(lorawatch_home: Path, tmp_
     assert "GPU 5 is not in this machine" in result.stderr
     assert "H100" in result.stderr
     assert not (lorawatch_home / "runs").exists()
+
+
+def test_amd_gpus_are_sampled_into_the_history(lorawatch_home: Path, tmp_path: Path) -> None:
+    env = amd.no_nvidia(tmp_path) | amd.amd_env(("mi300x", "r9700"))
+    sleep = [sys.executable, "-c", "import time; time.sleep(4)"]
+    result = lorawatch("--record", "--hz", "10", "--json", "--", *sleep, env=env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for line in result.stdout.splitlines():
+        json.loads(line)
+    rows = sql(
+        lorawatch_home,
+        "SELECT gpu_uuid, count(power_w), max(power_w), (max(energy_j) - min(energy_j)) "
+        "/ (epoch(max(sampled_at) FILTER (energy_j > 0)) - epoch(min(sampled_at) FILTER (energy_j > 0))), "
+        "bit_or(event_reasons) FROM gpu_samples GROUP BY gpu_uuid ORDER BY gpu_uuid",
+    )
+    assert [row[0] for row in rows] == [amd.gpu_uuid(0), amd.gpu_uuid(1)]
+    assert [row[1] >= 30 for row in rows] == [True, True]
+    assert [row[2] for row in rows] == [561, 240]
+    assert rows[0][3] == pytest.approx(561, rel=0.02)
+    assert rows[1][3] is None
+    assert [row[4] for row in rows] == [4, None]
+    gpus = sql(lorawatch_home, "SELECT sku, power_limit_w FROM gpus ORDER BY gpu_index")
+    assert gpus == [("AMD Instinct MI300X", 750.0), ("AMD Radeon AI PRO R9700", 300.0)]
+    info = json.loads((the_run(lorawatch_home).root / "run.json").read_text())
+    assert info["driver_version"] == "6.12.12"
+    assert {gpu["vendor"] for gpu in info["gpus"]} == {"amd"}

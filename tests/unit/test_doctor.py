@@ -15,7 +15,7 @@ from fakes.nvml import run_python, stub_env
 from lorawatch.doctor import gpu, host
 from lorawatch.doctor.check import Check
 from lorawatch.doctor.checks import render, run_checks, to_json
-from lorawatch.telemetry.vendors import NVIDIA
+from lorawatch.telemetry.vendors import AMD, NVIDIA
 
 RUN = """
 import sys
@@ -166,6 +166,47 @@ def test_torch_against_the_driver(said: dict[str, Any], nvml: Any, status: str, 
     check = gpu._torch_itself(said, nvml)
     assert check.status == status
     assert words in check.found
+
+
+class _AmdDevice(_Device):
+    sku = "an AMD GPU"
+
+    def __init__(self, architecture: str) -> None:
+        self._architecture = architecture
+
+    def architecture(self) -> str | None:
+        return self._architecture
+
+
+class _Amd(_Nvml):
+    def __init__(self, *architectures: str) -> None:
+        self.vendor = AMD
+        self.devices = [_AmdDevice(a) for a in architectures]
+        self.cuda_version = None
+
+
+ROCM = {"version": "2.13.0+rocm7.0", "cuda": None, "hip": "7.0.2", "gloo": True, "nccl": True, "nccl_version": "2.27.3"}
+ON_AMD = ROCM | {"available": True, "count": 1, "bf16": True, "archs": ["gfx90a:sramecc+:xnack-", "gfx942"]}
+
+
+@pytest.mark.parametrize(
+    ("report", "driver", "status", "words", "advice"),
+    [
+        (ON_AMD, _Amd("gfx942"), "ok", "built for ROCm 7.0.2, uses 1 of 1 GPUs", None),
+        (ON_AMD, _Amd("gfx90a"), "ok", "uses 1", None),
+        (ON_AMD, _Amd("gfx1201"), "fail", "no kernels for an AMD GPU (gfx1201)", "made for these GPUs"),
+        (CUDA | {"available": False}, _Amd("gfx942"), "fail", "cannot use the GPUs", "install a ROCm build of torch"),
+        (ROCM | {"available": False}, _Amd("gfx942"), "fail", "finds no GPU", "ROCR_VISIBLE_DEVICES"),
+        (ROCM | {"available": False}, _Nvml((9, 0)), "fail", "cannot use the GPUs", "install a CUDA build of torch"),
+    ],
+)
+def test_torch_against_amds_driver(
+    report: dict[str, Any], driver: Any, status: str, words: str, advice: str | None
+) -> None:
+    check = gpu._torch_itself(report, driver)
+    assert check.status == status
+    assert words in check.found
+    assert (advice or "") in (check.advice or "")
 
 
 def test_collectives() -> None:

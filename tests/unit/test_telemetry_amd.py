@@ -190,6 +190,17 @@ def test_amd_cards_are_taken_where_nvidias_driver_lists_none(tmp_path: Path) -> 
     assert ask('print(json.dumps([g.vendor for g in open_driver().gpus("h")]))', env) == ["amd"]
 
 
+def test_chat_goes_to_the_freest_amd_card_unless_the_user_has_chosen(tmp_path: Path) -> None:
+    code = """
+from lorawatch.cli.child import freest_gpu
+gpu = freest_gpu()
+print(json.dumps(gpu and [gpu.gpu_uuid, gpu.vendor]))
+"""
+    env = no_nvidia(tmp_path) | amd_env(("mi300x", "r9700"), errors={"amdsmi_get_gpu_vram_usage@0": 2})
+    assert ask(code, env) == [gpu_uuid(1), "amd"]
+    assert ask(code, env | {"ROCR_VISIBLE_DEVICES": "0"}) is None
+
+
 # --- broken and absent libraries
 
 
@@ -199,6 +210,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"errors": {"amdsmi_init": 34}}, "the AMD driver is not loaded"),
     ({"errors": {"amdsmi_init": 10}}, "no permission to talk to the AMD driver"),
     ({"errors": {"amdsmi_init": 18}}, "the AMD driver answers"),
+    ({"init_fails": True}, "AMD SMI fails: OSError"),
     ({"errors": {"amdsmi_get_processor_handles": 32}}, "AMDSMI_STATUS_NOT_INIT"),
 ]
 

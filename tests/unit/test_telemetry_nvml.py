@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.nvml import call_counts, gpu_uuid, run_python, stub_env
+from fakes.nvml import EAGER, call_counts, gpu_uuid, run_python, stub_env
+
+from lorawatch.run.clock_reasons import ClockReason
 
 PREAMBLE = """
 import json, sys, time
@@ -84,6 +86,20 @@ def test_no_library_is_a_plain_reason(tmp_path: Path) -> None:
     assert "no NVIDIA driver is installed" in said["reason"]
 
 
+def test_a_library_that_fails_is_a_plain_reason(tmp_path: Path) -> None:
+    code = """
+import pynvml
+def broken():
+    raise OSError("exception: access violation")
+pynvml.nvmlInit = broken
+try:
+    open_nvml()
+except DriverUnavailable as error:
+    print(json.dumps(error.reason))
+"""
+    assert ask(code, stub_env(tmp_path)) == "the NVIDIA driver's library fails: OSError: exception: access violation"
+
+
 def test_a_driver_that_never_answers_does_not_hold_us(tmp_path: Path) -> None:
     said = failure(stub_env(tmp_path, delays_us={"nvmlInitWithFlags": 30e6}), "0.5")
     assert "did not answer within" in said["reason"]
@@ -114,6 +130,34 @@ def test_readings_are_the_recorded_ones(tmp_path: Path) -> None:
     assert read["memory_clock"] == 2619
     assert read["uncorrected_errors"] == 0
     assert read["processes"] == [{"pid": 4242, "memory_bytes": 1 << 30}]
+
+
+@pytest.mark.parametrize(
+    ("mask", "reasons"),
+    [
+        (0, 0),
+        (0x4, ClockReason.POWER_CAP),
+        (0x20 | 0x40, ClockReason.SOFTWARE_THERMAL | ClockReason.HARDWARE_THERMAL),
+        (0x8 | 0x80 | 0x1 | 0x100, ClockReason.HARDWARE_SLOWDOWN | ClockReason.POWER_BRAKE | ClockReason.IDLE
+         | ClockReason.DISPLAY_CLOCK),
+        (0x2 | 0x10, ClockReason.CLOCK_SETTING | ClockReason.SYNC_BOOST),
+        (0x200 | 0x400, ClockReason.BOARD_LIMIT | ClockReason.RELIABILITY),
+        (0x4 | 0x100000, ClockReason.POWER_CAP),  # one that nvml.h does not have yet
+    ],
+)  # fmt: skip
+def test_nvmls_mask_is_read_as_reasons_of_no_vendor(tmp_path: Path, mask: int, reasons: ClockReason) -> None:
+    header, *rows = EAGER.read_text().splitlines()[:3]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join([header, *(f"{row.rpartition(',')[0]},{mask}" for row in rows)]) + "\n")
+    code = "print(json.dumps(int(open_nvml().devices[0].event_reasons())))"
+    assert ask(code, stub_env(tmp_path, trace=trace)) == reasons
+
+
+def test_the_numbers_that_journals_keep_never_change() -> None:
+    assert {reason.name: int(reason) for reason in ClockReason} == {
+        "IDLE": 1, "CLOCK_SETTING": 2, "POWER_CAP": 4, "HARDWARE_SLOWDOWN": 8, "SYNC_BOOST": 16, "SOFTWARE_THERMAL": 32,
+        "HARDWARE_THERMAL": 64, "POWER_BRAKE": 128, "DISPLAY_CLOCK": 256, "BOARD_LIMIT": 512, "RELIABILITY": 1024,
+    }  # fmt: skip
 
 
 ALL_FUNCTIONS = [

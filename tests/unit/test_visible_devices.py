@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from lorawatch.cli import supervise
 from lorawatch.launch.placement import place
+from lorawatch.recipe import loading
 from lorawatch.recipe.devices import parse_gpus
-from lorawatch.run.directory import Gpu
+from lorawatch.run.directory import Gpu, RunDir, RunInfo
 from lorawatch.system import visible_devices
 
 UUIDS = [f"GPU-{i}c5bd0b9f0e4a1f{i}" for i in range(4)]
@@ -90,6 +93,18 @@ def test_a_rank_that_trains_by_itself_sees_one_gpu(before: dict[str, str], after
     environment = dict(before)
     visible_devices.keep_one(environment, 1)
     assert environment == after
+
+
+def test_a_run_that_goes_on_shows_its_ranks_the_same_amd_cards(lorawatch_home: Path) -> None:
+    used = [msgspec.structs.replace(gpu, used=gpu.gpu_index in (0, 2)) for gpu in AMD]
+    recipe = msgspec.to_builtins(loading.load("tiny", ["launch.gpus=[2, 0]"]))
+    run = RunDir.create(
+        RunInfo(run_id="", name="tiny", created_at=1.8e9, host="h", user="u", world_size=2, device="cuda", recipe=recipe,
+                gpus=used)
+    )  # fmt: skip
+    _, placement = supervise._as_prepared(run)
+    assert placement is not None
+    assert placement.environment()["ROCR_VISIBLE_DEVICES"] == f"{UUIDS[2]},{UUIDS[0]}"
 
 
 def test_a_message_names_what_is_chosen() -> None:

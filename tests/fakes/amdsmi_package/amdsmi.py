@@ -11,6 +11,7 @@ AMDSMI_FAKE is a JSON object:
   hang      [function, GPU, seconds after amdsmi_init, seconds]: its first call after that takes so long
   no_uuid   GPUs without a UUID
   no_library, old_library    what the import does then
+  init_s, init_fails    how long amdsmi_init takes, whether ctypes fails in it
 """
 
 from __future__ import annotations
@@ -147,6 +148,8 @@ def amdsmi_init(flag: AmdSmiInitFlags = AmdSmiInitFlags.INIT_AMD_GPUS) -> None:
     global _began
     if not isinstance(flag, AmdSmiInitFlags):
         raise AmdSmiParameterException(flag, AmdSmiInitFlags)
+    if SETTINGS.get("init_fails"):
+        raise OSError("exception: access violation reading 0x0000000000000000")
     code = SETTINGS.get("errors", {}).get("amdsmi_init")
     if code:
         raise AmdSmiLibraryException(code)

@@ -22,6 +22,7 @@ class RunSummary(
         gpu_count: GPUs used; 0 on the CPU.
         ranks: Training processes.
         coupling: `ddp` or `separate`.
+        throttled_share, power_capped_share: Shares of the samples with clocks held back, and at the power limit, 0 to 1.
         tok_per_j_all: Tokens over the energy of every GPU in the host.
         power_limit_w: Summed over the used GPUs.
         fell_back: Whether compiling failed and the reference engine ran in the fast one's place.
@@ -58,6 +59,7 @@ class RunSummary(
     energy_source: str | None
     peak_vram_bytes: int | None
     throttled_share: float | None
+    power_capped_share: float | None
     mfu: float | None
     mfu_plausible: bool | None
     measured_steps: int | None
@@ -75,6 +77,7 @@ _COLUMNS = """
     coalesce(s.world_size, r.world_size, 1) AS ranks, coalesce(s.coupling, 'ddp') AS coupling, s.tok_s, s.tok_s_ci95,
     s.mean_step_tok_s, s.step_p50_s, s.window_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
     s.tokens / nullif(s.energy_all_gpus_j, 0) AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
+    s.power_capped_share,
     s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w, f.run_id IS NOT NULL AS fell_back,
     s.reporting_ranks
 """

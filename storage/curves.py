@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lorawatch.storage import files
+from lorawatch.storage import expressions, files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 
@@ -87,21 +87,18 @@ WITH expected AS (
     SELECT NULL::INTEGER AS rank, step, epoch(max(ended_at)) AS t,
         CASE WHEN max(phase) = 'train' AND count(tokens) >= coalesce(
             any_value(expected.world_size), (SELECT any_value(world_size) FROM runs WHERE run_id = $1), 1
-        ) THEN sum(tokens) / nullif(max(duration_s), 0) END AS tok_s,
-        coalesce(sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)) AS loss
+        ) THEN {step_rate} END AS tok_s,
+        {mean_loss} AS loss
     FROM steps LEFT JOIN expected USING (attempt) WHERE run_id = $1 GROUP BY attempt, step {latest}
 )"""
 _BY_RANK = """
 WITH mine AS (
     SELECT rank, step, epoch(ended_at) AS t, loss,
-        CASE WHEN phase = 'train' THEN tokens / nullif(duration_s, 0) END AS tok_s
+        CASE WHEN phase = 'train' THEN {rank_rate} END AS tok_s
     FROM steps WHERE run_id = $1 {latest}
 )"""
-_BIN = "least(floor(({x} - $2) / $3), $4 - 1)::INTEGER AS bin"
 _STEPS = """
-SELECT rank, {bin}, min(tok_s), max(tok_s), avg(tok_s), min(loss) FILTER (isfinite(loss)),
-    max(loss) FILTER (isfinite(loss)), avg(loss) FILTER (isfinite(loss)), min({other}), max({other}), avg({other}),
-    nullif(count(*) FILTER (NOT isfinite(loss)), 0) AS bad, bad, bad
+SELECT rank, {bin} AS bin, {tok_s}, {loss}, {others}, nullif(count(*) FILTER (NOT isfinite(loss)), 0) AS bad, bad, bad
 FROM mine WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
 _USED = """
 taken AS (
@@ -124,8 +121,7 @@ spans AS (
     SELECT taken.*, step FROM taken ASOF JOIN spans ON taken.t <= spans.ended WHERE taken.t > began - {join}
 )"""
 _SAMPLES = """
-SELECT rank, {bin}, min(power_w), max(power_w), avg(power_w), min(memory_used_bytes), max(memory_used_bytes),
-    avg(memory_used_bytes), min(temperature_c), max(temperature_c), avg(temperature_c)
+SELECT rank, {bin} AS bin, {power}, {memory}, {temperature}
 FROM {mine} WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
 
 
@@ -170,8 +166,8 @@ def run_curves(
         count = max(min(math.ceil((high - low) / width - 1e-9), bins), 1)
         values = [run_id, low, width, count]
         x, other = ("t", "step") if axis == "time" else ("step", "t")
-        fill = {"latest": _LATEST if repeated and axis == "step" else "", "x": x, "other": other,
-                "bin": _BIN.format(x=x), "join": JOIN_S, "mine": "taken" if axis == "time" else "mine"}  # fmt: skip
+        fill = {"latest": _LATEST if repeated and axis == "step" else "", "x": x,
+                "join": JOIN_S, "mine": "taken" if axis == "time" else "mine", **_expressions(x, other)}  # fmt: skip
         step_rows = connection.execute(((_BY_RANK if each_rank else _TOGETHER) + _STEPS).format(**fill), values)
         curves = Curves(axis, begin, end, began_at, steps, (low, low + width * count))
         _take(
@@ -188,6 +184,22 @@ def run_curves(
         for rank, *evaluation in connection.execute(_EVALUATIONS, [run_id]).fetchall():
             curves.evaluations.setdefault(rank, []).append(Evaluated(*evaluation))
     return curves
+
+
+def _expressions(place: str, other: str) -> dict[str, str]:
+    """What the questions are filled in with: the figures of a step and of a bin, over one axis and the other's column."""
+    return {
+        "bin": expressions.bin_number(place, "$2", "$3", "$4"),
+        "step_rate": expressions.rate("sum(tokens)", "max(duration_s)"),
+        "rank_rate": expressions.STEP_RATE,
+        "mean_loss": expressions.MEAN_LOSS,
+        "tok_s": expressions.spread("tok_s"),
+        "loss": expressions.spread("loss", "FILTER (isfinite(loss))"),
+        "others": expressions.spread(other),
+        "power": expressions.spread("power_w"),
+        "memory": expressions.spread("memory_used_bytes"),
+        "temperature": expressions.spread("temperature_c"),
+    }
 
 
 def _extent(connection: Connection, run_id: str, axis: Axis) -> tuple[float, float, float, int, bool] | None:
@@ -259,14 +271,16 @@ class RankRow:
     temperature_c: float | None
 
 
-_RANKS = """
-WITH own AS (
-    SELECT rank, max(step) AS steps,
-        sum(tokens) FILTER (phase = 'train') / nullif(sum(duration_s) FILTER (phase = 'train'), 0) AS tok_s,
-        quantile_cont(duration_s, [0.5, 0.95]) FILTER (phase = 'train') AS step_s, avg(data_wait_s) AS wait_s,
+_RANKS = f"""
+WITH measured AS (
+    SELECT rank, {expressions.rate(expressions.whole_sum("tokens"), "sum(duration_s)")} AS tok_s,
+        {expressions.percentiles("duration_s", 0.5, 0.95)} AS step_s, min(epoch(ended_at) - duration_s) AS began
+    FROM (SELECT * FROM steps WHERE run_id = $1 {_LATEST}) WHERE phase = 'train' GROUP BY rank
+), own AS (
+    SELECT rank, max(step) AS steps, any_value(tok_s) AS tok_s, any_value(step_s) AS step_s, avg(data_wait_s) AS wait_s,
         max(memory_reserved_bytes) AS reserved,
-        min(epoch(ended_at) - duration_s) FILTER (phase = 'train') AS began, max(epoch(ended_at)) AS ended
-    FROM steps WHERE run_id = $1 GROUP BY rank
+        any_value(began) AS began, max(epoch(ended_at)) AS ended
+    FROM steps LEFT JOIN measured USING (rank) WHERE run_id = $1 GROUP BY rank
 ), held AS (
     SELECT rank, arg_max(gpu_uuid, attempt) AS gpu_uuid FROM ranks WHERE run_id = $1 GROUP BY rank
 ), sampled AS (
@@ -278,7 +292,7 @@ WITH own AS (
     SELECT gpu_uuid, any_value(gpu_index) AS gpu_index, any_value(sku) AS sku FROM gpus WHERE run_id = $1 GROUP BY gpu_uuid
 )
 SELECT rank, steps, tok_s, step_s[1], step_s[2], wait_s, coalesce(used, reserved), gpu_index, sku, power_w, temperature_c
-FROM own LEFT JOIN held USING (rank) LEFT JOIN sampled USING (rank) LEFT JOIN cards USING (gpu_uuid) ORDER BY rank"""
+FROM own LEFT JOIN held USING (rank) LEFT JOIN sampled USING (rank) LEFT JOIN cards USING (gpu_uuid) ORDER BY rank"""  # noqa: S608  expressions of our own
 
 
 def run_ranks(run_id: str, *, deadline_s: float = 0.5) -> list[RankRow]:

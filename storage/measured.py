@@ -9,12 +9,9 @@ from typing import Any
 
 from lorawatch.analysis.common import RankSteps, amount_within, common_window, summed_mean_step_rate, summed_rate
 from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate, rate
-from lorawatch.analysis.windows import Span, length, union
+from lorawatch.analysis.windows import STEP_JOIN_S, Span, length, union
 from lorawatch.storage.engine import Connection
 
-# Ends of neighbouring steps are read by several processes' clocks; a gap shorter than this is no pause, unless a rank said
-# that it evaluates or saves.
-_JOIN_S = 0.02
 _FETCH = 10_000
 
 
@@ -62,7 +59,7 @@ def together(connection: Connection, run_id: str) -> Measured:
             spans.append((ended - duration, ended))
             counts[0].add(nonpad)
             counts[1].add(labels)
-        spans = union(spans, join_s=_JOIN_S, pauses=pauses)
+        spans = union(spans, join_s=STEP_JOIN_S, pauses=pauses)
     found = Measured(spans, durations, len(durations))
     found.nonpad_tokens, found.label_tokens = (c.total for c in counts)
     seconds = length(spans)
@@ -93,7 +90,7 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
             column.append(_number(value))
     ranks = [RankSteps(c[0], c[1]) for c in columns.values()]
     window = (
-        common_window(ranks, join_s=_JOIN_S, pauses=_pauses(connection, run_id)) if len(ranks) == world_size else []
+        common_window(ranks, join_s=STEP_JOIN_S, pauses=_pauses(connection, run_id)) if len(ranks) == world_size else []
     )
     if not window:
         return Measured()

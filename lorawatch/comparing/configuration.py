@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+from lorawatch.analysis.clocks import NOTABLE_SHARE
 from lorawatch.analysis.epoch import Span, epoch_time_s
 from lorawatch.analysis.interval import Figure, pooled
 from lorawatch.comparing.work import Work, assumed, facts, one_line, published_facts, tokens_per_step
@@ -19,7 +20,6 @@ from lorawatch.text.numbers import number
 Provenance = Literal["measured", "published", "simulated", "extrapolated"]
 SIMULATED_TAG = "simulated"
 """Runs with this tag are shown as simulated, never as measured."""
-_THROTTLED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +206,11 @@ def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
     if any(r.fell_back for r in runs):
         yield "compiling failed: the reference engine ran in the fast one's place"
     throttled = max((r.throttled_share or 0.0 for r in runs), default=0.0)
-    if throttled >= _THROTTLED:
-        yield f"clocks held back {100 * throttled:.0f}% of the time"
+    if throttled >= NOTABLE_SHARE:
+        yield f"clocks held back by heat or hardware {100 * throttled:.0f}% of the time"
+    capped = max((r.power_capped_share or 0.0 for r in runs), default=0.0)
+    if capped >= NOTABLE_SHARE:
+        yield f"at its power limit {100 * capped:.0f}% of the time"
     if any(r.mfu_plausible is False for r in runs):
         yield "MFU over 75% is implausible: check the FLOP count"
     if any(r.energy_source == "power_integral" for r in runs):

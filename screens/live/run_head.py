@@ -92,13 +92,20 @@ def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, st
         text.append(
             head.message.splitlines()[0] + "\n", _style(colours["error" if head.state != "stopped" else "warning"])
         )
+    text.append("   ".join(_figures(head, width)), "bold")
+
+
+def _figures(head: Head, width: int) -> list[str]:
+    """The run's figures: while it lives of its recent steps, after its end the same as `lorawatch show` has."""
     figures = []
+    whole = " over the whole run" if head.figures_of == "run" else ""
     if head.step:
-        figures.append(f"{number(head.tok_s)} tok/s")
+        last = " in the last steps" if head.figures_of == "recent" and head.state in ENDED else ""
+        figures.append(f"{number(head.tok_s)} tok/s{last}")
         if head.tok_per_j is not None:
             figures.append(f"{head.tok_per_j:.1f} tok/J")
         if head.power_w is not None:
-            figures.append(f"{head.power_w:,.0f} W")
+            figures.append(f"{head.power_w:,.0f} W{whole}")
         wide = width >= 100 or head.eval_step is None
         figures.append(f"loss {number(head.loss, 4)}" + (_loss_curve(head) if wide else ""))
         if head.eval_step is not None:
@@ -106,12 +113,18 @@ def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, st
         if head.mfu is not None:
             figures.append(f"MFU {100 * head.mfu:.0f}%")
     elif head.power_w is not None:
-        figures.append(f"{head.power_w:,.0f} W")
+        figures.append(f"{head.power_w:,.0f} W{whole}")
     if head.energy_j is not None:
-        figures.append(f"energy {_joules(head.energy_j)}")
+        figures.append(f"{_energy_name(head)} {_joules(head.energy_j)}")
     if head.energy_all_j is not None and head.energy_all_j != head.energy_j:
         figures.append(f"all GPUs {number(head.power_all_w)} W {_joules(head.energy_all_j)}")
-    text.append("   ".join(figures), "bold")
+    return figures
+
+
+def _energy_name(head: Head) -> str:
+    if head.figures_of == "run":
+        return "run energy"
+    return "recorded energy" if head.figures_of == "recent" and head.state in ENDED else "energy"
 
 
 def _evaluation(head: Head, step: int, wide: bool) -> str:

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from lorawatch.cli.display import JsonLines, LiveTable, PlainLines, clean_console
 from lorawatch.run.directory import Gpu, RunInfo, RunState
-from lorawatch.run.live import LiveView
 from lorawatch.run.records import Event
+from lorawatch.watching.watch import Watch
 
 EVIL = "a\x1b]52;c;Zm9v\x07b\x1b[31mc\x9b2J\u202ed\re\x7f[red]f"
 GPU = Gpu(host="h", gpu_index=0, gpu_uuid="G", sku=EVIL, used=True)
@@ -52,9 +52,9 @@ def test_the_table_and_its_events_are_clean(screen: Screen) -> None:
     with contextlib.redirect_stdout(screen):
         display = LiveTable()
         display.start(INFO)
-        view = LiveView(1)
-        view.feed(EVENT)
-        display.update(INFO, RunState(state="running"), view)
+        watch = Watch(INFO)
+        watch.feed(EVENT)
+        display.update(watch, RunState(state="running"))
         display.event(EVENT)
         display.stop()
     assert "abc" in screen.getvalue()

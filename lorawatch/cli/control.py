@@ -103,6 +103,7 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
     from lorawatch.cli.summary import print_summary
     from lorawatch.cli.supervise import exit_code, make_display
     from lorawatch.run.follower import Follower
+    from lorawatch.watching.final import read_final
     from lorawatch.watching.watch import Watch
 
     run_dir = RunDir.find(run)
@@ -120,6 +121,7 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
                     display.event(event)
             begun = True
             watch.info = run_dir.info()
+            watch.final = read_final(run_dir.run_id) if state.state in ENDED else None
             display.update(watch, state)
             if state.state in ENDED:
                 break

@@ -146,6 +146,7 @@ class JsonLines:
     def update(self, watch: Watch, state: RunState) -> None:
         view, new = watch.view, self._steps.new(watch.view)
         head = _head(watch, state) if new else None
+        power = head.power_w if head and head.figures_of == "recent" else None  # of this moment, or none
         for step in new:
             self._write(
                 {
@@ -153,7 +154,7 @@ class JsonLines:
                     "run_id": self._run_id,
                     **{f: getattr(step, f) for f in step.__dataclass_fields__},
                     "tok_s": step.tok_s,
-                    "power_w": head.power_w if head else None,
+                    "power_w": power,
                 }
             )
         for made in self._evaluations.new(view):
@@ -270,9 +271,11 @@ def _progress(frame: Frame, head: Head, width: int) -> RenderableType:
 
 
 def _figures(head: Head) -> list[str]:
+    from lorawatch.watching.words import power_words, tok_s_words
+
     figures = []
     if head.step:
-        figures.append(f"{number(head.tok_s)} tok/s")
+        figures.append(tok_s_words(head))
         if head.tok_per_j is not None:
             figures.append(f"{head.tok_per_j:.1f} tok/J")
         figures.append(f"loss {number(head.loss, 4)}")
@@ -282,7 +285,7 @@ def _figures(head: Head) -> list[str]:
         if head.grad_norm is not None:
             figures.append(f"grad norm {head.grad_norm:.3f}")
     if head.power_w:
-        figures.append(f"{head.power_w:,.0f} W")
+        figures.append(power_words(head))
     return figures
 
 

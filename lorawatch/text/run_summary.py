@@ -41,7 +41,7 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "step",
                 f"p50 {number(p50 and p50 * 1e3, 1)} ms   p95 {number(p95 and p95 * 1e3, 1)} ms   "
-                f"{row.get('measured_steps')} measured",
+                f"{number(row.get('measured_steps'))} measured",
             )
         )
     if row.get("tokens") is not None:

@@ -57,8 +57,9 @@ WHERE found.run_id = run_summary.run_id;
 -- without samples nothing tells the two apart
 UPDATE run_summary SET throttled_share = NULL WHERE power_capped_share IS NULL AND throttled_share > 0;
 
-UPDATE run_summary SET measured_steps = m.measured_steps
-FROM measured_spans AS m
-WHERE m.run_id = run_summary.run_id AND run_summary.coupling = 'separate' AND m.measured_steps IS NOT NULL;
+UPDATE run_summary SET measured_steps = (
+    SELECT m.measured_steps FROM measured_spans AS m WHERE m.run_id = run_summary.run_id
+)
+WHERE coupling = 'separate' AND window_of = 'steps'; -- NULL without steps
 
 DROP TABLE measured_spans;

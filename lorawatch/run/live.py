@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -29,7 +29,7 @@ from lorawatch.text.numbers import rank_words
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
 _RETAINED_STEPS = 4096
 _REPORTS_WITHIN_S = 5.0  # ranks journal several times a second
-_JOIN_S = 0.25  # as far apart as readings of the power are
+_POWER_JOIN_S = 0.25  # as far apart as readings of the power are
 _GPU_READINGS = (
     "power_w",
     "energy_j",
@@ -143,6 +143,7 @@ class LiveView:
         """Called with each line after the view has taken it."""
         self._partial: dict[int, dict[int, Step]] = {}
         self._slowest: deque[float] = deque(maxlen=1000)
+        self._pauses: deque[float] = deque(maxlen=_RETAINED_STEPS)  # when a rank began with something else than steps
 
     def feed(self, line: AnyLine) -> None:
         """Take one line."""
@@ -156,6 +157,8 @@ class LiveView:
             case RankStarted():
                 self._started(line)
             case PhaseChange():
+                if line.name != "training":
+                    self._pauses.append(line.at)
                 if line.attempt == self.attempt:
                     rank = self._rank(line.rank)
                     rank.phase, rank.phase_detail, rank.phase_at = line.name, line.detail, line.at
@@ -262,16 +265,17 @@ class LiveView:
             busy = [r for r in self.ranks.values() if r.phase == "training"] or list(self.ranks.values())
             return whole_sum(r.tok_s for r in busy)
         recent = self._recent()
-        return rate(whole_sum(s.tokens for s in recent), length(self._spans(recent, STEP_JOIN_S)))
+        spans = self._spans(recent, STEP_JOIN_S, sorted(self._pauses))
+        return rate(whole_sum(s.tokens for s in recent), length(spans))
 
     @property
     def recent_spans(self) -> list[Span]:
         """When the steps behind `tok_s` ran, unix seconds: without the evaluations and checkpoints between them."""
-        return self._spans(self._recent(), _JOIN_S)
+        return self._spans(self._recent(), _POWER_JOIN_S)
 
     @staticmethod
-    def _spans(steps: list[StepTotal], join_s: float) -> list[Span]:
-        return union(((s.ended_at - s.duration_s, s.ended_at) for s in steps), join_s=join_s)
+    def _spans(steps: list[StepTotal], join_s: float, pauses: Sequence[float] = ()) -> list[Span]:
+        return union(((s.ended_at - s.duration_s, s.ended_at) for s in steps), join_s=join_s, pauses=pauses)
 
     @property
     def loss(self) -> float | None:

@@ -33,4 +33,5 @@ def joules(value: float | None) -> str:
 
 
 def _not_final(head: Head) -> bool:
-    return head.figures_of == "recent" and head.state in ENDED
+    # of a run whose recorder is gone the ranks may go on: it is shown as lost, and its figures are of now
+    return head.figures_of == "recent" and head.state in ENDED and head.recorder_alive

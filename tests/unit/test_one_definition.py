@@ -150,12 +150,16 @@ def test_a_curve_seeded_from_the_history_keeps_the_same_extremes() -> None:
     card = Gpu(host="h", gpu_index=0, gpu_uuid="G", sku="s", used=True)
     run = make_run(ranks=1, gpus=[card])
     source = random.Random(4)
+    seconds, watts = {2: 0.1, 2000: 2.0}, {0: 900.0, 1999: 10.0}  # the extremes are in the first and in the last bin
     write(
         run.rank_journal(0),
-        *(step(n, duration_s={2: 0.1, 2000: 2.0}.get(n, source.uniform(0.3, 0.6))) for n in range(1, 2001)),
+        *(step(n, duration_s=seconds.get(n, source.uniform(0.3, 0.6))) for n in range(1, 2001)),
     )
-    write(run.host_journal("h"), *(GpuSample(sampled_at=T0 + 0.5 * n, gpu_uuid="G", power_w={0: 900.0, 1999: 10.0}.get(n, source.uniform(50, 700)))
-                                   for n in range(2000)))  # fmt: skip
+    samples = [
+        GpuSample(sampled_at=T0 + 0.5 * n, gpu_uuid="G", power_w=watts.get(n, source.uniform(50, 700)))
+        for n in range(2000)
+    ]
+    write(run.host_journal("h"), *samples)
     end(run)
     finish_run(run)
     past = read_past(run.run_id)

@@ -43,6 +43,15 @@ class Bins:
         if not self.high[number] >= high:
             self.high[number] = high
 
+    def cover(self, first: int, last: int, low: float, high: float) -> None:
+        """Let each of these bins that is there cover these values as well."""
+        for number in range(max(first, 0), min(last, len(self.low) - 1) + 1):
+            self.put(number, low, high)
+
+    def columns(self) -> list[tuple[float, float] | None]:
+        """(lowest, highest) of each bin; None where nothing fell into it."""
+        return [(low, high) if low == low else None for low, high in zip(self.low, self.high, strict=True)]
+
     def drop(self, count: int) -> None:
         """Forget the first bins."""
         del self.low[:count], self.high[:count]

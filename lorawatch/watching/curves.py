@@ -58,13 +58,11 @@ class CurveData:
             left = self.start + index * self.width_s
             first = int((left - begin) / step)
             if 0 <= before < first - 1 and (first - before) * step <= HOLD_S + step:
-                for column in range(before + 1, min(first, count)):
-                    found.put(column, found.low[before], found.high[before])
+                found.cover(before + 1, first - 1, found.low[before], found.high[before])
             last = max(math.ceil((left + self.width_s - begin) / step) - 1, first)
-            for column in range(max(first, 0), min(last, count - 1) + 1):
-                found.put(column, low, self.high[index])
+            found.cover(first, last, low, self.high[index])
             before = min(last, count - 1)
-        return [(low, high) if low == low else None for low, high in zip(found.low, found.high, strict=True)]
+        return found.columns()
 
 
 class Curve:

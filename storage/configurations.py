@@ -10,6 +10,7 @@ import msgspec
 from lorawatch.storage import files
 from lorawatch.storage.connection import reading_with
 from lorawatch.storage.engine import Connection
+from lorawatch.storage.expressions import rate
 
 
 class RunSummary(
@@ -22,6 +23,7 @@ class RunSummary(
         gpu_count: GPUs used; 0 on the CPU.
         ranks: Training processes.
         coupling: `ddp` or `separate`.
+        throttled_share, power_capped_share: Shares of the samples with clocks held back, and at the power limit, 0 to 1.
         tok_per_j_all: Tokens over the energy of every GPU in the host.
         power_limit_w: Summed over the used GPUs.
         fell_back: Whether compiling failed and the reference engine ran in the fast one's place.
@@ -66,17 +68,18 @@ class RunSummary(
     power_limit_w: float | None
     fell_back: bool = False
     reporting_ranks: int | None = None
+    power_capped_share: float | None = None
 
 
-_COLUMNS = """
+_COLUMNS = f"""
     r.run_id, r.name, r.state, r.failure, coalesce(r.own_command, false) AS own_command, r.host,
     coalesce(r.tags, []) AS tags, coalesce(epoch(r.created_at), 0) AS created_at_s, r.step AS steps, r.steps_total,
     r.torch_version, r.driver_version, s.workload, s.model, s.sku, coalesce(s.gpu_count, 0) AS gpu_count,
     coalesce(s.world_size, r.world_size, 1) AS ranks, coalesce(s.coupling, 'ddp') AS coupling, s.tok_s, s.tok_s_ci95,
     s.mean_step_tok_s, s.step_p50_s, s.window_s, s.avg_power_w, s.avg_power_all_gpus_w, s.tok_per_j,
-    s.tokens / nullif(s.energy_all_gpus_j, 0) AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
+    {rate("s.tokens", "s.energy_all_gpus_j")} AS tok_per_j_all, s.energy_source, s.peak_vram_bytes, s.throttled_share,
     s.mfu, s.mfu_plausible, s.measured_steps, s.final_loss, r.sweep_id, g.power_limit_w, f.run_id IS NOT NULL AS fell_back,
-    s.reporting_ranks
+    s.reporting_ranks, s.power_capped_share
 """
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorawatch.run.metrics import GPU_METRICS, Metric, Over
-from lorawatch.storage import files
+from lorawatch.storage import expressions, files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 from lorawatch.storage.schema import with_metrics
@@ -90,21 +90,18 @@ WITH expected AS (
     SELECT NULL::INTEGER AS rank, step, epoch(max(ended_at)) AS t,
         CASE WHEN max(phase) = 'train' AND count(tokens) >= coalesce(
             any_value(expected.world_size), (SELECT any_value(world_size) FROM runs WHERE run_id = $1), 1
-        ) THEN sum(tokens) / nullif(max(duration_s), 0) END AS tok_s,
-        coalesce(sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)) AS loss
+        ) THEN {step_rate} END AS tok_s,
+        {mean_loss} AS loss
     FROM steps LEFT JOIN expected USING (attempt) WHERE run_id = $1 GROUP BY attempt, step {latest}
 )"""
 _BY_RANK = """
 WITH mine AS (
     SELECT rank, step, epoch(ended_at) AS t, loss,
-        CASE WHEN phase = 'train' THEN tokens / nullif(duration_s, 0) END AS tok_s
+        CASE WHEN phase = 'train' THEN {rank_rate} END AS tok_s
     FROM steps WHERE run_id = $1 {latest}
 )"""
-_BIN = "least(floor(({x} - $2) / $3), $4 - 1)::INTEGER AS bin"
 _STEPS = """
-SELECT rank, {bin}, min(tok_s), max(tok_s), avg(tok_s), min(loss) FILTER (isfinite(loss)),
-    max(loss) FILTER (isfinite(loss)), avg(loss) FILTER (isfinite(loss)), min({other}), max({other}), avg({other}),
-    nullif(count(*) FILTER (NOT isfinite(loss)), 0) AS bad, bad, bad
+SELECT rank, {bin} AS bin, {tok_s}, {loss}, {others}, nullif(count(*) FILTER (NOT isfinite(loss)), 0) AS bad, bad, bad
 FROM mine WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
 _USED = f"""
 taken AS (
@@ -126,9 +123,9 @@ spans AS (
 ), mine AS (
     SELECT taken.*, step FROM taken ASOF JOIN spans ON taken.t <= spans.ended WHERE taken.t > began - {join}
 )"""
-_EXTREMES = ", ".join(f"min({m.column}), max({m.column}), avg({m.column})" for m in _PLOTTED)
 _SAMPLES = """
-SELECT rank, {bin}, {extremes} FROM {mine} WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
+SELECT rank, {bin} AS bin, {plotted}
+FROM {mine} WHERE {x} >= $2 AND {x} < $2 + $3 * $4 GROUP BY rank, bin"""
 
 
 _EVALUATIONS = """
@@ -172,9 +169,9 @@ def run_curves(
         count = max(min(math.ceil((high - low) / width - 1e-9), bins), 1)
         values = [run_id, low, width, count]
         x, other = ("t", "step") if axis == "time" else ("step", "t")
-        fill = {"latest": _LATEST if repeated and axis == "step" else "", "x": x, "other": other, "extremes": _EXTREMES,
-                "samples": with_metrics(connection, "gpu_samples"),
-                "bin": _BIN.format(x=x), "join": JOIN_S, "mine": "taken" if axis == "time" else "mine"}  # fmt: skip
+        fill = {"latest": _LATEST if repeated and axis == "step" else "", "x": x,
+                "samples": with_metrics(connection, "gpu_samples"), "join": JOIN_S,
+                "mine": "taken" if axis == "time" else "mine", **_expressions(x, other)}  # fmt: skip
         step_rows = connection.execute(((_BY_RANK if each_rank else _TOGETHER) + _STEPS).format(**fill), values)
         curves = Curves(axis, begin, end, began_at, steps, (low, low + width * count))
         _take(
@@ -191,6 +188,20 @@ def run_curves(
         for rank, *evaluation in connection.execute(_EVALUATIONS, [run_id]).fetchall():
             curves.evaluations.setdefault(rank, []).append(Evaluated(*evaluation))
     return curves
+
+
+def _expressions(place: str, other: str) -> dict[str, str]:
+    """What the questions are filled in with: the figures of a step and of a bin, over one axis and the other's column."""
+    return {
+        "bin": expressions.bin_number(place, "$2", "$3", "$4"),
+        "step_rate": expressions.rate("sum(tokens)", "max(duration_s)"),
+        "rank_rate": expressions.STEP_RATE,
+        "mean_loss": expressions.MEAN_LOSS,
+        "tok_s": expressions.spread("tok_s"),
+        "loss": expressions.spread("loss", "FILTER (isfinite(loss))"),
+        "others": expressions.spread(other),
+        "plotted": ", ".join(expressions.spread(m.column) for m in _PLOTTED),
+    }
 
 
 def _extent(connection: Connection, run_id: str, axis: Axis) -> tuple[float, float, float, int, bool] | None:
@@ -278,13 +289,15 @@ def _over(metric: Metric, condition: str) -> str:
 
 _IN_STEPS = "epoch(sampled_at) BETWEEN began AND ended"
 _RANKS = f"""
-WITH own AS (
-    SELECT rank, max(step) AS steps,
-        sum(tokens) FILTER (phase = 'train') / nullif(sum(duration_s) FILTER (phase = 'train'), 0) AS tok_s,
-        quantile_cont(duration_s, [0.5, 0.95]) FILTER (phase = 'train') AS step_s, avg(data_wait_s) AS wait_s,
+WITH measured AS (
+    SELECT rank, {expressions.rate(expressions.whole_sum("tokens"), "sum(duration_s)")} AS tok_s,
+        {expressions.percentiles("duration_s", 0.5, 0.95)} AS step_s, min(epoch(ended_at) - duration_s) AS began
+    FROM (SELECT * FROM steps WHERE run_id = $1 {_LATEST}) WHERE phase = 'train' GROUP BY rank
+), own AS (
+    SELECT rank, max(step) AS steps, any_value(tok_s) AS tok_s, any_value(step_s) AS step_s, avg(data_wait_s) AS wait_s,
         max(memory_reserved_bytes) AS reserved,
-        min(epoch(ended_at) - duration_s) FILTER (phase = 'train') AS began, max(epoch(ended_at)) AS ended
-    FROM steps WHERE run_id = $1 GROUP BY rank
+        any_value(began) AS began, max(epoch(ended_at)) AS ended
+    FROM steps LEFT JOIN measured USING (rank) WHERE run_id = $1 GROUP BY rank
 ), held AS (
     SELECT rank, arg_max(gpu_uuid, attempt) AS gpu_uuid FROM ranks WHERE run_id = $1 GROUP BY rank
 ), sampled AS (

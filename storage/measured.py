@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorawatch.analysis.common import RankSteps, amount_within, common_window, summed_mean_step_rate, summed_rate
-from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate
-from lorawatch.analysis.windows import Span, length, union
+from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate, rate
+from lorawatch.analysis.windows import STEP_JOIN_S, Span, length, union
 from lorawatch.storage.engine import Connection
 
-# Ends of neighbouring steps are read by several processes' clocks; a gap shorter than this is no pause, unless a rank said
-# that it evaluates or saves.
-_JOIN_S = 0.02
 _FETCH = 10_000
 
 
@@ -24,11 +21,13 @@ class Measured:
 
     Attributes:
         window: The time they are taken over, in order, without overlap; empty where there is none.
+        count: How many there are, by their number: a step that several ranks have taken counts once.
         durations_s: Their times: of ranks that train together the slowest's of each step, else every rank's of each.
     """
 
     window: list[Span] = field(default_factory=list)
     durations_s: Sequence[float] = ()
+    count: int = 0
     tokens: float | None = None
     nonpad_tokens: int | None = None
     label_tokens: int | None = None
@@ -60,13 +59,13 @@ def together(connection: Connection, run_id: str) -> Measured:
             spans.append((ended - duration, ended))
             counts[0].add(nonpad)
             counts[1].add(labels)
-        spans = union(spans, join_s=_JOIN_S, pauses=pauses)
-    found = Measured(spans, durations)
+        spans = union(spans, join_s=STEP_JOIN_S, pauses=pauses)
+    found = Measured(spans, durations, len(durations))
     found.nonpad_tokens, found.label_tokens = (c.total for c in counts)
     seconds = length(spans)
     if _complete(tokens) and seconds > 0:
         found.tokens = sum(tokens)
-        found.tok_s = found.tokens / seconds
+        found.tok_s = rate(found.tokens, seconds)
         found.tok_s_ci95 = batch_means_interval95(tokens, durations)
         found.mean_step_tok_s = mean_step_rate(tokens, durations)
     return found
@@ -79,7 +78,7 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
     so the window is common to all, and a step that its edge cuts counts by its share of time.
     """
     rows = connection.execute(
-        "SELECT rank, epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens FROM steps "
+        "SELECT rank, epoch(ended_at), duration_s, tokens, nonpad_tokens, label_tokens, step FROM steps "
         "WHERE run_id = $1 AND phase = 'train' AND attempt = (SELECT max(attempt) FROM steps WHERE run_id = $1) "
         "ORDER BY rank, step",
         [run_id],
@@ -91,7 +90,7 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
             column.append(_number(value))
     ranks = [RankSteps(c[0], c[1]) for c in columns.values()]
     window = (
-        common_window(ranks, join_s=_JOIN_S, pauses=_pauses(connection, run_id)) if len(ranks) == world_size else []
+        common_window(ranks, join_s=STEP_JOIN_S, pauses=_pauses(connection, run_id)) if len(ranks) == world_size else []
     )
     if not window:
         return Measured()
@@ -102,12 +101,16 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
             return None
         return sum(amount_within(r, a, window) for r, a in zip(ranks, amounts, strict=True))
 
-    found = Measured(window, array("d", (r.durations_s[i] for r in ranks for i in r.touching(window))))
+    inside = [r.touching(window) for r in ranks]
+    found = Measured(
+        window, array("d", (r.durations_s[i] for r, taken in zip(ranks, inside, strict=True) for i in taken))
+    )
+    found.count = len({c[5][i] for c, taken in zip(columns.values(), inside, strict=True) for i in taken})
     found.tokens = within(tokens)
     found.nonpad_tokens, found.label_tokens = _whole(within(nonpad)), _whole(within(labels))
     if found.tokens is not None:
-        rate = summed_rate(ranks, tokens, window)
-        found.tok_s, found.tok_s_ci95 = rate.value, rate.ci95
+        summed = summed_rate(ranks, tokens, window)
+        found.tok_s, found.tok_s_ci95 = summed.value, summed.ci95
         found.mean_step_tok_s = summed_mean_step_rate(ranks, tokens, window)
     return found
 

@@ -6,6 +6,7 @@ lowest and highest, the latest lines as they were written, and with them how far
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from lorawatch.run.records import (
     RankStarted,
     Step,
 )
-from lorawatch.storage import files
+from lorawatch.storage import expressions, files
 from lorawatch.storage.connection import reading
 from lorawatch.storage.engine import Connection
 from lorawatch.storage.schema import with_metrics
@@ -60,33 +61,18 @@ class Past:
 
 _SHOWN = tuple(m for m in GPU_METRICS if m.label)
 _GPU = tuple(m.name for m in _SHOWN)
-_GPU_BINS = f"""
-WITH mine AS (SELECT * FROM {{samples}} WHERE run_id = $1),
-span AS (SELECT epoch(min(sampled_at)) AS b, greatest(epoch(max(sampled_at)) - epoch(min(sampled_at)), 1e-3) / $2 AS w
-    FROM mine)
-SELECT gpu_uuid, any_value(b) + any_value(w) * (0.5 + least(floor((epoch(sampled_at) - b) / w), $2 - 1)) AS middle,
-    {", ".join(f"min({m.column}), max({m.column})" for m in _SHOWN)}
-FROM mine, span GROUP BY gpu_uuid, least(floor((epoch(sampled_at) - b) / w), $2 - 1) ORDER BY middle
-"""  # noqa: S608  names of the registry
+_GPU_ROWS = f"""
+SELECT gpu_uuid, epoch(sampled_at) AS t, {", ".join(f"{m.column} AS {m.name}" for m in _SHOWN)}
+FROM {{samples}} WHERE run_id = $1"""  # noqa: S608  names of the registry
 _RANK = ("tok_s", "step_ms", "data_wait_ms", "loss")
-_RANK_BINS = """
-WITH mine AS (
-    SELECT rank, epoch(ended_at) AS t, loss, 1000 * data_wait_s AS wait_ms,
-        CASE WHEN phase = 'train' AND duration_s > 0 THEN coalesce(tokens, 0) / duration_s END AS tok_s,
-        CASE WHEN phase = 'train' AND duration_s > 0 THEN 1000 * duration_s END AS step_ms
-    FROM steps WHERE run_id = $1
-), span AS (SELECT min(t) AS b, greatest(max(t) - min(t), 1e-3) / $2 AS w FROM mine)
-SELECT rank, any_value(b) + any_value(w) * (0.5 + least(floor((t - b) / w), $2 - 1)) AS middle,
-    min(tok_s), max(tok_s), min(step_ms), max(step_ms), min(wait_ms), max(wait_ms), min(loss), max(loss)
-FROM mine, span GROUP BY rank, least(floor((t - b) / w), $2 - 1) ORDER BY middle"""
-_LOSS_BINS = """
-WITH whole AS (
-    SELECT epoch(max(ended_at)) AS t,
-        coalesce(sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)) AS loss
-    FROM steps WHERE run_id = $1 GROUP BY attempt, step
-), span AS (SELECT min(t) AS b, greatest(max(t) - min(t), 1e-3) / $2 AS w FROM whole)
-SELECT any_value(b) + any_value(w) * (0.5 + least(floor((t - b) / w), $2 - 1)) AS middle, min(loss), max(loss)
-FROM whole, span WHERE loss IS NOT NULL GROUP BY least(floor((t - b) / w), $2 - 1) ORDER BY middle"""
+_RANK_ROWS = f"""
+SELECT rank, epoch(ended_at) AS t, loss, 1000 * data_wait_s AS data_wait_ms,
+    CASE WHEN phase = 'train' THEN {expressions.STEP_RATE} END AS tok_s,
+    CASE WHEN phase = 'train' AND duration_s > 0 THEN 1000 * duration_s END AS step_ms
+FROM steps WHERE run_id = $1"""  # noqa: S608  expressions of our own
+_LOSS_ROWS = f"""
+SELECT epoch(max(ended_at)) AS t, {expressions.MEAN_LOSS} AS loss
+FROM steps WHERE run_id = $1 GROUP BY attempt, step"""  # noqa: S608  expressions of our own
 # What each GPU showed first, at its fullest, and last; a reading's last value may be older than the last sample.
 _GPU_COLUMNS = tuple(m.column for m in GPU_METRICS)
 _GPU_MARKS = f"""
@@ -118,14 +104,34 @@ def read_past(run_id: str, *, deadline_s: float = 0.5) -> Past | None:
         past.lines += _samples(connection, run_id)
         past.lines += _events(connection, run_id)
         for gpu_uuid, middle, *extremes in connection.execute(
-            _with_samples(connection, _GPU_BINS), [run_id, BINS]
+            _binned(_with_samples(connection, _GPU_ROWS), _GPU, "gpu_uuid"), [run_id, BINS]
         ).fetchall():
             past.gpu_bins.setdefault(gpu_uuid, []).extend(_bins(_GPU, middle, extremes))
-        for rank, middle, *extremes in connection.execute(_RANK_BINS, [run_id, BINS]).fetchall():
+        for rank, middle, *extremes in connection.execute(
+            _binned(_RANK_ROWS, _RANK, "rank"), [run_id, BINS]
+        ).fetchall():
             past.rank_bins.setdefault(rank, []).extend(_bins(_RANK, middle, extremes))
-        for middle, *extremes in connection.execute(_LOSS_BINS, [run_id, BINS]).fetchall():
+        for middle, *extremes in connection.execute(_binned(_LOSS_ROWS, ("loss",)), [run_id, BINS]).fetchall():
             past.loss_bins += _bins(("loss",), middle, extremes)
     return past
+
+
+def _binned(rows: str, names: Sequence[str], key: str | None = None) -> str:
+    """The question for a curve in `$2` bins: rows of (the key, a bin's middle, and for each name lowest, highest).
+
+    Args:
+        rows: The SQL of the values over their time `t`, of run `$1`.
+        names: The columns that are curves.
+        key: The column whose values have curves of their own.
+    """
+    columns = ", ".join(expressions.extremes(name) for name in names)
+    own = f"{key}, " if key else ""
+    return f"""
+        WITH mine AS ({rows}),
+        span AS (SELECT min(t) AS b, greatest(max(t) - min(t), 1e-3) / $2 AS w FROM mine),
+        numbered AS (SELECT mine.*, b, w, {expressions.bin_number("t", "b", "w", "$2")} AS bin FROM mine, span)
+        SELECT {own}any_value(b) + any_value(w) * (0.5 + bin) AS middle, {columns}
+        FROM numbered GROUP BY {own}bin ORDER BY middle"""  # noqa: S608  names and expressions of our own
 
 
 def _bins(names: tuple[str, ...], middle: float, extremes: list[float | None]) -> list[Bin]:

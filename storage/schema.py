@@ -13,7 +13,7 @@ from importlib import resources
 
 from lorawatch.errors import HistoryTooNew
 from lorawatch.run.metrics import TABLES, Metric
-from lorawatch.storage import builtin, workloads
+from lorawatch.storage import builtin, expressions, workloads
 from lorawatch.storage.engine import Connection, duckdb, roll_back
 from lorawatch.system.version import __version__
 
@@ -47,6 +47,12 @@ def _names() -> list[tuple[int, str]]:
 
 def _text(name: str) -> str:
     return resources.files("lorawatch.storage").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _views() -> str:
+    """The views' SQL, with the expressions that they share with other questions in place."""
+    return expressions.filled_in(_text("views.sql"))
 
 
 def check(connection: Connection, where: str) -> int:
@@ -95,7 +101,7 @@ def migrate(connection: Connection, where: str) -> bool:
                 connection.execute(_text(f"migrations/{name}"))
                 connection.execute("INSERT INTO schema_migrations VALUES (?, ?, now(), ?)", [number, name, __version__])
                 if number == latest():  # the views in the same transaction: a reader never finds a schema without them
-                    connection.execute(_text("views.sql"))
+                    connection.execute(_views())
                     connection.execute(_text("comments.sql"))
                     for table, metrics in TABLES.items():
                         lacking = _lacking(connection, table)
@@ -151,7 +157,7 @@ def _comment(connection: Connection, table: str, metrics: Sequence[Metric]) -> N
 
 def view_names() -> list[str]:
     """The views that lorawatch makes."""
-    return re.findall(r"^CREATE VIEW (\w+) AS", _text("views.sql"), re.MULTILINE)
+    return re.findall(r"^CREATE VIEW (\w+) AS", _views(), re.MULTILINE)
 
 
 def _drop_views(connection: Connection) -> None:

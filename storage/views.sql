@@ -1,4 +1,5 @@
--- Views are the stable interface: dropped and made anew after every migration.
+-- Views are the stable interface: dropped and made anew after every migration. Names in double braces stand for the
+-- expressions of storage/expressions.py.
 
 CREATE VIEW v_steps AS
 WITH expected AS (
@@ -14,9 +15,7 @@ reported AS (
         CASE WHEN count(tokens) = count(*) THEN sum(tokens)::BIGINT END AS tokens,
         CASE WHEN count(nonpad_tokens) = count(*) THEN sum(nonpad_tokens)::BIGINT END AS nonpad_tokens,
         CASE WHEN count(label_tokens) = count(*) THEN sum(label_tokens)::BIGINT END AS label_tokens,
-        coalesce(
-            sum(loss * label_tokens) / nullif(sum(label_tokens) FILTER (loss IS NOT NULL), 0), avg(loss)
-        ) AS loss,
+        {{mean_loss}} AS loss,
         max(grad_norm) AS grad_norm,
         max(learning_rate) AS learning_rate,
         max(data_wait_s) AS data_wait_s,
@@ -46,7 +45,7 @@ SELECT
     CASE WHEN ranks >= expected_ranks THEN tokens END AS tokens,
     CASE WHEN ranks >= expected_ranks THEN nonpad_tokens END AS nonpad_tokens,
     CASE WHEN ranks >= expected_ranks THEN label_tokens END AS label_tokens,
-    CASE WHEN ranks >= expected_ranks THEN tokens / nullif(duration_s, 0) END AS tok_s,
+    CASE WHEN ranks >= expected_ranks THEN {{step_rate}} END AS tok_s,
     loss,
     grad_norm,
     learning_rate,
@@ -114,9 +113,11 @@ SELECT
     s.tok_per_j,
     s.peak_vram_bytes,
     s.throttled_share,
+    s.power_capped_share,
     s.mfu,
     s.tokens,
     s.window_s,
+    s.window_of,
     s.final_loss,
     e.evaluated_steps,
     e.eval_loss,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorawatch.analysis.interval import Figure, total
-from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate
+from lorawatch.analysis.missing import whole_sum
+from lorawatch.analysis.throughput import batch_means_interval95, mean_step_rate, rate
 from lorawatch.analysis.windows import Span, common, length, union
 
 
@@ -73,10 +74,15 @@ def summed_rate(ranks: Sequence[RankSteps], amounts: Sequence[Sequence[float]], 
 
     Args:
         amounts: What each rank's steps did; shape (ranks, steps of that rank).
+
+    Raises:
+        ValueError: The window takes no time.
     """
-    done = math.fsum(amount_within(r, a, window) for r, a in zip(ranks, amounts, strict=True))
+    value = rate(math.fsum(amount_within(r, a, window) for r, a in zip(ranks, amounts, strict=True)), length(window))
+    if value is None:
+        raise ValueError("a rate needs a window that takes time")
     noise = total([Figure(0.0, _interval(r, a, window)) for r, a in zip(ranks, amounts, strict=True)]).ci95
-    return Figure(done / length(window), noise)
+    return Figure(value, noise)
 
 
 def summed_mean_step_rate(
@@ -87,8 +93,7 @@ def summed_mean_step_rate(
     for rank, amount in zip(ranks, amounts, strict=True):
         inside = rank.touching(window)
         rates.append(mean_step_rate([amount[i] for i in inside], [rank.durations_s[i] for i in inside]))
-    known = [r for r in rates if r is not None]
-    return math.fsum(known) if known and len(known) == len(rates) else None
+    return whole_sum(rates)
 
 
 def _interval(rank: RankSteps, amounts: Sequence[float], window: Sequence[Span]) -> float | None:

@@ -6,6 +6,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lorawatch.analysis.throughput import rate
 from lorawatch.analysis.windows import Span, length
 
 # Two power readings further apart than this say nothing about the time between them.
@@ -29,6 +30,16 @@ class Energy:
         if not self.counter_j or self.integral_j is None:
             return None
         return 100 * (self.integral_j - self.counter_j) / self.counter_j
+
+
+def tok_per_j(tokens: float | None, joules: float | None) -> float | None:
+    """Tokens a joule, the same number as tok/s a watt: both of the same steps and the same GPUs.
+
+    Args:
+        tokens: Or tok/s.
+        joules: Or watts, where the first is a rate.
+    """
+    return rate(tokens, joules)
 
 
 def energy_over(

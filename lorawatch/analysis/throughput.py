@@ -21,6 +21,26 @@ _WAVES = 0.35
 _MOST_WAVES = 16
 
 
+def rate(amount: float | None, seconds: float | None) -> float | None:
+    """An amount a second, such as tok/s: of a step, of a rank, or of a window.
+
+    tok/s are tokens over the wall time of the same step or window. `storage/expressions.py` has the same as SQL.
+
+    Args:
+        amount: Such as tokens; of a window whose count is missing somewhere it is missing itself.
+        seconds: Wall time of the same step or window.
+
+    Returns:
+        None where one of the two is missing or no time has passed.
+    """
+    return None if amount is None or seconds is None or seconds <= 0 else amount / seconds
+
+
+def per_gpu(tok_s: float | None, count: int) -> float | None:
+    """The rate of one of so many GPUs (or ranks, where there is no GPU) that share it."""
+    return None if tok_s is None else tok_s / count
+
+
 def student_t95(degrees: int) -> float:
     """The two-sided 95% quantile of Student's t distribution.
 
@@ -75,10 +95,10 @@ def batch_means_interval95(amounts: Sequence[float], durations_s: Sequence[float
     seconds = math.fsum(durations_s)
     if batches < 4 or seconds <= 0:
         return None
-    rate = math.fsum(amounts) / seconds
+    mean = math.fsum(amounts) / seconds
     edges = [number * count // batches for number in range(batches + 1)]
     departures = [
-        math.fsum(amounts[begin:end]) - rate * math.fsum(durations_s[begin:end]) for begin, end in pairwise(edges)
+        math.fsum(amounts[begin:end]) - mean * math.fsum(durations_s[begin:end]) for begin, end in pairwise(edges)
     ]
     waves = min(_MOST_WAVES, max(2, round(_WAVES * count ** (2 / 3))), batches - 2)
     weighted = (math.fsum(map(mul, wave, departures)) for wave in _cosines(waves, batches))
@@ -97,7 +117,7 @@ def _cosines(waves: int, points: int) -> tuple[tuple[float, ...], ...]:
 
 def mean_step_rate(amounts: Sequence[float], durations_s: Sequence[float]) -> float | None:
     """Mean of the steps' own rates, as the Exxact benchmark reports it; None without a step that took time."""
-    rates = [a / d for a, d in zip(amounts, durations_s, strict=True) if d > 0]
+    rates = [r for a, d in zip(amounts, durations_s, strict=True) if (r := rate(a, d)) is not None]
     return math.fsum(rates) / len(rates) if rates else None
 
 

@@ -10,6 +10,11 @@ Span = tuple[float, float]
 """Begin and end, seconds of one clock; the end is not before the beginning."""
 
 
+STEP_JOIN_S = 0.02
+"""Ends of neighbouring steps are read by several processes' clocks: a gap shorter than this is no pause, unless a rank
+reported that it evaluates or saves."""
+
+
 def union(spans: Iterable[Span], *, join_s: float = 0.0, pauses: Sequence[float] = ()) -> list[Span]:
     """Spans in order, without overlap.
 

@@ -103,9 +103,12 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
     from lorawatch.cli.summary import print_summary
     from lorawatch.cli.supervise import exit_code, make_display
     from lorawatch.run.follower import Follower
+    from lorawatch.watching.final import read_final
+    from lorawatch.watching.watch import Watch
 
     run_dir = RunDir.find(run)
-    follower = Follower(run_dir)
+    watch = Watch(run_dir.info())
+    follower = Follower(run_dir, feed=watch.feed)
     display = make_display(as_json)
     display.start(run_dir.info())
     begun = silent = False
@@ -117,7 +120,9 @@ def attach(run: str, as_json: bool, plain: bool) -> int:
                 for event in (line for line in lines if isinstance(line, Event)):
                     display.event(event)
             begun = True
-            display.update(run_dir.info(), state, follower.view)
+            watch.info = run_dir.info()
+            watch.final = read_final(run_dir.run_id) if state.state in ENDED else None
+            display.update(watch, state)
             if state.state in ENDED:
                 break
             silent = _check_recorder(run_dir, silent)

@@ -1,10 +1,13 @@
-"""What `--record` and `attach` show: a live table on a terminal, plain lines elsewhere, JSON lines for machines."""
+"""What `--record` and `attach` show: a live table on a terminal, plain lines elsewhere, JSON lines for machines.
+
+All figures are those of the frame that the Live screen draws.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from lorawatch.run.directory import RunInfo, RunState
@@ -12,13 +15,16 @@ from lorawatch.run.live import LiveView, StepTotal
 from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import Evaluation, Event
 from lorawatch.system.terminal import raw_stdout
-from lorawatch.text.numbers import duration, gib, number
+from lorawatch.text.numbers import MISSING, duration, number
 from lorawatch.text.run_summary import evaluation_words
 from lorawatch.text.sanitize import clean, json_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.live import Live
+
+    from lorawatch.watching.frame import Frame, Head, Pane
+    from lorawatch.watching.watch import Watch
 
 PLAIN_EVERY_S = 5.0
 FRAMES_PER_S = 4.0
@@ -28,7 +34,7 @@ class Display(Protocol):
     """Shows a run while it lives."""
 
     def start(self, info: RunInfo) -> None: ...
-    def update(self, info: RunInfo, state: RunState, view: LiveView) -> None: ...
+    def update(self, watch: Watch, state: RunState) -> None: ...
     def event(self, event: Event) -> None: ...
     def stop(self) -> None: ...
 
@@ -74,11 +80,11 @@ class PlainLines:
         where = f"{info.world_size} × {info.device}" if info.world_size else "own command"
         self._write(f"run {info.run_id}  {info.name}  {where} on {info.host}")
 
-    def update(self, info: RunInfo, state: RunState, view: LiveView) -> None:
-        phase = _phase(view)
-        if phase and phase != self._phase and state.state == "starting":
-            self._phase = phase
-            self._write(phase)
+    def update(self, watch: Watch, state: RunState) -> None:
+        view = watch.view
+        if state.state == "starting" and (head := _head(watch, state)).phase != self._phase:
+            self._phase = head.phase
+            self._write(head.phase)
         for made in self._evaluations.new(view):
             best = "  the lowest so far" if made is view.best else ""
             took = f"  {made.duration_s:.1f} s" if made.duration_s is not None else ""
@@ -94,17 +100,17 @@ class PlainLines:
             return
         self._pending = None
         self._said_at = now
+        head = _head(watch, state)
         total = f"/{view.steps_total}" if view.steps_total else ""
         parts = [
             f"step {last.step}{total}",
             f"loss {number(last.loss, 4)}",
-            f"{number(view.tok_s or last.tok_s)} tok/s",
+            f"{number(last.tok_s if head.tok_s is None else head.tok_s)} tok/s",
         ]
-        power = view.power_w(_used(info))
-        if power is not None:
-            parts.append(f"{power:,.0f} W")
-        if view.eta_s:
-            parts.append(f"ETA {duration(view.eta_s)}")
+        if head.power_w is not None:
+            parts.append(f"{head.power_w:,.0f} W")
+        if head.eta_s:
+            parts.append(f"ETA {duration(head.eta_s)}")
         self._write("  ".join(parts))
 
     def event(self, event: Event) -> None:
@@ -125,8 +131,10 @@ class JsonLines:
         self._out = out
         self._steps = _Steps()
         self._evaluations = _Evaluations()
+        self._run_id = ""
 
     def start(self, info: RunInfo) -> None:
+        self._run_id = info.run_id
         self._write(
             {
                 "type": "run",
@@ -137,16 +145,19 @@ class JsonLines:
             }
         )
 
-    def update(self, info: RunInfo, state: RunState, view: LiveView) -> None:
-        used = _used(info)
-        for step in self._steps.new(view):
+    def update(self, watch: Watch, state: RunState) -> None:
+        view, new = watch.view, self._steps.new(watch.view)
+        used = _used(watch.info)
+        head = _head(watch, state) if new else None
+        power = head.power_w if head and head.figures_of == "recent" else None  # of this moment, or none
+        for step in new:
             self._write(
                 {
                     "type": "step",
-                    "run_id": info.run_id,
+                    "run_id": self._run_id,
                     **{f: getattr(step, f) for f in step.__dataclass_fields__},
                     "tok_s": step.tok_s,
-                    "power_w": view.power_w(used),
+                    "power_w": power,
                     "gpus": [
                         {"gpu_uuid": uuid, **{m.column: m.value(gpu) for m in GPU_METRICS}}
                         for uuid, gpu in sorted(view.gpus.items())
@@ -156,7 +167,7 @@ class JsonLines:
             )
         for made in self._evaluations.new(view):
             fields = {f: getattr(made, f) for f in made.__struct_fields__ if f != "rank"}
-            self._write({"type": "evaluation", "run_id": info.run_id, **fields, "best": made is view.best})
+            self._write({"type": "evaluation", "run_id": self._run_id, **fields, "best": made is view.best})
 
     def event(self, event: Event) -> None:
         self._write(
@@ -188,12 +199,12 @@ class LiveTable:
             )
             self._live.start()
 
-    def update(self, info: RunInfo, state: RunState, view: LiveView) -> None:
+    def update(self, watch: Watch, state: RunState) -> None:
         now = time.monotonic()
         if self._live is None or now - self._drawn_at < 1 / FRAMES_PER_S:
             return
         self._drawn_at = now
-        self._live.update(render(info, state, view, self._console.width), refresh=True)
+        self._live.update(render(watch.frame(time.time(), state), self._console.width), refresh=True)
 
     def event(self, event: Event) -> None:
         from rich.text import Text
@@ -223,116 +234,121 @@ def clean_console() -> Console:
     return CleanConsole(file=raw_stdout(), markup=False)
 
 
-def render(info: RunInfo, state: RunState, view: LiveView, width: int) -> RenderableType:
-    """One frame of the live table."""
+def render(frame: Frame, width: int) -> RenderableType:
+    """One frame of a run as the live table."""
     from rich.console import Group
+    from rich.text import Text
+
+    head = frame.head
+    if head is None:
+        return Text(frame.notice)
+    title = Text.assemble(
+        (f"{head.run_id} {head.name}", "bold"), "  ", (head.state.upper(), _STATE_STYLE.get(head.state, ""))
+    )
+    if head.attempt:
+        title.append(f"  attempt {head.attempt}", "yellow")
+    rows: list[RenderableType] = [title, _progress(frame, head, width)]
+    if figures := _figures(head):
+        rows.append(Text("   ".join(figures), "bold"))
+    rows.append(_devices(frame.panes))
+    if frame.host:
+        rows.append(Text(f"host {frame.host}", "dim"))
+    return Group(*rows)
+
+
+def _progress(frame: Frame, head: Head, width: int) -> RenderableType:
+    """How far the run is, or what it is busy with."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    head = Text.assemble(
-        (f"{info.run_id} {clean(info.name)}", "bold"), "  ", (state.state.upper(), _STATE_STYLE.get(state.state, ""))
-    )
-    if view.attempt:
-        head.append(f"  attempt {view.attempt}", "yellow")
-    rows: list[RenderableType] = [head]
-    if view.steps_total:
+    if head.steps_total:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            f"step {view.step}/{view.steps_total}",
-            ProgressBar(view.steps_total, view.step, width=max(min(width - 40, 60), 10)),
-            f"{100 * view.step / view.steps_total:.0f}%",
-            f"ETA {duration(view.eta_s)}",
+            f"step {head.step}/{head.steps_total}",
+            ProgressBar(head.steps_total, head.step, width=max(min(width - 40, 60), 10)),
+            f"{100 * head.step / head.steps_total:.0f}%",
+            f"ETA {duration(head.eta_s)}",
         )
-        rows.append(bar)
-    elif view.steps:
-        rows.append(Text(f"step {view.step}"))
-    elif info.own_command and not view.ranks:
-        rows.append(Text("no steps: lorawatch.StepCallback in the script's Trainer brings them", "dim"))
-    else:
-        rows.append(Text(_phase(view) or "starting", "dim"))
-    power = view.power_w(_used(info))
+        return bar
+    if head.step:
+        return Text(f"step {head.step}")
+    if head.own_command and all(pane.rank is None for pane in frame.panes):
+        return Text("no steps: lorawatch.StepCallback in the script's Trainer brings them", "dim")
+    return Text(head.phase, "dim")
+
+
+def _figures(head: Head) -> list[str]:
+    from lorawatch.watching.words import power_words, tok_s_words
+
     figures = []
-    if view.steps:
-        tok_s = view.tok_s
-        figures.append(f"{number(tok_s)} tok/s")
-        if power and tok_s:
-            figures.append(f"{tok_s / power:.1f} tok/J")
-        figures.append(f"loss {number(view.loss, 4)}")
-        if view.evaluations:
-            last, best = view.evaluations[-1], view.best
-            words = evaluation_words(last.loss, last.step, best.loss if best else None, best.step if best else None)
+    if head.step:
+        figures.append(tok_s_words(head))
+        if head.tok_per_j is not None:
+            figures.append(f"{head.tok_per_j:.1f} tok/J")
+        figures.append(f"loss {number(head.loss, 4)}")
+        if head.eval_step is not None:
+            words = evaluation_words(head.eval_loss, head.eval_step, head.best_eval_loss, head.best_eval_step)
             figures.append(f"eval loss {words}")
-        if view.steps[-1].grad_norm is not None:
-            figures.append(f"grad norm {view.steps[-1].grad_norm:.3f}")
-    if power:
-        figures.append(f"{power:,.0f} W")
-    if figures:
-        rows.append(Text("   ".join(figures), "bold"))
-    rows.append(_devices(info, view))
-    host = view.host
-    if host:
-        memory = f"{gib(host.memory_used_bytes)} of {gib(host.memory_total_bytes)}"
-        workers = f"   workers {gib(host.workers_rss_bytes)}" if host.workers_rss_bytes else ""
-        rows.append(Text(f"host CPU {number(host.cpu_pct, 0, '%')}   memory {memory}{workers}", "dim"))
-    return Group(*rows)
+        if head.grad_norm is not None:
+            figures.append(f"grad norm {head.grad_norm:.3f}")
+    if head.power_w:
+        figures.append(power_words(head))
+    return figures
 
 
 _STATE_STYLE = {"running": "green", "starting": "cyan", "stopping": "yellow", "completed": "green", "failed": "red"}
 
 
-def _devices(info: RunInfo, view: LiveView) -> RenderableType:
+def _devices(panes: tuple[Pane, ...]) -> RenderableType:
+    """A row a GPU that the run uses; of an own command that names none, of every GPU; else a row a rank on the CPU."""
     from rich import box
     from rich.table import Table
 
-    gpus = [g for g in info.gpus if g.used] or (info.gpus if info.own_command else [])
-    by_gpu = {r.started.gpu_uuid: r for r in view.ranks.values() if r.started and r.started.gpu_uuid}
+    gpus = [pane for pane in panes if "power_w" in pane.values]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     if gpus:
-        read = {g.gpu_uuid: view.gpus.get(g.gpu_uuid) for g in gpus}
-        absent = [m for m in GPU_METRICS if m.optional and all(m.value(r) is None for r in read.values())]
+        absent = [m for m in GPU_METRICS if m.optional and all(pane.values.get(m.name) is None for pane in gpus)]
         shown = [m for m in GPU_METRICS if m.label and m not in absent]
         for name in ("GPU", "tok/s", *(m.label for m in shown)):
             table.add_column(name, justify="left" if name == "GPU" else "right", no_wrap=True)
-        for gpu in gpus:
-            now = read[gpu.gpu_uuid]
-            rank = by_gpu.get(gpu.gpu_uuid)
-            limits = {
-                "power_w": (now.power_limit_w if now else None) or gpu.power_limit_w,
-                "memory_bytes": gpu.memory_total_bytes,
-            }
-            stale = now is not None and now.sampled_at and time.time() - now.sampled_at > 3
+        for pane in [pane for pane in gpus if pane.used] or gpus:
+            now, limits = pane.values, pane.limits
             table.add_row(
-                f"{gpu.gpu_index} {clean(gpu.sku).removeprefix('NVIDIA ')}"
-                + (f" stale {time.time() - now.sampled_at:.0f} s" if stale and now else ""),
-                number(rank.tok_s if rank else None),
-                *(m.figure(m.value(now), m.text(limits[m.name]) if m.name in limits else "") for m in shown),
+                pane.title.replace(" · ", " ", 1)
+                + (f" stale {pane.stale_s:.0f} s" if pane.stale_s is not None else ""),
+                number(now.get("tok_s")),
+                *(m.figure(now.get(m.name), m.text(limits[m.name]) if m.name in limits else "") for m in shown),
             )
         return table
     for name in ("rank", "tok/s", "step", "loss", "data wait"):
         table.add_column(name, justify="right", no_wrap=True)
-    for rank in sorted(view.ranks.values(), key=lambda r: r.rank):
-        last = rank.last
+    for pane in panes:
         table.add_row(
-            f"{rank.rank} cpu",
-            number(rank.tok_s),
-            str(last.step) if last else clean(rank.phase),
-            number(last.loss if last else None, 4),
-            number(last.data_wait_s * 1000 if last and last.data_wait_s is not None else None, 1, "ms"),
+            f"{pane.rank} cpu",
+            number(pane.values.get("tok_s")),
+            str(pane.step) if pane.step is not None else pane.note or MISSING,
+            number(pane.values.get("loss"), 4),
+            number(pane.values.get("data_wait_ms"), 1, "ms"),
         )
     return table
 
 
-def _phase(view: LiveView) -> str:
-    ranks: Sequence[str] = [
-        clean(f"{r.phase}{': ' + r.phase_detail if r.phase_detail else ''}") for r in view.ranks.values()
-    ]
-    return ranks[0] if ranks else "starting the workers"
+def _head(watch: Watch, state: RunState) -> Head:
+    """The run as a whole, now.
+
+    Raises:
+        ValueError: The watch is of a machine without a run.
+    """
+    head = watch.frame(time.time(), state).head
+    if head is None:
+        raise ValueError("a display shows a run")
+    return head
 
 
-def _used(info: RunInfo) -> set[str] | None:
-    used = {g.gpu_uuid for g in info.gpus if g.used}
-    return used or None
+def _used(info: RunInfo | None) -> set[str] | None:
+    """The GPUs that a run uses; None where it names none."""
+    return {g.gpu_uuid for g in info.gpus if g.used} or None if info is not None else None
 
 
 def _say(out: TextIO, text: str) -> None:

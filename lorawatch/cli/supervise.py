@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from lorawatch.cli.display import Display
     from lorawatch.launch.placement import Placement
     from lorawatch.recipe.schema import Recipe
+    from lorawatch.recorder.recorder import Recorder
     from lorawatch.run.directory import Gpu
+    from lorawatch.run.records import AnyLine
     from lorawatch.telemetry.driver import GpuDriver
+    from lorawatch.watching.watch import Watch
 
 
 @click.command(hidden=True)
@@ -105,9 +108,10 @@ def supervise_one(
         command=command,
         driver=driver,
         on_begin=lambda: display.start(info),
-        on_tick=lambda r: display.update(r.info, r.state, r.view),
+        on_tick=lambda r: display.update(shown.now(r), r.state),
         on_event=display.event,
     )
+    shown = _Shown(recorder)
     got: list[signal.Signals] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -126,6 +130,36 @@ def supervise_one(
         signal.signal(signal.SIGHUP, hup_before)
     print_end(run, recorder, as_json=as_json)
     return state, got[0] if got else None
+
+
+class _Shown:
+    """What the display draws of a recorder's run. What goes wrong in it shows where it is drawn: it costs the display,
+    and never the recording."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        from lorawatch.watching.watch import Watch
+
+        self._watch = Watch(recorder.info, view=recorder.view)
+        self._view = recorder.view
+        self._error: Exception | None = None
+        self._view.observer = self._take
+
+    def _take(self, line: AnyLine) -> None:
+        try:
+            self._watch.take(line)
+        except Exception as error:  # noqa: BLE001  raised again when the display is drawn
+            self._error, self._view.observer = error, None
+
+    def now(self, recorder: Recorder) -> Watch:
+        """The run as it is known now.
+
+        Raises:
+            Exception: What went wrong with one of its lines.
+        """
+        if self._error is not None:
+            raise self._error
+        self._watch.info = recorder.info
+        return self._watch
 
 
 def exit_code(state: RunState, stopped_by: signal.Signals | None) -> int:

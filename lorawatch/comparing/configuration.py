@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+from lorawatch.analysis.clocks import NOTABLE_SHARE
+from lorawatch.analysis.energy import tok_per_j
 from lorawatch.analysis.epoch import Span, epoch_time_s
 from lorawatch.analysis.interval import Figure, pooled
+from lorawatch.analysis.missing import whole_sum
 from lorawatch.comparing.work import Work, assumed, facts, one_line, published_facts, tokens_per_step
 from lorawatch.published.rows import PublishedRow
 from lorawatch.storage.configurations import RunSummary
@@ -19,7 +22,6 @@ from lorawatch.text.numbers import number
 Provenance = Literal["measured", "published", "simulated", "extrapolated"]
 SIMULATED_TAG = "simulated"
 """Runs with this tag are shown as simulated, never as measured."""
-_THROTTLED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +208,11 @@ def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
     if any(r.fell_back for r in runs):
         yield "compiling failed: the reference engine ran in the fast one's place"
     throttled = max((r.throttled_share or 0.0 for r in runs), default=0.0)
-    if throttled >= _THROTTLED:
-        yield f"clocks held back {100 * throttled:.0f}% of the time"
+    if throttled >= NOTABLE_SHARE:
+        yield f"clocks held back by heat or hardware {100 * throttled:.0f}% of the time"
+    capped = max((r.power_capped_share or 0.0 for r in runs), default=0.0)
+    if capped >= NOTABLE_SHARE:
+        yield f"at its power limit {100 * capped:.0f}% of the time"
     if any(r.mfu_plausible is False for r in runs):
         yield "MFU over 75% is implausible: check the FLOP count"
     if any(r.energy_source == "power_integral" for r in runs):
@@ -224,8 +229,8 @@ def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    total = whole_sum(values)
+    return None if total is None else total / len(values)
 
 
 def published(rows: Sequence[PublishedRow]) -> list[Configuration]:
@@ -240,7 +245,7 @@ def published(rows: Sequence[PublishedRow]) -> list[Configuration]:
         if row.tok_s is None or not 0 < row.tok_s < math.inf or row.gpu_count < 1 or key in found:
             continue
         source = one_line(row.source)
-        per_joule = row.tok_s / row.avg_power_w if row.avg_power_w else row.tok_per_j
+        per_joule = tok_per_j(row.tok_s, row.avg_power_w) or row.tok_per_j
         marks = [one_line(row.note)] if row.note else []
         if assumed(row.work):
             marks.append(f"its table does not tell {' and '.join(assumed(row.work))}: taken to be lorawatch's default")

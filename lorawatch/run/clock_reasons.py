@@ -38,8 +38,12 @@ class ClockReason(enum.IntFlag):
 
 SLOWDOWN_WORDS: dict[ClockReason, str] = {
     ClockReason.HARDWARE_SLOWDOWN: "hardware slowdown",
+    ClockReason.SYNC_BOOST: "sync boost",
     ClockReason.SOFTWARE_THERMAL: "software thermal limit",
     ClockReason.HARDWARE_THERMAL: "hardware thermal limit",
     ClockReason.POWER_BRAKE: "power brake",
 }
-"""The reasons that slow a GPU against its will, and how people read them; the power cap is how a GPU works at its limit."""
+"""What throttles a GPU: heat, its hardware, the power brake, or the clocks of the GPUs that it is synchronized with. The power
+cap is not among them: it is how a GPU works at its power limit."""
+THROTTLED = int(sum(SLOWDOWN_WORDS))
+"""All reasons of `SLOWDOWN_WORDS`."""

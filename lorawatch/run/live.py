@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from lorawatch.analysis.windows import Span, union
+from lorawatch.analysis.loss import mean_loss
+from lorawatch.analysis.missing import whole_sum
+from lorawatch.analysis.throughput import percentile, rate
+from lorawatch.analysis.windows import STEP_JOIN_S, Span, length, union
 from lorawatch.run.directory import RunInfo
 from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import (
@@ -26,7 +30,17 @@ from lorawatch.text.numbers import rank_words
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
 _RETAINED_STEPS = 4096
 _REPORTS_WITHIN_S = 5.0  # ranks journal several times a second
-_JOIN_S = 0.25  # the time between two readings of the power
+_POWER_JOIN_S = 0.25  # as far apart as readings of the power are
+_GPU_READINGS = (
+    "power_w",
+    "energy_j",
+    "memory_used_bytes",
+    "utilization_pct",
+    "temperature_c",
+    "sm_clock_mhz",
+    "event_reasons",
+    "power_limit_w",
+)
 
 
 @dataclass
@@ -49,8 +63,7 @@ class RankView:
     @property
     def tok_s(self) -> float | None:
         """Tokens over wall time of the recent measured steps."""
-        seconds = sum(s.duration_s for s in self.recent)
-        return sum(s.tokens or 0 for s in self.recent) / seconds if seconds > 0 else None
+        return rate(whole_sum(s.tokens for s in self.recent), sum(s.duration_s for s in self.recent))
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class StepTotal:
 
     Attributes:
         duration_s: The slowest rank's wall time: what the step took.
-        tokens: Summed over the ranks.
+        tokens: Summed over the ranks; None where one does not count them.
         loss: Mean over all label tokens.
     """
 
@@ -67,7 +80,7 @@ class StepTotal:
     step: int
     ended_at: float
     duration_s: float
-    tokens: int
+    tokens: int | None
     loss: float | None
     grad_norm: float | None
     learning_rate: float | None
@@ -75,7 +88,7 @@ class StepTotal:
 
     @property
     def tok_s(self) -> float | None:
-        return self.tokens / self.duration_s if self.duration_s > 0 else None
+        return rate(self.tokens, self.duration_s)
 
 
 class GpuView(GpuSample):
@@ -116,8 +129,11 @@ class LiveView:
         """The last step of those whose lines the disk did not take."""
         self.last_step_seen_at: float | None = None
         """`time.monotonic()` of the last new step."""
+        self.observer: Callable[[AnyLine], None] | None = None
+        """Called with each line after the view has taken it."""
         self._partial: dict[int, dict[int, Step]] = {}
         self._slowest: deque[float] = deque(maxlen=1000)
+        self._pauses: deque[float] = deque(maxlen=_RETAINED_STEPS)  # when a rank began with something else than steps
 
     def feed(self, line: AnyLine) -> None:
         """Take one line."""
@@ -131,6 +147,8 @@ class LiveView:
             case RankStarted():
                 self._started(line)
             case PhaseChange():
+                if line.name != "training":
+                    self._pauses.append(line.at)
                 if line.attempt == self.attempt:
                     rank = self._rank(line.rank)
                     rank.phase, rank.phase_detail, rank.phase_at = line.name, line.detail, line.at
@@ -141,6 +159,8 @@ class LiveView:
             case LinesLost():
                 self.lines_lost += line.lines
                 self.last_lost_step = max(self.last_lost_step, line.last_step or 0)
+        if self.observer is not None:
+            self.observer(line)
 
     def _rank(self, number: int) -> RankView:
         return self.ranks.setdefault(number, RankView(number))
@@ -174,9 +194,9 @@ class LiveView:
         total = combine(list(parts.values()))
         if self.steps and self.steps[-1].step >= total.step:  # a restart repeats steps: the later attempt counts
             while self.steps and self.steps[-1].step >= total.step:
-                self.tokens -= self.steps.pop().tokens
+                self.tokens -= self.steps.pop().tokens or 0
         self.steps.append(total)
-        self.tokens += total.tokens
+        self.tokens += total.tokens or 0
         if total.phase == "train":
             self._slowest.append(total.duration_s)
 
@@ -233,16 +253,19 @@ class LiveView:
         if self.separate:
             # Who has finished computes no more; after the last has, what they did at the end is what there is.
             busy = [r for r in self.ranks.values() if r.phase == "training"] or list(self.ranks.values())
-            rates = [r.tok_s for r in busy]
-            return sum(r for r in rates if r is not None) if rates and None not in rates else None
+            return whole_sum(r.tok_s for r in busy)
         recent = self._recent()
-        seconds = sum(s.duration_s for s in recent)
-        return sum(s.tokens for s in recent) / seconds if seconds > 0 else None
+        spans = self._spans(recent, STEP_JOIN_S, sorted(self._pauses))
+        return rate(whole_sum(s.tokens for s in recent), length(spans))
 
     @property
     def recent_spans(self) -> list[Span]:
         """When the steps behind `tok_s` ran, unix seconds: without the evaluations and checkpoints between them."""
-        return union(((s.ended_at - s.duration_s, s.ended_at) for s in self._recent()), join_s=_JOIN_S)
+        return self._spans(self._recent(), _POWER_JOIN_S)
+
+    @staticmethod
+    def _spans(steps: list[StepTotal], join_s: float, pauses: Sequence[float] = ()) -> list[Span]:
+        return union(((s.ended_at - s.duration_s, s.ended_at) for s in steps), join_s=join_s, pauses=pauses)
 
     @property
     def loss(self) -> float | None:
@@ -269,15 +292,12 @@ class LiveView:
         """The 99th percentile of step time: what "longer than usual" is measured against."""
         if len(self._slowest) < 3:
             return None
-        ordered = sorted(self._slowest)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+        return percentile(self._slowest, 0.99)
 
     def power_w(self, uuids: set[str] | None = None) -> float | None:
         """Present power of these GPUs together; None where any of them has no reading."""
         views = [g for u, g in self.gpus.items() if uuids is None or u in uuids]
-        readings = [g.power_w for g in views]
-        known = [p for p in readings if p is not None]
-        return sum(known) if known and len(known) == len(readings) else None
+        return whole_sum(g.power_w for g in views)
 
 
 def silent_words(ranks: list[int], world_size: int) -> str:
@@ -307,16 +327,15 @@ def is_separate(info: RunInfo) -> bool:
 
 def combine(parts: list[Step]) -> StepTotal:
     """One step's lines of all ranks as a total. The step takes as long as its slowest rank."""
-    labels = [(s.loss, s.label_tokens or s.tokens or 1) for s in parts if s.loss is not None]
-    weight = sum(n for _, n in labels)
+    tokens = whole_sum(s.tokens for s in parts)
     first = parts[0]
     return StepTotal(
         attempt=first.attempt,
         step=first.step,
         ended_at=max(s.ended_at for s in parts),
         duration_s=max(s.duration_s for s in parts),
-        tokens=sum(s.tokens or 0 for s in parts),
-        loss=sum(loss * n for loss, n in labels) / weight if weight else None,
+        tokens=None if tokens is None else round(tokens),
+        loss=mean_loss([s.loss for s in parts], [s.label_tokens for s in parts]),
         grad_norm=next((s.grad_norm for s in parts if s.grad_norm is not None), None),
         learning_rate=first.learning_rate,
         phase=first.phase,

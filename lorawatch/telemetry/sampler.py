@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lorawatch.analysis.staleness import stale_age
 from lorawatch.run.directory import Gpu
 from lorawatch.run.metrics import of_lane
 from lorawatch.run.records import Event, EventKind, GpuSample, HostSample, Record, Severity
@@ -24,7 +25,6 @@ __all__ = ["GpuNow", "Sampler", "Snapshot"]
 
 MAX_HZ = 10.0
 SLOW_PERIOD_S = 1.0
-STALE_S = 2.0
 UNDATED_S = 0.25
 _WATCH_PERIOD_S = 0.5
 _FAST, _BY_TURNS, _SLOW = of_lane("fast"), of_lane("fast", "turns"), of_lane("slow")
@@ -199,7 +199,7 @@ class Sampler:
         for lane in (*self._gpu_lanes, self._host):
             behind = lane.behind_s()
             since = self._stale.get(lane.name)
-            if since is None and behind >= STALE_S:
+            if since is None and stale_age(behind) is not None:
                 self._stale[lane.name] = lane.beat
                 self._say_stale(lane, behind)
             elif since is not None and lane.beat > since:

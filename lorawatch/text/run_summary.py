@@ -41,7 +41,7 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "step",
                 f"p50 {number(p50 and p50 * 1e3, 1)} ms   p95 {number(p95 and p95 * 1e3, 1)} ms   "
-                f"{row.get('measured_steps')} measured",
+                f"{number(row.get('measured_steps'))} measured",
             )
         )
     if row.get("tokens") is not None:
@@ -51,8 +51,11 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         everything = row.get("avg_power_all_gpus_w")
         if everything is not None and gpus and everything != row.get("avg_power_w"):
             power += f"   {number(everything, 1)} W all GPUs of the host"
-        lines.append(("power", power))
-        lines.append(("energy", f"{number(row.get('energy_j'))} J   {number(row.get('tok_per_j'), 2)} tok/J"))
+        energy = f"{number(row.get('energy_j'))} J"
+        if row.get("window_of") == "run":
+            lines += [("run power", power), ("run energy", f"{energy} over the whole run: no step was measured")]
+        else:
+            lines += [("power", power), ("energy", f"{energy}   {number(row.get('tok_per_j'), 2)} tok/J")]
     if row.get("peak_vram_bytes") is not None:
         lines.append(("peak VRAM", f"{gib(row['peak_vram_bytes'])} per GPU"))
     if row.get("mfu") is not None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorawatch.analysis.loss import loss_over_labels
 from lorawatch.errors import LorawatchError
 from lorawatch.run.adapters import BestAdapter, best_of
 from lorawatch.system import folders
@@ -62,9 +63,9 @@ class Evaluated:
 
 def combined(parts: Sequence[Part]) -> tuple[float, int]:
     """Mean loss over all ranks' label tokens, whatever each one's share of them, and their number; NaN of none."""
-    tokens = sum(part.label_tokens for part in parts)
-    total = sum(part.loss_sum for part in parts)
-    return (total / tokens if tokens else math.nan), tokens
+    counts = [part.label_tokens for part in parts]
+    loss = loss_over_labels([part.loss_sum for part in parts], counts)
+    return (math.nan if loss is None else loss), sum(counts)
 
 
 def check_equal_rows(ranks: Sequence[str]) -> None:

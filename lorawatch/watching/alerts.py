@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lorawatch.analysis.clocks import NOTABLE_SHARE
 from lorawatch.run.clock_reasons import SLOWDOWN_WORDS
 from lorawatch.run.live import silent_words
 from lorawatch.run.records import Event
@@ -13,16 +14,18 @@ from lorawatch.watching.frame import Alert
 STRAGGLER = 1.25
 """A rank is a straggler past this multiple of the fastest rank's step time."""
 VRAM_FULL = 0.97
-THROTTLED_SHARE = 0.05
-STALE_S = 3.0
 SLOW_FACTOR = 3.0
 SLOW_AT_LEAST_S = 10.0
 
 
 def throttled(shares: Mapping[int, float], where: str, name: str) -> Alert | None:
-    """The reason that held the clocks back for the largest share of the recent samples."""
+    """The reason that held the clocks back for the largest share of the recent samples.
+
+    Args:
+        shares: Of the recent samples, by the reason's bit.
+    """
     reason, share = max(((r, shares.get(r, 0.0)) for r in SLOWDOWN_WORDS), key=lambda pair: pair[1])
-    if share < THROTTLED_SHARE:
+    if share < NOTABLE_SHARE:
         return None
     text = f"{name} is slowed by its {SLOWDOWN_WORDS[reason]} {100 * share:.0f}% of the time"
     return Alert("throttled", "warning", "▼", "throttled", text, where)
@@ -35,10 +38,15 @@ def vram_full(used: float | None, total: float | None, where: str, name: str) ->
     return Alert("vram", "warning", "■", "VRAM full", text, where)
 
 
-def stale(age_s: float | None, where: str, name: str) -> Alert | None:
-    if age_s is None or age_s < STALE_S:
+def stale(stale_s: float | None, where: str, name: str) -> Alert | None:
+    """A reading that is too old to be believed.
+
+    Args:
+        stale_s: As `analysis.staleness.stale_age` gives it.
+    """
+    if stale_s is None:
         return None
-    return Alert("stale", "warning", "?", f"stale {age_s:.0f} s", f"no reading of {name} for {age_s:.0f} s", where)
+    return Alert("stale", "warning", "?", f"stale {stale_s:.0f} s", f"no reading of {name} for {stale_s:.0f} s", where)
 
 
 def gpu_lost(where: str, name: str) -> Alert:

@@ -6,6 +6,8 @@ import math
 from array import array
 from dataclasses import dataclass
 
+from lorawatch.analysis.thinning import Bins, bin_number
+
 BINS = 512
 HOLD_S = 2.5  # slow readings come once a second
 
@@ -45,10 +47,10 @@ class CurveData:
         A bin wider than a column fills every column it covers, and a value holds until the next one where that comes
         within `HOLD_S`, so that slow readings leave no holes.
         """
-        result: list[tuple[float, float] | None] = [None] * count
+        found = Bins(count)
         step = (end - begin) / count if count else 0
         if step <= 0:
-            return result
+            return [None] * count
         before = -1
         for index, low in enumerate(self.low):
             if low != low:  # NaN
@@ -56,15 +58,11 @@ class CurveData:
             left = self.start + index * self.width_s
             first = int((left - begin) / step)
             if 0 <= before < first - 1 and (first - before) * step <= HOLD_S + step:
-                for column in range(before + 1, min(first, count)):
-                    result[column] = result[before]
+                found.cover(before + 1, first - 1, found.low[before], found.high[before])
             last = max(math.ceil((left + self.width_s - begin) / step) - 1, first)
-            high = self.high[index]
-            for column in range(max(first, 0), min(last, count - 1) + 1):
-                known = result[column]
-                result[column] = (low, high) if known is None else (min(known[0], low), max(known[1], high))
+            found.cover(first, last, low, self.high[index])
             before = min(last, count - 1)
-        return result
+        return found.columns()
 
 
 class Curve:
@@ -77,7 +75,7 @@ class Curve:
             curve always spans everything since its first value.
     """
 
-    __slots__ = ("_high", "_low", "_sliding", "_start", "_width", "bins", "last")
+    __slots__ = ("_kept", "_sliding", "_start", "_width", "bins", "last")
 
     def __init__(self, width_s: float = 0.25, bins: int = BINS, *, sliding: bool = False) -> None:
         self.bins = bins
@@ -85,8 +83,7 @@ class Curve:
         self._start: float | None = None
         self._width = width_s
         self._sliding = sliding
-        self._low = array("d")
-        self._high = array("d")
+        self._kept = Bins()
 
     def add(self, at: float, value: float | None) -> None:
         """Take one value; None and NaN leave a gap. A time before the first counts as the first (clocks step back)."""
@@ -95,43 +92,24 @@ class Curve:
         self.last = value
         if self._start is None:
             self._start = at
-        index = max(int((at - self._start) / self._width), 0)
+        index = bin_number(at, self._start, self._width)
         while index >= self.bins:
             if self._sliding:
                 drop = max(self.bins // 4, index - self.bins + 1)
-                del self._low[:drop], self._high[:drop]
+                self._kept.drop(drop)
                 self._start += drop * self._width
                 index -= drop
                 if index >= self.bins:
                     continue
             else:
-                self._halve()
-                index = int(max(at - self._start, 0) / self._width)
-        while len(self._low) <= index:
-            self._low.append(math.nan)
-            self._high.append(math.nan)
-        low = self._low[index]
-        if low != low:
-            self._low[index] = self._high[index] = value
-        elif value < low:
-            self._low[index] = value
-        elif value > self._high[index]:
-            self._high[index] = value
-
-    def _halve(self) -> None:
-        """Merge neighbours; an odd last bin stands alone."""
-        for number in range(0, len(self._low), 2):
-            pair = slice(number, number + 2)
-            lows = [v for v in self._low[pair] if v == v]
-            highs = [v for v in self._high[pair] if v == v]
-            self._low[number // 2] = min(lows) if lows else math.nan
-            self._high[number // 2] = max(highs) if highs else math.nan
-        half = (len(self._low) + 1) // 2
-        del self._low[half:], self._high[half:]
-        self._width *= 2
+                self._kept = self._kept.halved()
+                self._width *= 2
+                index = bin_number(at, self._start, self._width)
+        self._kept.put(index, value, value)
 
     def data(self) -> CurveData | None:
         """A copy for another thread; None before the first value."""
         if self._start is None:
             return None
-        return CurveData(self._start, self._width, self._low[:], self._high[:])
+        kept = self._kept.copy()
+        return CurveData(self._start, self._width, kept.low, kept.high)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lorawatch.run.records import Event, Severity
 from lorawatch.watching.curves import CurveData
+from lorawatch.watching.final import FiguresOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Pane:
         capped: Share of recent samples whose clocks the power limit held back, 0 to 1; None where unknown.
         note: What the rank is busy with outside its steps.
         stale_s: Age of the last reading where it is too old to be believed.
+        step: The last step that the rank has done.
     """
 
     key: str
@@ -57,6 +59,7 @@ class Pane:
     stale_s: float | None = None
     lost: bool = False
     alerts: tuple[Alert, ...] = ()
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,9 @@ class Head:
 
     Attributes:
         machine: Where it runs or ran: `node7 · 4×RTX PRO 4500`.
-        energy_j: Of the GPUs the run uses, since recording began; `energy_all_j` of every GPU in the host.
+        figures_of: What rates, power and energy are of. `recent`: the recent steps, this moment, and the time since
+            recording began; after the end, `steps` or `run`: the figures of `lorawatch show`.
+        energy_j: Of the GPUs the run uses; `energy_all_j` of every GPU in the host.
         eval_loss: Of the last evaluation, after `eval_step`; `best_eval_loss` is the lowest.
     """
 
@@ -97,6 +102,7 @@ class Head:
     recorder_alive: bool
     machine: str
     loss_curve: CurveData | None = None
+    figures_of: FiguresOf = "recent"
 
 
 @dataclass(frozen=True, slots=True)

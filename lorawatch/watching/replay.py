@@ -9,6 +9,7 @@ from lorawatch.errors import RunNotFound
 from lorawatch.run.directory import RunDir, RunState
 from lorawatch.run.journal import JournalTail
 from lorawatch.run.records import AnyLine, Evaluation, GpuSample, HostSample, Step
+from lorawatch.watching.final import RunFigures
 from lorawatch.watching.frame import Frame, Replaying
 from lorawatch.watching.watch import Watch
 
@@ -32,12 +33,13 @@ class Replay:
     Args:
         run: The run's directory; its journals are read once.
         speed: Seconds of the run a second.
+        final: The run's figures after its end, which are shown there.
 
     Raises:
         RunNotFound: The directory has no journal lines.
     """
 
-    def __init__(self, run: RunDir, speed: float = 1.0) -> None:
+    def __init__(self, run: RunDir, speed: float = 1.0, *, final: RunFigures | None = None) -> None:
         self.run = run
         self.speed = speed
         self.paused = False
@@ -57,7 +59,13 @@ class Replay:
         self.end = max(self._times[-1], self._final.ended_at or 0.0)
         self.position = self.begin
         self._fed = 0
-        self._watch = Watch(self._info)
+        self._final_figures = final
+        self._watch = self._new_watch()
+
+    def _new_watch(self) -> Watch:
+        watch = Watch(self._info)
+        watch.final = self._final_figures
+        return watch
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` of a clock pass; at the end it stands still."""
@@ -71,7 +79,7 @@ class Replay:
         self.position = min(max(at, self.begin), self.end)
         until = bisect_right(self._times, self.position)
         if until < self._fed:
-            self._watch, self._fed = Watch(self._info), 0
+            self._watch, self._fed = self._new_watch(), 0
         for line in self._lines[self._fed : until]:
             self._watch.feed(line)
         self._fed = until

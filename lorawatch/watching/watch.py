@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lorawatch.analysis.mfu import mfu
+from lorawatch.analysis.clocks import share
+from lorawatch.analysis.staleness import stale_age
+from lorawatch.analysis.throughput import rate
 from lorawatch.run.clock_reasons import SLOWDOWN_WORDS, ClockReason
 from lorawatch.run.directory import ENDED, Gpu, RunInfo, RunState
-from lorawatch.run.live import GpuView, LiveView, RankView, eval_every, is_separate
+from lorawatch.run.live import GpuView, LiveView, RankView, StepTotal, eval_every, is_separate
 from lorawatch.run.metrics import GPU_METRICS, HOST_METRICS
 from lorawatch.run.records import AnyLine, Evaluation, Event, GpuSample, HostSample, RankStarted, Step
 from lorawatch.text.sanitize import clean
 from lorawatch.watching import alerts
 from lorawatch.watching.curves import Curve, CurveData
+from lorawatch.watching.final import RunFigures
 from lorawatch.watching.frame import Alert, Frame, Head, Pane
+from lorawatch.watching.recent import recent_figures
 
 if TYPE_CHECKING:
     from lorawatch.storage.past import Past
@@ -37,14 +40,19 @@ class Watch:
     Args:
         info: The run; None for the machine alone.
         gpus: The machine's GPUs where there is no run.
+        view: One that others feed; `take` then gets each line that it has taken. None makes one that `feed` feeds.
+
+    Attributes:
+        final: The figures of a run that has ended, once the history has them: frames then show these.
     """
 
-    def __init__(self, info: RunInfo | None, gpus: list[Gpu] | None = None) -> None:
+    def __init__(self, info: RunInfo | None, gpus: list[Gpu] | None = None, *, view: LiveView | None = None) -> None:
         self.info = info
         self.gpus = list(info.gpus if info else gpus or [])
-        self.view = (
+        self.view = view or (
             LiveView(info.world_size, separate=is_separate(info), eval_every=eval_every(info)) if info else LiveView(0)
         )
+        self.final: RunFigures | None = None
         self.lost: set[str] = set()
         self._curves: dict[str, dict[str, Curve]] = {}
         self._loss = Curve(width_s=0.05)
@@ -53,12 +61,15 @@ class Watch:
         self._first_at: float | None = None
         self._steps_at: float | None = None
         self._last_at = 0.0
+        self._last_total: StepTotal | None = None
 
     def feed(self, line: AnyLine) -> None:
         """Take one journal line."""
-        view = self.view
-        before = len(view.steps), view.step
-        view.feed(line)
+        self.view.feed(line)
+        self.take(line)
+
+    def take(self, line: AnyLine) -> None:
+        """Take one journal line that the view has taken."""
         match line:
             case GpuSample():
                 self._saw(line.sampled_at)
@@ -79,13 +90,15 @@ class Watch:
                     self._steps_at = line.ended_at - line.duration_s
                 curves = self._curves_of(self._key(line.rank))
                 if line.duration_s > 0 and line.phase == "train":
-                    self._curve(curves, "tok_s").add(line.ended_at, (line.tokens or 0) / line.duration_s)
+                    self._curve(curves, "tok_s").add(line.ended_at, rate(line.tokens, line.duration_s))
                     self._curve(curves, "step_ms").add(line.ended_at, 1000 * line.duration_s)
                 if line.data_wait_s is not None:
                     self._curve(curves, "data_wait_ms").add(line.ended_at, 1000 * line.data_wait_s)
                 self._curve(curves, "loss").add(line.ended_at, line.loss)
-                if (len(view.steps), view.step) != before and view.steps:
-                    self._loss.add(view.steps[-1].ended_at, view.steps[-1].loss)
+                steps = self.view.steps
+                if steps and steps[-1] is not self._last_total:
+                    self._last_total = steps[-1]
+                    self._loss.add(steps[-1].ended_at, steps[-1].loss)
             case HostSample():
                 self._saw(line.sampled_at)
             case Evaluation():
@@ -198,16 +211,12 @@ class Watch:
 
     def _head(self, info: RunInfo, state: RunState, at: float, recorder_alive: bool) -> Head:
         view = self.view
-        used = {g.gpu_uuid for g in info.gpus if g.used}
         ended = state.state in ENDED
-        power = None if ended or not used else view.power_w(used)
-        power_all = None if ended or not info.gpus else view.power_w({g.gpu_uuid for g in info.gpus})
-        tok_s = view.tok_s
-        energy = self._energy(used)
-        per_joule = None if ended else self._tok_per_j(used)  # of a run's end the summary speaks
-        first = min((r.started for r in view.ranks.values() if r.started), key=lambda s: s.rank, default=None)
-        peak = _peak(first.gpu_name) if first is not None and first.gpu_name and first.dtype == "bfloat16" else None
-        ranks = max(view.world_size, 1)
+        figures = (
+            self.final
+            if ended and self.final is not None
+            else recent_figures(info, self.view, self._power, ended=ended)
+        )
         began = state.started_at or info.created_at
         phases = [r for r in view.ranks.values() if r.phase]
         return Head(
@@ -222,55 +231,34 @@ class Watch:
             phase=_phase_words(phases[0]) if phases else "starting the workers",
             elapsed_s=max(at - began, 0.0),
             eta_s=None if ended else view.eta_s,
-            tok_s=tok_s,
-            tok_per_j=per_joule,
-            power_w=power,
-            power_all_w=power_all,
-            energy_j=energy,
-            energy_all_j=self._energy({g.gpu_uuid for g in info.gpus}),
-            loss=view.loss,
+            tok_s=figures.tok_s,
+            tok_per_j=figures.tok_per_j,
+            power_w=figures.power_w,
+            power_all_w=figures.power_all_w,
+            energy_j=figures.energy_j,
+            energy_all_j=figures.energy_all_j,
+            loss=figures.loss,
             grad_norm=view.steps[-1].grad_norm if view.steps else None,
             eval_loss=view.evaluations[-1].loss if view.evaluations else None,
             eval_step=view.evaluations[-1].step if view.evaluations else None,
             best_eval_loss=view.best.loss if view.best else None,
             best_eval_step=view.best.step if view.best else None,
-            mfu=mfu(first.flops_per_token, tok_s / ranks, peak) if first is not None and tok_s is not None else None,
+            mfu=figures.mfu,
             own_command=info.own_command,
             recorder_alive=recorder_alive,
             machine=f"{clean(info.host)} · {gpus_words(info.gpus)}",
+            figures_of=figures.figures_of,
             loss_curve=self._loss.data(),
         )
-
-    def _tok_per_j(self, uuids: set[str]) -> float | None:
-        """tok/s over the mean power of the same recent steps; None where a GPU has no reading among them."""
-        spans, tok_s = self.view.recent_spans, self.view.tok_s
-        if not spans or tok_s is None or not uuids:
-            return None
-        total = 0.0
-        for uuid in uuids:
-            readings = [w for at, w in self._power.get(uuid, ()) if any(b - 0.25 <= at <= e + 0.25 for b, e in spans)]
-            if not readings:
-                return None
-            total += sum(readings) / len(readings)
-        return tok_s / total if total > 0 else None
-
-    def _energy(self, uuids: set[str]) -> float | None:
-        """Joules by the counters since recording began; None where a GPU has none."""
-        views = [self.view.gpus.get(u) for u in uuids]
-        total = 0.0
-        for view in views:
-            if view is None or view.energy_j is None or view.first_energy_j is None:
-                return None
-            total += view.energy_j - view.first_energy_j
-        return total if views else None
 
     def _panes(self, at: float, ended: bool) -> tuple[Pane, ...]:
         view = self.view
         by_gpu = {self._key(r): view.ranks[r] for r in sorted(view.ranks)}
         step_s = {r.rank: median(s.duration_s for s in r.recent) for r in view.ranks.values() if len(r.recent) >= 5}
         slow_ranks = {a.where: a for a in alerts.stragglers(step_s, {r: self._key(r) for r in view.ranks})}
-        used = [g for g in self.gpus if g.used] if self.info is not None else self.gpus
-        shown = sorted(self.gpus, key=lambda g: (not g.used, g.gpu_index)) if used else self.gpus
+        gpus = self.info.gpus if self.info is not None else self.gpus
+        used = any(g.used for g in gpus) or self.info is None
+        shown = sorted(gpus, key=lambda g: (not g.used, g.gpu_index)) if used else gpus
         if self.info is not None and self.info.device == "cpu":
             shown = []
         panes = [
@@ -295,10 +283,10 @@ class Watch:
         sku = clean(gpu.sku).removeprefix("NVIDIA ")
         name = f"GPU {gpu.gpu_index}"
         lost = gpu.gpu_uuid in self.lost
-        age = None if ended or lost or not now.sampled_at else at - now.sampled_at
+        stale = None if ended or lost or not now.sampled_at else stale_age(at - now.sampled_at)
         shares = self._shares(gpu.gpu_uuid)
         found = [
-            alerts.gpu_lost(gpu.gpu_uuid, name) if lost else alerts.stale(age, gpu.gpu_uuid, name),
+            alerts.gpu_lost(gpu.gpu_uuid, name) if lost else alerts.stale(stale, gpu.gpu_uuid, name),
             alerts.throttled(shares, gpu.gpu_uuid, name),
             alerts.vram_full(now.memory_used_bytes, gpu.memory_total_bytes, gpu.gpu_uuid, name),
             straggler,
@@ -312,13 +300,14 @@ class Watch:
             key=gpu.gpu_uuid,
             title=f"{gpu.gpu_index} · {sku}",
             rank=rank.rank if rank else None,
+            step=rank.last.step if rank and rank.last else None,
             used=gpu.used or self.info is None,
             values=values,
             limits={"power_w": now.power_limit_w or gpu.power_limit_w, "memory_bytes": gpu.memory_total_bytes},
             curves=self._data(gpu.gpu_uuid),
-            capped=shares.get(ClockReason.POWER_CAP) if shares else None,
+            capped=shares.get(ClockReason.POWER_CAP),
             note=_gpu_note(gpu, rank, ended) if self.info is not None else "",
-            stale_s=age if age is not None and age >= alerts.STALE_S else None,
+            stale_s=stale,
             lost=lost,
             alerts=tuple(a for a in found if a is not None),
         )
@@ -331,6 +320,7 @@ class Watch:
             key=self._key(rank.rank),
             title=f"rank {rank.rank}" + (f" · {where.upper() if where == 'cpu' else where}" if where else ""),
             rank=rank.rank,
+            step=last.step if last else None,
             used=True,
             values={
                 "tok_s": rank.tok_s,
@@ -349,11 +339,8 @@ class Watch:
         return {name: data for name, data in found.items() if data is not None}
 
     def _shares(self, uuid: str) -> dict[int, float]:
-        recent = self._reasons.get(uuid)
-        if not recent:
-            return {}
-        bits = (ClockReason.POWER_CAP, *SLOWDOWN_WORDS)
-        return {bit: sum(1 for r in recent if r & bit) / len(recent) for bit in bits}
+        shares = {bit: share(self._reasons.get(uuid, ()), bit) for bit in (ClockReason.POWER_CAP, *SLOWDOWN_WORDS)}
+        return {bit: part for bit, part in shares.items() if part is not None}
 
 
 def _gpu_note(gpu: Gpu, rank: RankView | None, ended: bool) -> str:
@@ -389,10 +376,3 @@ def gpus_words(gpus: list[Gpu]) -> str:
     """`4×RTX PRO 4500`."""
     skus = sorted({clean(g.sku).removeprefix("NVIDIA ") for g in gpus})
     return f"{len(gpus)}×{' + '.join(skus)}" if gpus else "no GPU"
-
-
-@functools.cache
-def _peak(sku: str) -> float | None:
-    from lorawatch.storage.skus import bf16_dense_peak
-
-    return bf16_dense_peak(sku)

@@ -20,6 +20,7 @@ from lorawatch.run.liveness import Liveness, liveness
 from lorawatch.run.records import Event, GpuSample, HostSample, Record
 from lorawatch.system import home
 from lorawatch.text.sanitize import clean
+from lorawatch.watching.final import read_final
 from lorawatch.watching.frame import Frame
 from lorawatch.watching.replay import Replay
 from lorawatch.watching.watch import Watch, gpus_words
@@ -74,6 +75,7 @@ class Watcher:
         self._notice = ""
         self._picked = False
         self._without_gpu = ""
+        self._final_read = False
         self._log_rank = 0
         self._log: tuple[str, tuple[str, ...]] = ("", ())
         self._log_key: tuple[Path, int] | None = None
@@ -203,6 +205,7 @@ class Watcher:
         """Which runs live, and whether the shown one is recorded; without a choice of the user's the latest is shown."""
         self._live = live_runs()
         self._look_at_recorder()
+        self._look_for_final()
         if self._picked or self._replay is not None:
             return
         current = self._follower.run.run_id if self._follower else None
@@ -214,6 +217,21 @@ class Watcher:
             with contextlib.suppress(OSError):  # what is wrong with its directory is this frame's notice
                 self._liveness = liveness(self._follower.run)
 
+    def _look_for_final(self) -> None:
+        """After a run's end its figures come from the history, which has them a moment later; a run that goes on after
+        a resume has none again."""
+        if self._follower is None or self._watch is None:
+            return
+        run = self._follower.run
+        with contextlib.suppress(
+            OSError, msgspec.MsgspecError
+        ):  # what is wrong with its directory is this frame's notice
+            if run.state().state not in ENDED:
+                self._watch.final, self._final_read = None, False
+            elif self._watch.final is None and not self._final_read:
+                self._final_read = not (home.open_runs_folder() / run.run_id).exists()  # the history has all of the run
+                self._watch.final = read_final(run.run_id)
+
     def _follow(self, run_id: str | None, *, picked: bool = True) -> None:
         self._notice = ""
         self._replay = None
@@ -224,9 +242,10 @@ class Watcher:
             return
         run = RunDir.find(run_id)
         self._picked = picked
-        self._watch = Watch(run.info())
+        self._watch, self._final_read = Watch(run.info()), False
         self._follower = Follower(run, feed=self._watch.feed)
         self._look_at_recorder()
+        self._look_for_final()
         if self._follower.unread_bytes() > SEED_BYTES:
             past = self._read_past(run_id)
             if past is not None:
@@ -244,7 +263,8 @@ class Watcher:
 
     def _begin_replay(self, run_id: str, speed: float) -> None:
         self._notice = ""
-        self._replay = Replay(RunDir.find(run_id), speed)
+        run = RunDir.find(run_id)
+        self._replay = Replay(run, speed, final=read_final(run.run_id))
         self._follower = self._watch = None
 
     def _neighbour(self, forth: bool) -> None:

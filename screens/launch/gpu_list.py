@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widgets import SelectionList, Static
 
+from lorawatch.analysis.staleness import stale_age
 from lorawatch.launch.placement import Placement, place
 from lorawatch.recipe.devices import DeviceRequest
 from lorawatch.run.directory import Gpu
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 BUSY_BYTES = 1 << 30  # a driver and a desktop take less
 BUSY_PCT = 10.0
 MOST_RANKS = 64
-STALE_S = 3.0
 LOOK_S = 1.0
 
 
@@ -224,7 +224,7 @@ def read_use(snapshot: Snapshot) -> dict[str, GpuUse]:
     found = {}
     for now in snapshot.gpus:
         uuid = now.gpu.gpu_uuid
-        stale = now.fast_age_s if now.fast_age_s is not None and now.fast_age_s > STALE_S else None
+        stale = stale_age(now.fast_age_s)
         by = f"run {runs[uuid]}" if uuid in runs else _processes([p.pid for p in now.processes])
         found[uuid] = GpuUse(now.values.memory_used_bytes, now.values.utilization_pct, by, now.lost, stale)
     return found

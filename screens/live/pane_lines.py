@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 
+from lorawatch.analysis.clocks import NOTABLE_SHARE
 from lorawatch.run.metrics import PANE_METRICS, Metric
 from lorawatch.screens.shared.braille import braille
 from lorawatch.text.numbers import MISSING, duration
@@ -131,7 +132,7 @@ def _body(pane: Pane, width: int, rows: int, left: int, large: bool, frame: Fram
 def _block(pane: Pane, metric: Metric, width: int, rows: int, left: int, large: bool, frame: Frame) -> list[Line]:
     """A metric's value and what belongs to it on the left, its curve on the right."""
     mark = ""
-    if metric.name == "power_w" and pane.capped is not None and pane.capped >= 0.05:
+    if metric.name == "power_w" and pane.capped is not None and pane.capped >= NOTABLE_SHARE:
         mark = f"▲cap {100 * pane.capped:.0f}%"
     room = width - left
     if room < 4:

@@ -10,6 +10,7 @@ from lorawatch.screens.shared.braille import braille
 from lorawatch.text.numbers import duration, number
 from lorawatch.text.run_summary import evaluation_words
 from lorawatch.watching.frame import Frame, Head
+from lorawatch.watching.words import energy_words, joules, power_words, tok_s_words
 
 _GLYPH = {"running": "▶", "starting": "◌", "queued": "◌", "stopping": "■", "completed": "✓", "stopped": "■", "failed": "✗",
           "lost": "✗"}  # fmt: skip
@@ -92,26 +93,31 @@ def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, st
         text.append(
             head.message.splitlines()[0] + "\n", _style(colours["error" if head.state != "stopped" else "warning"])
         )
-    figures = []
+    text.append("   ".join(figures(head, width)), "bold")
+
+
+def figures(head: Head, width: int) -> list[str]:
+    """The run's figures: while it lives of its recent steps, after its end the same as `lorawatch show` has."""
+    found = []
     if head.step:
-        figures.append(f"{number(head.tok_s)} tok/s")
+        found.append(tok_s_words(head))
         if head.tok_per_j is not None:
-            figures.append(f"{head.tok_per_j:.1f} tok/J")
+            found.append(f"{head.tok_per_j:.1f} tok/J")
         if head.power_w is not None:
-            figures.append(f"{head.power_w:,.0f} W")
+            found.append(power_words(head))
         wide = width >= 100 or head.eval_step is None
-        figures.append(f"loss {number(head.loss, 4)}" + (_loss_curve(head) if wide else ""))
+        found.append(f"loss {number(head.loss, 4)}" + (_loss_curve(head) if wide else ""))
         if head.eval_step is not None:
-            figures.append(f"eval {_evaluation(head, head.eval_step, wide)}")
+            found.append(f"eval {_evaluation(head, head.eval_step, wide)}")
         if head.mfu is not None:
-            figures.append(f"MFU {100 * head.mfu:.0f}%")
+            found.append(f"MFU {100 * head.mfu:.0f}%")
     elif head.power_w is not None:
-        figures.append(f"{head.power_w:,.0f} W")
+        found.append(power_words(head))
     if head.energy_j is not None:
-        figures.append(f"energy {_joules(head.energy_j)}")
+        found.append(energy_words(head))
     if head.energy_all_j is not None and head.energy_all_j != head.energy_j:
-        figures.append(f"all GPUs {number(head.power_all_w)} W {_joules(head.energy_all_j)}")
-    text.append("   ".join(figures), "bold")
+        found.append(f"all GPUs {number(head.power_all_w)} W {joules(head.energy_all_j)}")
+    return found
 
 
 def _evaluation(head: Head, step: int, wide: bool) -> str:
@@ -120,10 +126,6 @@ def _evaluation(head: Head, step: int, wide: bool) -> str:
         return evaluation_words(head.eval_loss, step, head.best_eval_loss, head.best_eval_step)
     lowest = "the lowest" if step == head.best_eval_step else f"lowest at step {head.best_eval_step}"
     return f"{number(head.eval_loss, 4)} ({lowest})"
-
-
-def _joules(value: float) -> str:
-    return f"{value / 3.6e6:.2f} kWh" if value >= 1e6 else f"{value / 1000:.1f} kJ"
 
 
 def _loss_curve(head: Head) -> str:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from statistics import median_low
 from typing import TYPE_CHECKING
 
+from lorawatch.analysis.thinning import Bins
 from lorawatch.text.numbers import duration
 
 if TYPE_CHECKING:
@@ -53,29 +54,24 @@ def columns(curve: Thinned, begin: float, end: float, count: int) -> list[Column
     A bin wider than a column fills every column it covers, and a value holds until the next where that is not much
     farther away than usual.
     """
-    result: list[Column] = [None] * count
+    result = Bins(count)
     step = (end - begin) / count if count else 0.0
     if step <= 0:
-        return result
+        return result.columns()
     filled = [i for i, low in enumerate(curve.low) if low == low]
     usual = median_low([b - a for a, b in pairwise(filled)] or [1])
-    before, value = -1, None
-    known_at = None
+    before, known_at = -1, None
     for index in filled:
         left = (curve.start + index * curve.width - begin) / step
         first = math.floor(left + 1e-6)
         last = max(math.ceil(left + curve.width / step - 1e-6) - 1, first)
         if known_at is not None and index - known_at <= HOLD_BINS * usual:
-            for column in range(max(before + 1, 0), min(first, count)):
-                result[column] = value
-        value = curve.low[index], curve.high[index]
-        for column in range(max(first, 0), min(last, count - 1) + 1):
-            known = result[column]
-            result[column] = value if known is None else (min(known[0], value[0]), max(known[1], value[1]))
+            result.cover(before + 1, first - 1, curve.low[known_at], curve.high[known_at])
+        result.cover(first, last, curve.low[index], curve.high[index])
         before, known_at = last, index
         if first >= count:
             break
-    return result
+    return result.columns()
 
 
 def cell_of(view: View, cells: int) -> int:

@@ -87,12 +87,13 @@ def test_unfinished_runs_may_be_asked_for_and_are_marked() -> None:
 
 def test_what_differs_within_repeats_is_marked() -> None:
     (found,) = configurations(
-        a_run(throttled_share=0.4, torch_version="2.12.0"),
+        a_run(throttled_share=0.4, power_capped_share=0.3, torch_version="2.12.0"),
         a_run(driver_version="580.95", power_limit_w=150.0, host="node2", mfu_plausible=False),
         a_run(energy_source="power_integral"),
     )
     assert found.marks == (
-        "clocks held back 40% of the time",
+        "clocks held back by heat or hardware 40% of the time",
+        "at its power limit 30% of the time",
         "MFU over 75% is implausible: check the FLOP count",
         "energy from power readings: the card has no counter",
         "its runs differ in torch: 2.12.0, 2.13.0",

@@ -248,11 +248,13 @@ def test_lines_for_people_and_for_machines() -> None:
     run = make_run(ranks=1)
     info, state, out, plain = run.info(), RunState(state="running"), io.StringIO(), io.StringIO()
     machines, people = JsonLines(out), PlainLines(plain)
-    view = LiveView(1)
+    watch = Watch(info)
+    for display in (machines, people):
+        display.start(info)
     for line in (started(), step(10), evaluation(10, 2.0), step(20), evaluation(20, 2.5, duration_s=None)):
-        view.feed(line)
+        watch.feed(line)
         for display in (machines, people):
-            display.update(info, state, view)
+            display.update(watch, state)
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     told = [line for line in lines if line["type"] == "evaluation"]
     assert [(e["step"], e["loss"], e["best"], e["label_tokens"]) for e in told] == [

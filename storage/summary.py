@@ -18,6 +18,7 @@ from lorawatch.storage.engine import Connection, roll_back
 from lorawatch.storage.expressions import share
 from lorawatch.storage.measured import Measured, separately, together
 from lorawatch.storage.skus import bf16_dense_peak
+from lorawatch.storage.workloads import workload
 
 _FETCH = 10_000
 

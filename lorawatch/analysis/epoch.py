@@ -1,4 +1,4 @@
-"""Time and energy of an epoch, and the number of tokens as people write it."""
+"""Time and energy of an epoch, and reading a number of tokens."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Span:
 
 
 def settling_share(window_s: float | None) -> float:
-    """Share by which a rate may fall after the seconds that it was measured over; 0 where those are not known.
+    """Share by which a rate may fall after the seconds over which it was measured; 0 where those are not known.
 
-    A card that begins cool and below its power limit is faster than it will be: by some percent until the limit holds it,
-    by one percent while it warms up, for half a minute. An envelope of what `tests/benchmarks/gpu_epoch.py` saw.
+    A card that begins cool and below its power limit is faster than it will be: by some percent until the limit takes effect,
+    by one percent while it warms up, for half a minute. An envelope of the measurements of `tests/benchmarks/gpu_epoch.py`.
     """
     if not window_s or window_s <= 0:
         return 0.0
@@ -49,7 +49,7 @@ def epoch_time_s(tokens: float, rate: Figure, window_s: float | None = None) -> 
     Args:
         tokens: Tokens of the data set.
         rate: Tokens a second.
-        window_s: Seconds that it was measured over. An epoch runs on long after them: the slow end allows for what the
+        window_s: Seconds that it was measured over. An epoch takes much longer: the slow end allows for what the
             card may lose by then (`settling_share`).
 
     Returns:
@@ -86,10 +86,10 @@ def parse_tokens(text: str) -> int:
         ValueError: Not a whole number above 0; the message says how to write one.
     """
     shown = repr(text if len(text) <= 40 else text[:40] + "…")
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{shown} is no number of tokens: {_HOW}")
-    digits, exponent, letter = found.groups()
+    digits, exponent, letter = match.groups()
     # decimal, since 1.1e15 is no whole number of floating-point tokens after a few products
     number = Decimal(digits.replace("_", "")).scaleb(int(exponent or 0)) * _FACTORS[letter.lower()]
     if number > _MOST_TOKENS:

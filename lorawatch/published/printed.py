@@ -1,4 +1,4 @@
-"""Figures as somebody printed them: what the text says, and how exactly it says it."""
+"""Printed figures: the value of a text, and its rounding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cell:
 
     Attributes:
         value: The figure; seconds where it is a time.
-        half_unit: Half a unit of its last printed digit, in the value's unit: what rounding may have taken or added.
+        half_unit: Half a unit of the last printed digit, in the value's unit: the largest rounding error.
     """
 
     value: float
@@ -41,7 +41,7 @@ def number(text: str, units: tuple[str, ...] = _UNITS) -> Cell:
         units: What may follow the figure, in small letters; `""` for nothing.
 
     Raises:
-        ValueError: It is none, or another unit follows it.
+        ValueError: The text is no number, or another unit follows it.
     """
     match = _PLAIN.fullmatch(text.strip())
     if match is None or match["unit"].strip().lower() not in units:
@@ -50,10 +50,10 @@ def number(text: str, units: tuple[str, ...] = _UNITS) -> Cell:
 
 
 def count(text: str) -> int:
-    """Read a whole number as people write large ones: `5e6`, `5M`, `5,000,000`.
+    """Read a whole number, also in the usual short forms: `5e6`, `5M`, `5,000,000`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no whole number.
     """
     match = _PLAIN.fullmatch(text.strip().removesuffix("tokens"))
     if match is None:
@@ -65,10 +65,10 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> Cell:
-    """Read a time: `~1.3 hr`, `~30 min`, `5.4 days`, `1 h 30 min`; the last part says how exact it is.
+    """Read a time: `~1.3 hr`, `~30 min`, `5.4 days`, `1 h 30 min`; the last part sets the rounding.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no time.
     """
     rest = text.strip().lstrip("~≈").lower()
     total = half_unit = 0.0

@@ -30,15 +30,15 @@ class Column:
 
     Attributes:
         name: As in `published_results`, or a key of a recipe.
-        told: What it holds, for people.
-        allowed: What a cell may be, as it stands behind "is not".
+        holds: What it holds, for the command's help.
+        allowed: What a cell may be, as the error message says it behind "is not".
         read: A cell's value; raises ValueError.
         also: Other headings of published tables.
-        work: Section and key of a recipe, for what says which work was measured.
+        work: Section and key of a recipe, for a column that describes the measured work.
     """
 
     name: str
-    told: str
+    holds: str
     allowed: str
     read: Callable[[str], Any]
     also: tuple[str, ...] = ()
@@ -175,8 +175,8 @@ def parse(text: str, where: str, source: str, named: Callable[[str], str]) -> li
             continue
         key = (row.source, repr(row.work), row.sku, row.gpu_count, row.dataset, row.dataset_tokens, row.tok_s is None)
         if key in seen:
-            told = f"a configuration of its own: line {seen[key]} has it already"
-            problems.append(_Problem(line, "sku", row.printed["sku"], told))
+            allowed = f"a configuration of its own: line {seen[key]} has it already"
+            problems.append(_Problem(line, "sku", row.printed["sku"], allowed))
         seen.setdefault(key, line)
         rows.append(row)
     if problems:
@@ -212,7 +212,7 @@ def _columns(header: list[str], where: str) -> list[Column]:
         UsageError: One is unknown or there twice, or one that every table needs is missing.
     """
     known = {name: column for column in COLUMNS for name in (column.name, *column.also)}
-    found: list[Column] = []
+    columns: list[Column] = []
     for heading in header:
         name = re.sub(r"[\s/-]+", "_", heading.lower())
         if name not in known:
@@ -221,13 +221,13 @@ def _columns(header: list[str], where: str) -> list[Column]:
             if ";" in heading and len(header) == 1:
                 hint = "cells are separated by commas"
             raise UsageError(f"{where}: there is no column {heading[:60]!r}", hint=hint)
-        if known[name] in found:
+        if known[name] in columns:
             raise UsageError(f"{where}: column {known[name].name} is there twice", hint="keep one of them")
-        found.append(known[name])
+        columns.append(known[name])
     for required in _REQUIRED:
-        if known[required] not in found:
+        if known[required] not in columns:
             raise UsageError(f"{where}: column {required} is missing", hint=_HINT)
-    return found
+    return columns
 
 
 @dataclass
@@ -304,7 +304,7 @@ def _no_figure(line: int, columns: list[Column]) -> _Problem:
 def column_help() -> Mapping[str, str]:
     """What each column holds and what its cells may be, by name."""
     return {
-        column.name: f"{column.told}; {column.allowed}"
+        column.name: f"{column.holds}; {column.allowed}"
         + (f"; also called {', '.join(column.also)}" if column.also else "")
         for column in COLUMNS
     }

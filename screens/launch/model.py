@@ -219,7 +219,7 @@ def fit_lines(wanted: schema.Recipe, placement: Placement, gpus: Sequence[Gpu]) 
     try:
         workload = memory.workload(wanted, together)
     except LorawatchError as error:
-        return [f"VRAM: not reckoned: {error.message}"]
+        return [f"VRAM: not estimated: {error.message}"]
     least = min(totals)
     return [
         f"VRAM: {memory_words(estimate(workload), least, wanted.train.engine)}",

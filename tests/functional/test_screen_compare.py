@@ -286,7 +286,7 @@ def test_other_work_stands_apart_unless_it_is_forced() -> None:
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
         screen = await opened(pilot, app)
         assert of(screen).work["batch per GPU"] == "2", "the latest run's work"
-        assert len(of(screen).apart) == 1
+        assert len(of(screen).other_work) == 1
         await pilot.press("w")
         await until(pilot, lambda: bool(app.screen.query(OptionList)) and "which work" in screen_text(app))
         text = screen_text(app)

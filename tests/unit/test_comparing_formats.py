@@ -93,7 +93,7 @@ def test_a_small_table_to_the_letter() -> None:
         "2 × RTX PRO 4500 separate  measured  1,950 ± 10      975  1.95 ± 0.02×  97.5 ± 1.1%            —              —  "
         "          —  1.95 ± 0.02×      7.12 h\n"
         "\n"
-        "time of one epoch of so many tokens\n"
+        "time of one epoch by number of tokens\n"
         "configuration           5M     50M    500M      5B\n"
         "────────────────  ────────  ──────  ──────  ──────\n"
         "1 × RTX PRO 4500  83.3 min  13.9 h  5.79 d  57.9 d\n"

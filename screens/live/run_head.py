@@ -1,4 +1,4 @@
-"""The lines above the panes: which run, how far it is, what it reaches."""
+"""The lines above the panes: the run, its progress and its figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOSS_COLUMNS = 24
 
 
 class RunHead(Static):
-    """State, progress and the run's figures; with no run, what the panes show instead."""
+    """State, progress and the run's figures; without a run, a line about this machine."""
 
     DEFAULT_CSS = """
     RunHead { height: auto; max-height: 6; padding: 0 1; }
@@ -62,7 +62,7 @@ def _machine(text: Text, frame: Frame) -> None:
 
 
 def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, str]) -> None:
-    """The run in three lines: which it is and its state; how far it is; what it reaches."""
+    """The run in three lines: its name and state, its progress, its figures."""
     _title_line(text, frame, head, colours)
     text.append("\n")
     _progress_line(text, head, width, colours)
@@ -95,7 +95,7 @@ def _replay_words(replay: Replaying) -> str:
 
 
 def _progress_line(text: Text, head: Head, width: int, colours: dict[str, str]) -> None:
-    """The step with a bar where the number of steps is known; then how long it will take and has taken."""
+    """The step, with a bar where the number of steps is known; then the estimated and the elapsed time."""
     if head.steps_total:
         share = min(head.step / head.steps_total, 1.0)
         bar = max(min(width - _BESIDE_BAR, _LONGEST_BAR), _SHORTEST_BAR)
@@ -116,7 +116,7 @@ def _progress_line(text: Text, head: Head, width: int, colours: dict[str, str]) 
 
 
 def _rates(head: Head, wide: bool) -> Iterator[str]:
-    """What the steps reach; before the first step only the power.
+    """Rates and losses of the steps; before the first step only the power.
 
     Args:
         wide: Whether there is room for the loss curve and the whole evaluation.
@@ -137,7 +137,7 @@ def _rates(head: Head, wide: bool) -> Iterator[str]:
 
 
 def _energies(head: Head) -> Iterator[str]:
-    """The energy of the run's GPUs, and of all GPUs where that is another figure."""
+    """The energy of the run's GPUs, and of all GPUs where it differs."""
     if head.energy_j is not None:
         yield f"energy {_joules(head.energy_j)}"
     if head.energy_all_j is not None and head.energy_all_j != head.energy_j:

@@ -1,4 +1,4 @@
-"""The app: its modes, what all screens share, and its ways out."""
+"""The app: its modes, the services that all screens share, and how it ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class FrameReady(Message, bubble=False):
-    """A new frame from the watcher; only the newest that waits is drawn."""
+    """A new frame from the watcher; of several that wait only the newest is drawn."""
 
     def __init__(self, frame: Frame) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class FrameReady(Message, bubble=False):
 
 
 class MachineKnown(Message, bubble=False):
-    """What machine this is."""
+    """The host and its GPUs are known."""
 
     def __init__(self, gpus: list[Gpu], words: str) -> None:
         super().__init__()
@@ -82,10 +82,10 @@ class LorawatchApp(App[None]):
     """lorawatch's screens around one watcher.
 
     Args:
-        run_id: Show this run; None shows the latest that lives, or this machine.
+        run_id: Show this run; None shows the latest live run, or this machine without one.
         replay_speed: Replay that run at this speed instead of following it.
         debug: Show tracebacks.
-        driver_class: What draws on the terminal; None leaves it to Textual.
+        driver_class: The terminal driver; None for Textual's own.
     """
 
     TITLE = "lorawatch"
@@ -128,7 +128,7 @@ class LorawatchApp(App[None]):
         self._own_machine = self.machine_words = self.host
         self.last_frame: Frame | None = None
         self.background = Background()
-        self.collector: Collector | None = None  # for a process that is all this app's
+        self.collector: Collector | None = None  # in a process that runs only this app
         self._debug = debug
         self._wanted = run_id, replay_speed
 
@@ -182,13 +182,13 @@ class LorawatchApp(App[None]):
         self._name_machine(self._own_machine)
 
     def _name_machine(self, words: str) -> None:
-        """A replay is of another time, and often of another machine."""
+        """A replay shows another time, and often another machine."""
         if words != self.machine_words:
             self.machine_words = words
             for bar in self.screen.query("TopBar"):
                 bar.refresh()
 
-    # --- what screens ask for
+    # --- requests of the screens
 
     def open_live(self, run_id: str) -> None:
         """Show this run in Live."""
@@ -201,7 +201,7 @@ class LorawatchApp(App[None]):
         self.switch_mode("live")
 
     def request_stop(self, run_id: str, *, now: bool) -> None:
-        """Leave the request that `lorawatch stop` leaves."""
+        """Leave the same request as `lorawatch stop`."""
         try:
             run = RunDir.find(run_id)
             if run.state().state in ENDED:
@@ -256,21 +256,21 @@ class LorawatchApp(App[None]):
         for mode, words in modes:
             yield SystemCommand(f"Go to {mode.title()}", words, lambda mode=mode: self.switch_mode(mode))
 
-    # --- ways out
+    # --- ending
 
     def _handle_exception(self, error: Exception) -> None:
-        """What breaks once the user has left, in widgets that were still being put together, is nobody's concern."""
+        """An error after the user has left, in widgets that were still being built, is not shown."""
         if self._debug or not self._exit:
             super()._handle_exception(error)
 
     def _fatal_error(self) -> None:
-        """One clean line, unless tracebacks were asked for: a frame's locals help nobody who uses this."""
+        """One clean line, unless tracebacks were asked for: a traceback with its locals does not help a user."""
         error = sys.exc_info()[1] or self._exception
         if self._debug or error is None:
             super()._fatal_error()
             return
-        told = f"lorawatch: {type(error).__name__}: {error}\n  this is a defect in lorawatch; --debug shows where"
-        self.panic(Text(told))
+        message = f"lorawatch: {type(error).__name__}: {error}\n  this is a defect in lorawatch; --debug shows where"
+        self.panic(Text(message))
 
 
 def run_app(run_id: str | None = None, *, replay_speed: float | None = None, debug: bool = False) -> int:

@@ -1,7 +1,7 @@
-"""Garbage is collected while nobody waits.
+"""Garbage is collected while the user does not wait.
 
-Textual's strips refer to themselves, so that painting leaves some 20,000 objects a second that only a collection frees. One
-that falls due by itself does so where objects are made, which is after a key: 25 ms and more in which nothing is painted.
+Textual's strips refer to themselves, so that painting leaves some 20,000 objects a second that only a collection frees. A
+collection that starts by itself starts where objects are made, after a key: 25 ms and more in which nothing is painted.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _SHARE = 0.02
 
 
 class Collector:
-    """Collects often, so that each time there is little; what the first screens are made of is set aside once they stand.
+    """Collects often, so that each time there is little; the objects of the first screens are left out once these stand.
 
-    Where a collection takes long, since there is much to look at, the next one waits: it costs no more than a fiftieth of the
+    Where a collection takes long, since there are many objects, the next one waits: it costs no more than a fiftieth of the
     time.
     """
 
     def __init__(self) -> None:
-        gc.set_threshold(200_000, 20, 50)  # where the screens' thread does not get to it
+        gc.set_threshold(200_000, 20, 50)  # for times in which the screens' thread cannot collect
         self._settles_at: float | None = time.monotonic() + _SETTLED_S
         self._due_at = 0.0
 

@@ -1,4 +1,4 @@
-"""The terminal that Textual writes to, which may go away while it is written to."""
+"""The terminal that Textual writes to, which may disappear during a write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textual.drivers.linux_driver import LinuxDriver
 
 
 class _TerminalOutput:
-    """A terminal's text stream whose loss is reported once and raises nothing.
+    """A terminal's text stream that reports its loss once and raises nothing.
 
     Textual writes from a thread that ends at an error; what is written afterwards fills that thread's queue, and then the
     program waits there for good.

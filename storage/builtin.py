@@ -1,4 +1,4 @@
-"""Published rows in the history, and the package's own tables kept fresh there."""
+"""Published rows in the history, and updates of the package's own tables there."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _SHAPE = msgspec.json.encode([{name: _TYPES.get(name, "VARCHAR") for name in COL
 
 
 def refresh(connection: Connection) -> bool:
-    """Bring the package's tables in the history up to what the package carries; one small question where they are.
+    """Update the package's tables in the history to those of this version; one small query where they are current.
 
     Returns:
-        Whether they were not.
+        Whether they were outdated.
     """
-    # A history that two versions of lorawatch write to changes hands at each turn, which costs a millisecond.
+    # Where two versions of lorawatch write to one history, each write replaces the tables, which costs a millisecond.
     row = connection.execute("SELECT builtin FROM published_results WHERE builtin IS NOT NULL LIMIT 1").fetchone()
     if row is not None and row[0] == builtin_digest():
         return False
@@ -65,7 +65,7 @@ def insert(connection: Connection, rows: Sequence[PublishedRow], builtin: str | 
 
 
 def _differing(rows: Iterable[PublishedRow]) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
+    columns_by_row: dict[int, list[str]] = {}
     for difference in differences(rows):
-        found.setdefault(id(difference.row), []).append(difference.column)
-    return found
+        columns_by_row.setdefault(id(difference.row), []).append(difference.column)
+    return columns_by_row

@@ -1,9 +1,9 @@
 """Journal lines into tables, many at a time.
 
 Complete lines of the frequent kinds (steps, GPU and host samples) go to DuckDB's JSON reader as they are, through a file
-in memory; only what is rare or suspicious is decoded here. A batch that the reader refuses is taken again line by line,
-so that one broken line costs itself only. Where a line was cut, is no JSON, lacks a field or has a value of a wrong kind,
-it is stepped over and counted.
+in memory; only rare or suspicious lines are decoded here. A batch that the reader refuses is read again line by line,
+so that only the broken line is lost. A line that was cut, is not JSON, lacks a field or has a value of a wrong kind is
+skipped and counted.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def _target(kind: type[msgspec.Struct], table: str, *, rename: dict[str, str] | 
 def _within(quoted: str, kind: inspect.IntType | inspect.FloatType) -> str:
     """A number between its bounds; NaN and the infinities are not."""
     bounds = ((">=", kind.ge), (">", kind.gt), ("<=", kind.le), ("<", kind.lt))
-    said = [f"{quoted} {sign} {bound!r}" for sign, bound in bounds if bound is not None]
-    return " AND ".join([*said, f"isfinite({quoted})"] if kind.le is kind.lt is None else said)
+    conditions = [f"{quoted} {sign} {bound!r}" for sign, bound in bounds if bound is not None]
+    return " AND ".join([*conditions, f"isfinite({quoted})"] if kind.le is kind.lt is None else conditions)
 
 
 _TARGETS: dict[type[msgspec.Struct], _Target] = {
@@ -132,13 +132,13 @@ _PREFIXES: tuple[tuple[type[msgspec.Struct], bytes], ...] = (
 
 @dataclass
 class Position:
-    """How far a journal file has been taken over.
+    """How far a journal file has been ingested.
 
     Attributes:
         mark: What `JournalTail.mark` was there; None where an older lorawatch came this far.
         known_until: Lines before this offset may be in the history already: the file was cut or replaced, and is read
             again.
-        cuts: How often that was so.
+        cuts: How often that happened.
     """
 
     byte_offset: int = 0
@@ -161,7 +161,7 @@ class Batch:
         positions: After this batch, by file name; only files that have moved.
         complete: Whether the journals' ends were reached.
         again: Whether its lines may be in the history already.
-        cut: Files that were found cut or replaced, with how far they had been read and their size now.
+        cut: Files that were cut or replaced, with how far they had been read and their present size.
         unread: Files that could not be read, and why.
     """
 
@@ -193,8 +193,8 @@ class Loader:
         """The next complete lines of all journal files, about `limit` bytes at most.
 
         Args:
-            start: Where to go on, by file name.
-            careful: Decode every line, because the quick way failed on this batch.
+            start: Where to continue, by file name.
+            careful: Decode every line, because the fast path failed on this batch.
         """
         self._sizes = dict.fromkeys(self._files, 0)
         files = sorted(run.journal.glob("*.jsonl"))
@@ -274,13 +274,13 @@ class Loader:
         lines.pop()  # behind the last newline
         if quick:
             for kind, prefix in _PREFIXES:
-                mine = [line for line in lines if line.startswith(prefix)]
-                if not mine:
+                of_kind = [line for line in lines if line.startswith(prefix)]
+                if not of_kind:
                     continue
-                text = b"\n".join([*mine, b""])
+                text = b"\n".join([*of_kind, b""])
                 if _is_plain(text):
-                    self._put(batch, kind, text, len(mine))
-                    if len(mine) == len(lines):
+                    self._put(batch, kind, text, len(of_kind))
+                    if len(of_kind) == len(lines):
                         return
                     lines = [line for line in lines if not line.startswith(prefix)]
         decoded: dict[type[msgspec.Struct], list[bytes]] = {}

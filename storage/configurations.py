@@ -1,4 +1,4 @@
-"""What the comparison asks the history: the summaries of all runs, never their steps or samples."""
+"""The comparison's queries: the summaries of all runs, never their steps or samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorawatch.storage.expressions import rate
 class RunSummary(
     msgspec.Struct, frozen=True, gc=False
 ):  # a tenth of a dataclass's time for the 10,000 of a long history
-    """A run's summary with what tells whether it may be compared; a missing figure is None.
+    """A run's summary and the facts that decide whether it can be compared; a missing figure is None.
 
     Attributes:
         workload: Digest of what a step computes; `recipe` is shared by all runs of one workload.
@@ -89,7 +89,7 @@ def run_summaries(
     """All runs that have ended, oldest first, and the recipe of each workload (of its latest run).
 
     Args:
-        connection: The history where it is open already.
+        connection: An open connection to the history, if there is one.
 
     Raises:
         HistoryBusy: A writer held the history that long.

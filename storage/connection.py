@@ -1,7 +1,7 @@
 """Opening the history for a moment: to write under the lock file, or to read.
 
-One process at a time may have the file open for writing, and then nobody else may read it; so everybody opens it for
-milliseconds and comes back when it is taken. Within a process, one connection at a time: a second open and close of the
+One process at a time may have the file open for writing, and then no other may read it; so each opens it for
+milliseconds and tries again when it is in use. Within a process, one connection at a time: a second open and close of the
 same file would drop the first one's lock (POSIX).
 """
 

@@ -1,4 +1,4 @@
-"""Changes that a person makes to the history: tags, and taking a run out of it."""
+"""A user's changes to the history: tags, and deleting a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUN_TABLES = (
 
 
 def set_tags(run_id: str, tags: Sequence[str], *, deadline_s: float = 0.5) -> None:
-    """Give a run these tags, in the history and in its run directory.
+    """Set a run's tags, in the history and in its run directory.
 
     Raises:
         HistoryBusy: Others held the history that long; nothing has changed.
@@ -39,7 +39,7 @@ def set_tags(run_id: str, tags: Sequence[str], *, deadline_s: float = 0.5) -> No
 
 
 def end_without_directory(run_id: str, state: RunState, *, deadline_s: float = 2.0) -> None:
-    """Write down how a run ended whose directory is gone; one that has ended already stays as it is.
+    """Record the end of a run whose directory is gone; one that has ended already stays as it is.
 
     Raises:
         HistoryBusy, HistoryError: The history cannot be written.
@@ -53,11 +53,11 @@ def end_without_directory(run_id: str, state: RunState, *, deadline_s: float = 2
 
 
 def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
-    """Take a run out of the history and remove its directory, checkpoints and adapter included.
+    """Delete a run from the history and remove its directory, with checkpoints and adapter.
 
     Raises:
-        UsageError: Its recorder or a process of it lives.
-        RunElsewhere, RunBusy: Another host looks after it, or may still do so; another command decides about it.
+        UsageError: Its recorder or one of its processes is alive.
+        RunElsewhere, RunBusy: Another host records it, or may still do so; another command is changing it.
         HistoryBusy: Others held the history that long; nothing has changed.
         HistoryDamaged: It is damaged, or not whole again yet; nothing has changed.
         HistoryError: Its directory cannot be removed.
@@ -66,27 +66,27 @@ def delete_run(run_id: str, *, deadline_s: float = 0.5) -> None:
     gone = beside(home.home() / run_id, "deleted-")
     try:
         if run.root.is_dir():
-            with deciding(run) as found:
-                refuse_living(run, found, "deleted")
+            with deciding(run) as decision:
+                refuse_living(run, decision, "deleted")
                 _delete_rows(run_id, deadline_s, (run.root, gone))
         else:
             _delete_rows(run_id, deadline_s)
     except OSError as error:
         raise _stays(run.root, error) from None
-    for rest in (gone, *home.home().glob(".*.deleted-*")):  # also what a killed command has left
+    for rest in (gone, *home.home().glob(".*.deleted-*")):  # also the rest of a killed command
         shutil.rmtree(rest, ignore_errors=True)
     if gone.exists():
         raise HistoryError(f"run {run_id} is deleted, but some of its files stay in {gone}", hint="remove them by hand")
 
 
 def _delete_rows(run_id: str, deadline_s: float, move: tuple[Path, Path] | None = None) -> None:
-    """Take a run's rows out of the history, and its directory out of sight in the same moment.
+    """Delete a run's rows, and rename its directory at the same moment.
 
-    The directory goes while the history is held and before the rows are gone for good, so that no ingest brings them in again,
-    and whatever fails or is killed in between leaves a run that is still listed and can be deleted.
+    The directory is renamed while the history is held and before the deletion is committed, so that no ingest inserts the
+    rows again, and a failure in between leaves a run that is still listed and can be deleted.
 
     Args:
-        move: The directory and its new name; None where it is not there.
+        move: The directory and its new name; None where there is none.
 
     Raises:
         HistoryError: It cannot be moved, or the history cannot be written; nothing has changed.

@@ -1,4 +1,4 @@
-"""Reading a history whole, so that damage shows: opening a file reads next to nothing of it."""
+"""Reads a whole history, so that damage shows: opening a file reads almost nothing of it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lorawatch.system import home
 
 @dataclass(frozen=True)
 class Examined:
-    """What was read of a history without finding damage.
+    """What was read of a history that shows no damage.
 
     Attributes:
         rows: Rows of the tables that were read.
-        unread: Tables for which the time did not suffice.
+        unread: Tables that were not read within the time limit.
     """
 
     rows: int
@@ -28,7 +28,7 @@ class Examined:
 
 
 def examine(path: Path | None = None, *, budget_s: float = 10.0) -> Examined:
-    """Read every value of every table; the time is the most that recorders wait with their rows.
+    """Read every value of every table; recorders wait with their rows at most for the time limit.
 
     Args:
         path: The history file; default: the home's.
@@ -63,7 +63,7 @@ def examine(path: Path | None = None, *, budget_s: float = 10.0) -> Examined:
                     raise
                 except Error as error:
                     failure = explain(error, path)
-                    if type(failure) is HistoryError:  # only its values were asked for: what keeps them back is damage
+                    if type(failure) is HistoryError:  # a plain read of all values: a failure is damage
                         failure = damaged(path, str(error).splitlines()[0])
                     raise failure from None
                 rows += size

@@ -1,4 +1,4 @@
-"""What goes wrong with the history's file, as errors that say what to do: DuckDB has one class for most of it, and a text."""
+"""Failures of the history's file as errors that say what to do. DuckDB has one class for most of them, and a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorawatch.errors import HistoryBusy, HistoryDamaged, HistoryError, HistoryT
 from lorawatch.storage import files
 from lorawatch.storage.engine import Error, duckdb
 
-# What DuckDB says only of a file that was cut, or whose bytes have changed. Each was seen on such files.
+# DuckDB's messages for a file that was cut, or whose bytes have changed; each was observed on such a file.
 _DAMAGE = re.compile(
     r"Corrupt(ed)? (database|WAL|\w+ segment|block)|Failure while replaying WAL|Could not read enough bytes"
     r"|file is corrupt|checksum .{0,80} does not match|Failed to deserialize|serialization error",
@@ -42,10 +42,10 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def explain(error: Exception, path: Path) -> HistoryError:
-    """What a DuckDB error means for the history.
+    """The `HistoryError` for a DuckDB error.
 
-    Only a positive sign of damage (no DuckDB header, a broken checksum, a cut file) makes it `HistoryDamaged`. Where DuckDB
-    fails inside, damage may be behind it or a defect of DuckDB's: that is `HistoryDamaged` too, but not a certain one.
+    Only a positive sign of damage (no DuckDB header, a broken checksum, a cut file) makes it `HistoryDamaged`. An
+    internal error of DuckDB comes from damage or from a defect of DuckDB: it is `HistoryDamaged` too, but not a certain one.
     """
     text = str(error)
     first = text.splitlines()[0] if text else type(error).__name__
@@ -74,16 +74,16 @@ def explain(error: Exception, path: Path) -> HistoryError:
 
 
 def about_the_file(error: Exception) -> bool:
-    """Whether the file may be to blame; a question's own text can be in all other errors (`SELECT error('…')`)."""
+    """Whether the file may be the cause; all other errors can have a query's own text (`SELECT error('…')`)."""
     return type(error) is Error or isinstance(error, _ABOUT_THE_FILE)
 
 
 def check_kind(path: Path) -> None:
-    """Look at what stands in the history's place, before anything opens it: a pipe would be waited for.
+    """Check what is at the history's path before anything opens it: opening a pipe would wait.
 
     Raises:
-        HistoryDamaged: It is no file.
-        HistoryError: It is a link to where nothing is, such as a disk that is not mounted.
+        HistoryDamaged: It is not a file.
+        HistoryError: It is a link to nothing, such as to a disk that is not mounted.
     """
     if path.is_symlink() and not path.exists():
         raise HistoryError(
@@ -108,7 +108,7 @@ def _begins_right(path: Path) -> bool:
     try:
         return files.is_database(path)
     except OSError:
-        return True  # unknown: nothing is taken for damaged on a guess
+        return True  # unknown: a file is not called damaged on a guess
 
 
 def _full(path: Path) -> HistoryError:

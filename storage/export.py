@@ -1,4 +1,4 @@
-"""A query's answer as a table, CSV, JSON or Parquet, written as it comes."""
+"""A query's answer as a table, CSV, JSON or Parquet, written while it is read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_result(
 
     Args:
         form: `table`, `csv`, `json` (an array, one object a line) or `parquet` (a file only).
-        on_answered: Called when the history is closed again, though the answer may not be out yet.
+        on_answered: Called when the history is closed again; the answer may not be written completely yet.
 
     Raises:
         UsageError: The query or the combination is wrong.
@@ -94,7 +94,7 @@ def _to_stdout(query: str, lines: _Lines, timeout_s: float, on_answered: Callabl
         if not isinstance(failure.error, BrokenPipeError):
             why = failure.error.strerror or failure.error
             raise LorawatchError(f"standard output cannot be written: {why}", hint="name a file: -o FILE") from None
-        # `| head` has seen enough; nothing more may be written, also not at exit
+        # `| head` has ended; nothing more may be written, also not at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -112,7 +112,7 @@ def csv_lines(answer: Answer) -> Iterator[str]:
 
 
 def json_array(answer: Answer) -> Iterator[str]:
-    """One JSON array of objects, one object a line; what JSON cannot say (NaN) is null."""
+    """One JSON array of objects, one object a line; values that JSON lacks (NaN) are null."""
     empty = True
     nested = {i: _raw for i, is_nested in enumerate(answer.nested) if is_nested}
     for row in chain.from_iterable(answer.batches):
@@ -161,7 +161,7 @@ def _cell(value: Any) -> str:
         return _truth(value)
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.1f}"
-    # cut first: one text may be as long as the memory is large, and escapes are in none that anybody reads
+    # cut first: one text may fill the memory; escapes are cleaned in the shown part
     text = value[: 20 * _WIDEST] if isinstance(value, str) else str(value)[: 20 * _WIDEST]
     return clean(text).replace("\n", "⏎").replace("\t", " ")[: 2 * _WIDEST]
 
@@ -187,7 +187,7 @@ def _finite(text: str) -> str:
     """JSON as DuckDB writes it, without the numbers that JSON does not have."""
     if "NaN" not in text and "Infinity" not in text:
         return text
-    return _NOT_JSON.sub(lambda found: found[0] if found[0].startswith('"') else "null", text)
+    return _NOT_JSON.sub(lambda match: match[0] if match[0].startswith('"') else "null", text)
 
 
 def _is_number(kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""The history file as a file: made so that a crash leaves all of it or nothing, and set aside where it is damaged."""
+"""The history as a file: created atomically, and set aside where it is damaged."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lorawatch.storage.engine import duckdb
 from lorawatch.system import home
 from lorawatch.system.files import write_atomically
 
-# The format that the DuckDB tools of today can open.
+# A format that current DuckDB tools can open.
 STORAGE = "v1.5.0"
-# One thread: a short write has nothing to share out, and each thread keeps buffers of its own. Nothing is fetched from
-# the internet on our behalf.
+# One thread: a short write has no work to divide, and each thread keeps buffers of its own. No downloads from the
+# internet.
 CONFIG: Mapping[str, str] = {
     "threads": "1",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "enable_external_file_cache": "false",
 }
-# Who only asks writes nothing beside the file when memory runs out.
+# A reader writes nothing beside the file when memory runs out.
 READING: Mapping[str, str] = {**CONFIG, "temp_directory": ""}
-# No row's place in a table means anything, and keeping it costs a twentieth of the time.
+# The order of rows in a table has no meaning, and keeping it costs a twentieth of the time.
 WRITING: Mapping[str, str] = {**CONFIG, "preserve_insertion_order": "false"}
 _MAGIC = b"DUCK"
 _HEADERS = 3 * 4096  # a main header and two database headers
@@ -39,12 +39,12 @@ def wal(path: Path) -> Path:
 
 
 def lock(path: Path) -> Path:
-    """The file at which those who write to a history queue."""
+    """The lock file of a history's writers."""
     return path.with_name(path.name + ".lock")
 
 
 def rebuilding(path: Path) -> Path:
-    """The note beside a history that was damaged and does not have everything again yet."""
+    """The note beside a history that was damaged and is not whole again yet."""
     return path.with_name(path.name + ".rebuilding")
 
 
@@ -55,7 +55,7 @@ def absent(path: Path | None = None) -> bool:
 
 
 def gone(path: Path) -> bool:
-    """Whether the home's history was there and is not any more: a run has no marker, as one that is wholly in it."""
+    """Whether the home's history is gone: a run without a marker was completely in it."""
     if path != home.history_file() or os.path.lexists(path) or rebuilding(path).exists():
         return False
     marked = home.open_runs_folder()
@@ -63,7 +63,7 @@ def gone(path: Path) -> bool:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Which file this is, whatever its name; None where there is none."""
+    """Identifies the file independent of its name; None where there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -83,7 +83,7 @@ def is_database(path: Path) -> bool:
 
 @contextlib.contextmanager
 def private(path: Path) -> Iterator[None]:
-    """What DuckDB makes beside the file meanwhile (its log, temporary files) is no more open to others than the file.
+    """Files that DuckDB makes beside the history (its log, temporary files) get no wider permissions than the history.
 
     A process has one mask for all its threads: it is only made stricter here, and by one connection at a time.
     """
@@ -94,7 +94,7 @@ def private(path: Path) -> Iterator[None]:
     before = os.umask(0o077)
     os.umask(before | (0o077 & ~mode))
     try:
-        _like(wal(path), mode)  # one that an older lorawatch has left behind
+        _like(wal(path), mode)  # one of an older lorawatch
         yield
         _like(wal(path), mode)  # where the file's group shares it, the log is the group's too
     finally:
@@ -114,11 +114,11 @@ def create(path: Path) -> None:
     place when all of it is on the disk.
 
     Raises:
-        duckdb.Error, OSError: The disk does not take it; nothing is left in the file's place.
+        duckdb.Error, OSError: It cannot be written; nothing is left in its place.
     """
     for left in path.parent.glob(f".{path.name}.new-*"):
         left.unlink(missing_ok=True)
-    if wal(path).exists():  # a log without its database would be played into the new one
+    if wal(path).exists():  # a log without its database would be replayed into the new one
         wal(path).rename(beside(wal(path), "orphan"))
     temporary = path.with_name(f".{path.name}.new-{os.getpid()}")
     try:
@@ -140,7 +140,7 @@ def create(path: Path) -> None:
 
 
 def set_aside(path: Path, why: str, word: str = "damaged") -> Path:
-    """Move a history (and its log) out of the way, never over anything, and note that a new one lacks what it had.
+    """Move a history (and its log) to an unused name, and note that a new one lacks its content.
 
     The caller holds the lock file.
 
@@ -148,7 +148,7 @@ def set_aside(path: Path, why: str, word: str = "damaged") -> Path:
         Where it is now.
     """
     target = beside(path, word)
-    note(path, [*noted(path), Aside(target.name, why)])  # before it moves: after a crash in between it is still noted
+    note(path, [*noted(path), Aside(target.name, why)])  # before the move, so that the note survives a crash in between
     path.rename(target)
     if wal(path).exists():
         wal(path).rename(wal(target))
@@ -157,25 +157,25 @@ def set_aside(path: Path, why: str, word: str = "damaged") -> Path:
 
 
 class Aside(msgspec.Struct, frozen=True):
-    """A history that was set aside, and whose content the new one may lack."""
+    """A history that was set aside; the new one may lack its content."""
 
     name: str
-    """Of the file, in the history's folder."""
+    """The file's name in the history's folder."""
     why: str
 
 
 def noted(path: Path) -> list[Aside]:
-    """What was set aside and has not been read out yet; empty where the history has everything."""
+    """The histories that were set aside and not read yet; empty where the history is whole."""
     try:
         return msgspec.json.decode(rebuilding(path).read_bytes(), type=list[Aside])
     except FileNotFoundError:
         return []
-    except (OSError, msgspec.MsgspecError):  # torn: that something was set aside is all that is known
+    except (OSError, msgspec.MsgspecError):  # incomplete: only that something was set aside is known
         return [Aside(p.name, "it was set aside") for p in all_set_aside(path)]
 
 
 def note(path: Path, asides: Sequence[Aside]) -> None:
-    """Write down what was set aside; an empty list says that the history has everything again."""
+    """Write the note of what was set aside; an empty list removes it: the history is whole again."""
     if asides:
         write_atomically(rebuilding(path), msgspec.json.encode(asides), durable=True)
     else:
@@ -194,7 +194,7 @@ def reopen_all_runs() -> None:
 
 
 def beside(path: Path, word: str) -> Path:
-    """A name that nothing has: the file's, a word, and the time."""
+    """An unused name: the file's, a word, and the time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     target = path.with_name(f"{path.name}.{word}-{stamp}")
     count = 1
@@ -205,7 +205,7 @@ def beside(path: Path, word: str) -> Path:
 
 
 def all_set_aside(path: Path) -> list[Path]:
-    """Histories that stand beside this one because they were damaged or replaced, their logs left out."""
+    """Histories beside this one that were damaged or replaced, without their logs."""
     names = (f"{path.name}.{word}-*" for word in ("damaged", "replaced"))
     return sorted(p for name in names for p in path.parent.glob(name) if not p.name.endswith(".wal"))
 

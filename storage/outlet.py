@@ -1,4 +1,4 @@
-"""Where an answer goes: a slow reader of it must not keep the history open, and a file is there whole or not at all."""
+"""Where an answer is written: a slow reader must not keep the history open, and a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PIECE_BYTES = 1 << 16
 
 
 class NotWritten(Exception):
-    """What an answer is written to does not take it. No OSError: those are the history's where it is open.
+    """The output of an answer cannot be written. Not an OSError: while the history is open those are the history's.
 
     Attributes:
         error: Why.
@@ -37,11 +37,11 @@ class NotWritten(Exception):
 class Outlet:
     """Text on its way to a stream, written by a thread. Use as a context manager: leaving waits until all is written.
 
-    A pager shows the first page and waits; what follows waits here, up to 32 MB, so that most queries have ended, and the
-    history is closed, before anybody has read their answer. Of a longer one the time runs on.
+    A pager shows the first page and waits; the rest waits here, up to 32 MB, so that most queries have ended, and the
+    history is closed, before the answer is read. The time limit of a longer one continues.
 
     Attributes:
-        begun: Whether anything is written; a short answer is written when it is complete.
+        begun: Whether anything was written; a short answer is written when it is complete.
     """
 
     def __init__(self, stream: TextIO, timeout_s: float) -> None:
@@ -63,7 +63,7 @@ class Outlet:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None and (self._thread is None or not issubclass(kind, Exception)):
-            return  # nothing is out yet, so that the error is the answer; or somebody wants to leave
+            return  # nothing is written yet, so that the error is the answer; or the user wants to quit
         self._hand_over()
         self._start()
         with self._changed:
@@ -77,8 +77,8 @@ class Outlet:
         """Hand over a piece of text.
 
         Raises:
-            HistoryError: The stream has not taken what waits in the time that there was.
-            NotWritten: It takes nothing.
+            HistoryError: The stream did not accept the waiting text within the time limit.
+            NotWritten: It cannot be written.
         """
         self._piece.append(text)
         self._piece_size += len(text)
@@ -139,12 +139,12 @@ class Outlet:
 
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A file beside `output` that becomes it when all is written; its mode follows the user's umask.
+    """A file beside `output` that replaces it when all is written; its mode follows the user's umask.
 
-    What is no file (a pipe, `/dev/null`) is written to as it is.
+    A pipe or `/dev/null` is written to directly.
 
     Raises:
-        OSError: It cannot be written; what was there is as it was.
+        OSError: It cannot be written; the old file stays as it was.
     """
     output = Path(os.path.realpath(output))
     with contextlib.suppress(FileNotFoundError):

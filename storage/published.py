@@ -1,4 +1,4 @@
-"""Published tables in the history: what the package carries, and what a person has imported."""
+"""Published tables in the history: those that the package ships, and those that the user imported."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lorawatch.storage.connection import once_more, reading_with, writing
 from lorawatch.storage.engine import Connection, roll_back
 
 _FIELDS = tuple(PublishedRow.__dataclass_fields__)
-_SINCE = 2  # the migration that gave rows their printed cells
+_SINCE = 2  # the migration that added printed cells
 
 
 def replace_source(rows: Sequence[PublishedRow], *, replace: bool = True, deadline_s: float = 2.0) -> int:
-    """Put rows into the history, in place of what it has of their sources; all of them or none.
+    """Put rows into the history, replacing the rows of the same sources; all of them or none.
 
     Args:
-        replace: Otherwise a source that is there already is refused.
+        replace: Otherwise a source that exists already is refused.
         deadline_s: How long to wait for others to leave the history.
 
     Returns:
-        How many rows went.
+        The number of replaced rows.
 
     Raises:
-        UsageError: A source is the package's own, or is there already; nothing has changed.
+        UsageError: A source is the package's own, or exists already; nothing has changed.
         HistoryBusy: Others held the history that long; nothing has changed.
         HistoryError: It cannot be written.
     """
@@ -55,12 +55,12 @@ def _replace(rows: Sequence[PublishedRow], sources: list[str], replace: bool, de
 
 
 def list_published(*, connection: Connection | None = None, deadline_s: float = 2.0) -> list[PublishedRow]:
-    """The package's rows, then the imported ones, by source in the order in which they stand in their tables.
+    """The package's rows, then the imported ones, by source in the order of their tables.
 
-    Without a history, and in one that an older lorawatch has written, there are only the package's.
+    Without a history, and in one that an older lorawatch has written, there are only the package's rows.
 
     Args:
-        connection: The history where it is open already.
+        connection: An open connection to the history, if there is one.
 
     Raises:
         HistoryBusy: A writer held the history that long.
@@ -72,17 +72,17 @@ def list_published(*, connection: Connection | None = None, deadline_s: float = 
     with reading_with(connection, deadline_s=deadline_s) as connection:
         if schema.version(connection) < _SINCE:
             return own
-        found = connection.execute(
+        rows = connection.execute(
             f"SELECT {', '.join(_FIELDS)} FROM published_results WHERE builtin IS NULL ORDER BY source, rowid"  # noqa: S608
         ).fetchall()
-    return own + [_row(dict(zip(_FIELDS, values, strict=True))) for values in found]
+    return own + [_row(dict(zip(_FIELDS, values, strict=True))) for values in rows]
 
 
 def check_source(rows: Sequence[PublishedRow], *, replace: bool, deadline_s: float = 2.0) -> int:
-    """What `replace_source` would do, without doing it.
+    """Check what `replace_source` would do, without doing it.
 
     Returns:
-        How many rows would go.
+        The number of rows that it would replace.
 
     Raises:
         UsageError, HistoryBusy, HistoryError: As `replace_source`.
@@ -100,7 +100,7 @@ def _sources(rows: Sequence[PublishedRow]) -> list[str]:
     for known in builtin_sources():
         if known.source in sources:
             raise UsageError(
-                f"{known.source!r} is a table that lorawatch carries", hint="--source NAME gives yours another name"
+                f"{known.source!r} is a table that lorawatch ships", hint="--source NAME gives yours another name"
             )
     return sources
 

@@ -1,7 +1,7 @@
-"""A damaged history is set aside, and a new one made from the journals and from what the old one still has.
+"""A damaged history is set aside, and a new one is made from the journals and the readable rest of the old one.
 
 A note beside the history (`files.noted`) says that the new one is not whole yet. It is written before anything moves and
-removed when all is in, so that whoever comes after a crash goes on. One process at a time does it.
+removed when all is in, so that the next call after a crash continues. One process at a time does it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Rebuilt:
     """A history that is whole again.
 
     Attributes:
-        asides: Where the histories are that were set aside, and why each was.
+        asides: The histories that were set aside, and the reason of each.
         runs: How many runs came from their journals.
-        rescued: What came from the files set aside; `lost` in it is what did not.
+        rescued: What came from the files set aside; its `lost` lists what could not be read.
         failed: Journals that could not be read.
     """
 
@@ -46,10 +46,10 @@ class Rebuilt:
     failed: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """What came of it, for people."""
+        """The result, as lines of text."""
         saved = self.rescued
         imported = f"{_many(len(saved.imported), 'imported table')} ({_many(sum(saved.imported.values()), 'row')})"
-        found = [
+        kinds = [
             (saved.runs, f"{_many(len(saved.runs), 'run')} without a run directory"),
             (saved.parts, f"rows of {_many(len(saved.parts), 'run')} whose journals are not whole any more"),
             (saved.imported, imported),
@@ -57,7 +57,7 @@ class Rebuilt:
         ]
         lines = [f"the old one is kept: {path}" for path, _ in self.asides if os.path.lexists(path)]
         lines.append(f"the new one has {_many(self.runs, 'run')} from the journals")
-        lines += [f"  and from the old one {words}" for some, words in found if some]
+        lines += [f"  and from the old one {words}" for some, words in kinds if some]
         return lines + [f"  {what}" for what in (*saved.lost, *self.failed)]
 
 
@@ -69,14 +69,14 @@ def repair(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     wait_s: float = 3600.0,
 ) -> Rebuilt | None:
-    """Make a whole history in place of a damaged one, or go on with it; None where another process has done so.
+    """Replace a damaged history by a whole one, or continue to; None where another process has done so.
 
     Args:
-        error: The damage that was found; without one, a history is set aside that may be sound, and made again.
+        error: The damage; without one, a history that may be sound is set aside and rebuilt.
         history: The history file; only the home's is filled from journals.
-        on_wait: Takes, once, what is waited for.
+        on_wait: Called once with the reason of a wait.
         on_progress: Takes how many runs are done, and of how many.
-        wait_s: How long to wait for another process that is at it.
+        wait_s: How long to wait for another process that rebuilds it.
 
     Raises:
         HistoryError: The old one can be read whole; or the new one cannot be written, and the next call goes on.
@@ -126,9 +126,9 @@ def _one_at_a_time(path: Path, on_wait: Callable[[str], None], wait_s: float) ->
 
 
 def _set_aside(path: Path, error: HistoryDamaged | None) -> bool:
-    """Returns whether there is something to make again."""
+    """Returns whether there is something to rebuild."""
     if error is not None and error.file != files.identity(path):
-        return False  # whoever found the same was faster
+        return False  # another process has set it aside already
     if error is not None and not error.certain:
         with contextlib.suppress(HistoryDamaged):
             examine(path, budget_s=_EXAMINE_S)
@@ -145,7 +145,7 @@ def _set_aside(path: Path, error: HistoryDamaged | None) -> bool:
 
 
 def _check_free(path: Path) -> None:
-    """Another program that has the file open would go on writing to it while it is read out.
+    """Check that no other program has the file open: it could write to it while it is read.
 
     Raises:
         HistoryBusy: Another program has it open.
@@ -163,7 +163,7 @@ def _check_free(path: Path) -> None:
 
 
 def _take_runs(done: Rebuilt, on_progress: Callable[[int, int], None]) -> None:
-    """What is in the journals, of every run that is marked; those that are in already are not any more."""
+    """Ingest the journals of every marked run; a run that is in already has no mark any more."""
     folder = home.open_runs_folder()
     runs = [RunDir(home.runs_folder() / marker.name) for marker in sorted(folder.glob("*"))]
     runs = [run for run in runs if (run.root / "run.json").is_file()]
@@ -178,14 +178,14 @@ def _take_runs(done: Rebuilt, on_progress: Callable[[int, int], None]) -> None:
 
 
 def _take_over(aside: Path, path: Path, into: Rescued) -> None:
-    if not os.path.lexists(aside):  # it was noted, and never moved: another call has set it aside under another name
+    if not os.path.lexists(aside):  # it was noted but not moved: another call has set it aside under another name
         return
-    found = rescue(aside, path)
-    into.runs += found.runs
-    into.parts += found.parts
-    into.imported.update(found.imported)
-    into.own += found.own
-    into.lost += found.lost
+    rescued = rescue(aside, path)
+    into.runs += rescued.runs
+    into.parts += rescued.parts
+    into.imported.update(rescued.imported)
+    into.own += rescued.own
+    into.lost += rescued.lost
 
 
 def _many(count: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""What only a history that was set aside had, into the new one: runs without journals, imported tables, a user's own."""
+"""Copies what only the old history has into the new one: runs without journals, imported tables, a user's own tables."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from lorawatch.storage.summary import summarize
 from lorawatch.system import home
 from lorawatch.text.sanitize import clean
 
-# What journals hold, compared row by row where a part of them is gone; a run's other rows come from its directory.
+# Tables that come from journals, compared row by row where journals are incomplete; a run's other rows come from its directory.
 _FACTS = ("ranks", "steps", "evaluations", "gpu_samples", "host_samples", "events")
-_WAIT_S = 30.0  # for recorders that write meanwhile
+_WAIT_S = 30.0  # time for recorders that write in between
 _Columns = Mapping[str, Sequence[str]]
 
 
 @dataclass
 class Rescued:
-    """What came over, and what did not.
+    """What was copied, and what was not.
 
     Attributes:
-        runs: Runs that have no directory any more.
-        parts: Runs of which journals are gone.
+        runs: Runs whose directory is gone.
+        parts: Runs whose journals are incomplete.
         imported: Rows of imported tables, by source.
         own: Tables and views of the user's own.
         lost: What could not be read, in sentences.
@@ -48,44 +48,46 @@ class Rescued:
 
 
 def rescue(aside: Path, history: Path) -> Rescued:
-    """Bring over what the new history cannot have from journals; what it has already stays as it is.
+    """Copy what the new history cannot get from journals; rows that it has stay as they are.
 
     May be called again after a crash: each run, and each table, is one transaction.
 
     Raises:
         HistoryBusy, HistoryError: The new history cannot be written.
     """
-    found = Rescued()
+    rescued = Rescued()
     if not aside.is_file():
-        found.lost.append(f"nothing can be read from {aside.name}, which is no file")
-        return found
-    with _readable(aside, found) as source:
+        rescued.lost.append(f"nothing can be read from {aside.name}, which is no file")
+        return rescued
+    with _readable(aside, rescued) as source:
         if source is None:
-            return found
+            return rescued
         there = _Source(source)
         with writing(history, deadline_s=_WAIT_S) as connection:
-            mine = _columns(connection)
+            own_columns = _columns(connection)
             known = {row[0] for row in connection.execute("SELECT run_id FROM runs").fetchall()}
-        shared = {t: [c for c in there.columns[t] if c in names] for t, names in mine.items() if t in there.columns}
+        shared = {
+            t: [c for c in there.columns[t] if c in names] for t, names in own_columns.items() if t in there.columns
+        }
         ids, unread = there.run_ids(shared)
         for run_id in sorted(ids | known):
             gone = not (home.runs_folder() / run_id / "run.json").is_file()
             if run_id not in known if gone else there.lacks_journals(run_id):
-                _take_run(history, there, shared, run_id, gone, found)
+                _take_run(history, there, shared, run_id, gone, rescued)
         if unread:
-            found.lost.append(
+            rescued.lost.append(
                 f"{', '.join(unread)} of the old one cannot be read whole: rows of runs without journals may be missing"
             )
-        _take_imported(history, there, shared.get("published_results", ()), found)
-        for name in [t for t in there.columns if t not in mine]:
-            _take_own(history, there, f"CREATE TABLE {_quoted(name)} AS FROM old.{_quoted(name)}", name, found)
+        _take_imported(history, there, shared.get("published_results", ()), rescued)
+        for name in [t for t in there.columns if t not in own_columns]:
+            _take_own(history, there, f"CREATE TABLE {_quoted(name)} AS FROM old.{_quoted(name)}", name, rescued)
         for name, text in there.views():
-            _take_own(history, there, text, name, found)
-    return found
+            _take_own(history, there, text, name, rescued)
+    return rescued
 
 
 class _Source:
-    """The history that was set aside, opened again for each question: what is damaged in it spoils a connection."""
+    """The history that was set aside, opened again for each query, since an error from damage makes a connection unusable."""
 
     def __init__(self, path: Path) -> None:
         self.attach = f"ATTACH '{str(path).replace(chr(39), 2 * chr(39))}' AS old (READ_ONLY)"
@@ -111,7 +113,7 @@ class _Source:
             return None
 
     def run_ids(self, tables: _Columns) -> tuple[set[str], list[str]]:
-        """Of all runs that any table names; and the tables that do not say."""
+        """The ids of all runs that any table names; and the tables that cannot be read."""
         ids: set[str] = set()
         unread = []
         for table in (t for t in RUN_TABLES if t in tables):
@@ -122,7 +124,7 @@ class _Source:
         return ids, unread
 
     def lacks_journals(self, run_id: str) -> bool:
-        """Whether journals that it was made from are gone or were cut; so it seems where that cannot be read."""
+        """Whether the run's journals are gone or were cut; True where that cannot be read."""
         cuts = "cuts" if "cuts" in self.columns.get("journal_offsets", ()) else "0"
         rows = self.ask(f"SELECT file, byte_offset, {cuts} FROM old.journal_offsets WHERE run_id = ?", [run_id])  # noqa: S608
         folder = RunDir(home.runs_folder() / run_id).journal
@@ -133,19 +135,19 @@ class _Source:
         return self.ask(query, [run_id]) is not None
 
     def count(self, table: str, run_id: str) -> int | None:
-        """How many rows of a run there are; None where even that cannot be read."""
+        """The number of a run's rows; None where it cannot be read."""
         rows = self.ask(f"SELECT count(*) FROM old.{table} WHERE run_id = ?", [run_id])  # noqa: S608  likewise
         return rows[0][0] if rows else None
 
     def views(self) -> list[tuple[str, str]]:
-        """The user's own, and the statements that make them."""
-        found = self.ask("SELECT view_name, sql FROM duckdb_views() WHERE database_name = 'old' AND NOT internal") or []
-        return [(name, text) for name, text in found if name not in view_names()]
+        """The user's own views, and the statements that make them."""
+        views = self.ask("SELECT view_name, sql FROM duckdb_views() WHERE database_name = 'old' AND NOT internal") or []
+        return [(name, text) for name, text in views if name not in view_names()]
 
 
 @contextlib.contextmanager
-def _readable(aside: Path, found: Rescued) -> Iterator[Path | None]:
-    """A path under which DuckDB opens the file: without its log where that is what is damaged; None where there is none."""
+def _readable(aside: Path, rescued: Rescued) -> Iterator[Path | None]:
+    """A path under which DuckDB opens the file, without its log where the log is damaged; None where it cannot be opened."""
     with tempfile.TemporaryDirectory(prefix=".rescue-", dir=aside.parent) as folder:
         bare = Path(folder) / aside.name
         for source in (aside, bare):
@@ -157,12 +159,12 @@ def _readable(aside: Path, found: Rescued) -> Iterator[Path | None]:
                 why = str(error).splitlines()[0]
                 continue
             if source is bare and files.wal(aside).exists():
-                found.lost.append(
+                rescued.lost.append(
                     f"the log {files.wal(aside).name} cannot be read: what was imported last may be missing"
                 )
             yield source
             return
-        found.lost.append(f"nothing can be read from {aside.name}: {why.replace(str(bare), str(aside))}")
+        rescued.lost.append(f"nothing can be read from {aside.name}: {why.replace(str(bare), str(aside))}")
         yield None
 
 
@@ -173,8 +175,8 @@ def _same_content(path: Path, name: Path) -> None:
         shutil.copyfile(path, name)
 
 
-def _take_run(history: Path, there: _Source, shared: _Columns, run_id: str, gone: bool, found: Rescued) -> None:
-    """A run's rows: all of one whose directory is gone, those that are not there yet of another."""
+def _take_run(history: Path, there: _Source, shared: _Columns, run_id: str, gone: bool, rescued: Rescued) -> None:
+    """Copy a run's rows: all of them where its directory is gone, else those that the new history lacks."""
     tables = [t for t in (RUN_TABLES if gone else _FACTS) if t in shared]
     good = [t for t in tables if there.readable(t, run_id)]
 
@@ -193,7 +195,7 @@ def _take_run(history: Path, there: _Source, shared: _Columns, run_id: str, gone
 
     taken = _write(history, there, take)
     if taken:
-        (found.runs if gone else found.parts).append(run_id)
+        (rescued.runs if gone else rescued.parts).append(run_id)
     if taken and not gone and _ended(run_id):
         with writing(history, deadline_s=_WAIT_S) as connection:
             summarize(connection, run_id)
@@ -201,11 +203,11 @@ def _take_run(history: Path, there: _Source, shared: _Columns, run_id: str, gone
         count = there.count(table, run_id)
         if count is not None or gone:
             rows = "rows" if count is None else f"{count:,} rows"
-            found.lost.append(f"{rows} of {table} of run {clean(run_id)} cannot be read")
+            rescued.lost.append(f"{rows} of {table} of run {clean(run_id)} cannot be read")
 
 
 def _remember_journals(connection: Connection, columns: Sequence[str], run_id: str) -> None:
-    """That the history has rows which its journals do not have, so that they are not lost the next time."""
+    """Record that the history has rows which the journals lack, so that a later rebuild keeps them."""
     names = ", ".join(map(_quoted, columns))
     connection.execute(
         f"INSERT INTO journal_offsets ({names}) SELECT {names} FROM old.journal_offsets WHERE run_id = $1 "  # noqa: S608
@@ -227,13 +229,13 @@ def _ended(run_id: str) -> bool:
         return False
 
 
-def _take_imported(history: Path, there: _Source, columns: Sequence[str], found: Rescued) -> None:
+def _take_imported(history: Path, there: _Source, columns: Sequence[str], rescued: Rescued) -> None:
     if "builtin" not in columns:
         return
     names = ", ".join(map(_quoted, columns))
     sources = there.ask("SELECT source, count(*) FROM old.published_results WHERE builtin IS NULL GROUP BY source")
     if sources is None:
-        found.lost.append("the imported tables cannot be read")
+        rescued.lost.append("the imported tables cannot be read")
     for source, count in sources or ():
 
         def take(connection: Connection, source: str = source) -> int:
@@ -246,12 +248,12 @@ def _take_imported(history: Path, there: _Source, columns: Sequence[str], found:
             return 1
 
         if _write(history, there, take):
-            found.imported[source] = count
+            rescued.imported[source] = count
         else:
-            found.lost.append(f"{count:,} rows of the imported table {clean(source)} cannot be read")
+            rescued.lost.append(f"{count:,} rows of the imported table {clean(source)} cannot be read")
 
 
-def _take_own(history: Path, there: _Source, statement: str, name: str, found: Rescued) -> None:
+def _take_own(history: Path, there: _Source, statement: str, name: str, rescued: Rescued) -> None:
     def take(connection: Connection) -> int:
         if not connection.execute(
             "SELECT 1 FROM duckdb_columns() WHERE table_name = ? AND database_name = current_database()", [name]
@@ -260,13 +262,13 @@ def _take_own(history: Path, there: _Source, statement: str, name: str, found: R
         return 1
 
     if _write(history, there, take):
-        found.own.append(name)
+        rescued.own.append(name)
     else:
-        found.lost.append(f"your own {clean(name)} cannot be read")
+        rescued.lost.append(f"your own {clean(name)} cannot be read")
 
 
 def _write(history: Path, there: _Source, take: Callable[[Connection], int]) -> int | None:
-    """One transaction that reads `old`. Returns what it returns, or None where `old` could not be read.
+    """Run one transaction that reads `old`. Returns its result, or None where `old` could not be read.
 
     Raises:
         HistoryError: The new history cannot be written.

@@ -1,4 +1,4 @@
-"""GPU models as sold: memory, power, BF16 peak, and the names they go by, from `assets/skus.yaml`."""
+"""GPU models as sold: memory, power, BF16 peak, and their other names, from `assets/skus.yaml`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Sku:
     Attributes:
         sku: Its short name: `RTX PRO 4500`, `H100 SXM`.
         names: The driver's names of the device; beginnings of them where they end in `*`.
-        memory_gb: As sold, the number on the box.
+        memory_gb: The advertised size.
         power_limit_w: Default board power, watts.
         bf16_dense_tflops: Dense BF16 tensor-core peak with FP32 accumulation, TFLOP/s; None where no document prints it, or
             the card has no BF16.
         source: The document the peak is from, or why there is none.
-        memory_mib: The driver's total; None where it was not seen.
+        memory_mib: The driver's total; None where it is not known.
         bf16: Whether it computes in BF16.
         fp8: Whether it computes in FP8.
         also: Other ways in which people and published tables write it.
@@ -42,13 +42,13 @@ class Sku:
 
     @property
     def memory_total_bytes(self) -> int:
-        """What the driver reports as the total; where nobody has told, a little less than is on the box, as is usual."""
+        """The total that the driver reports; where it is not known, a little less than the advertised size, as is usual."""
         return (self.memory_mib or int(self.memory_gb * 1024 * _OF_THE_BOX)) << 20
 
 
 @functools.cache
 def all_skus() -> tuple[Sku, ...]:
-    """Every model that is known, in the file's order: newest family first."""
+    """Every known model, in the file's order: newest family first."""
     import yaml  # only where a GPU model is looked up
 
     text = (resources.files("lorawatch.assets") / "skus.yaml").read_text(encoding="utf-8")
@@ -71,10 +71,10 @@ def all_skus() -> tuple[Sku, ...]:
 
 
 def find_sku(name: str) -> Sku | None:
-    """The model that a name means; None for one that is not in the table, or that fits several (`H100`).
+    """The model of a name; None for a name that is not in the table, or that fits several models (`H100`).
 
     Args:
-        name: As the driver names the device, or as people and published tables write it; read without regard to case, hyphens
+        name: As the driver names the device, or as users and published tables write it; read without regard to case, hyphens
             and a leading NVIDIA, GeForce or Tesla.
     """
     exact, beginnings = _index()
@@ -89,8 +89,8 @@ def find_sku(name: str) -> Sku | None:
 
 def short_name(name: str) -> str:
     """A model's short name, by which measured and published rows meet; the name itself where it is not in the table."""
-    found = find_sku(name)
-    return name if found is None else found.sku
+    known = find_sku(name)
+    return name if known is None else known.sku
 
 
 def bf16_dense_peak(sku: str) -> float | None:
@@ -99,12 +99,12 @@ def bf16_dense_peak(sku: str) -> float | None:
     Args:
         sku: As the driver names it: `NVIDIA H100 80GB HBM3`.
     """
-    found = find_sku(sku)
-    return None if found is None or found.bf16_dense_tflops is None else found.bf16_dense_tflops * 1e12
+    known = find_sku(sku)
+    return None if known is None or known.bf16_dense_tflops is None else known.bf16_dense_tflops * 1e12
 
 
 def spelling(name: str) -> str:
-    """A name as it is compared: `NVIDIA A100-SXM4-80GB` and `a100 sxm4 80 GB` are the same."""
+    """A name in the form in which names are compared: `NVIDIA A100-SXM4-80GB` and `a100 sxm4 80 GB` are the same."""
     words = " ".join(re.sub(r"[-_‐–]|[™®]", " ", name.casefold()).split())
     return re.sub(r"(\d) gb\b", r"\1gb", _MAKERS.sub("", words))
 

@@ -14,15 +14,15 @@ from lorawatch.storage.sql import MEMORY
 
 
 def snapshot(target: Path, *, force: bool = False, history: Path | None = None) -> None:
-    """Copy the history, as it is at one moment, into a file; runs go on meanwhile and their rows wait.
+    """Copy the history, as it is at one moment, into a file; runs continue and their rows wait.
 
-    The copy is made beside the target and moved into its place when it is whole; only its owner may read it.
+    The copy is made beside the target and moved into place when it is complete; only its owner may read it.
 
     Args:
-        force: Replace a file that is there.
+        force: Replace an existing file.
 
     Raises:
-        UsageError: The target is there already, or its folder is not.
+        UsageError: The target exists already, or its folder does not.
         HistoryBusy: A writer held the history for 2 s.
         HistoryError: The history cannot be read, or the copy cannot be written.
     """

@@ -1,4 +1,4 @@
-"""One read-only SELECT of a user's: it can read the history and nothing else, it ends, and it is answered in batches."""
+"""One read-only SELECT of a user's: it can read only the history, has a time limit, and is answered in batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorawatch.system import home as paths
 from lorawatch.system.processes import usable_cores
 
 MEMORY = "1GB"
-"""Of DuckDB; it counts neither a single text that it makes nor what is made of its rows here."""
+"""DuckDB's limit; it does not count a single text that DuckDB makes, nor Python's copies of rows."""
 SPILL_BYTES = 4 << 30
 """Of temporary files on the disk of the history, where memory runs out; never more than a tenth of what is free there."""
 _KEPT_BYTES = 256 << 20
@@ -71,15 +71,15 @@ class Result:
 def answering(query: str, *, timeout_s: float = 60.0, history: Path | None = None) -> Iterator[Answer]:
     """Answer one SELECT (or WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
 
-    The history is open, and recorders wait with their rows, until the context ends.
+    The history stays open, and recorders wait with their rows, until the context ends.
 
     Args:
         timeout_s: The query is interrupted after this, the reading of its rows included.
 
     Raises:
-        UsageError: It is not one read-only statement, or DuckDB does not understand it.
+        UsageError: It is not one read-only statement, or DuckDB refuses it.
         HistoryBusy: A writer held the history for 2 s.
-        HistoryError: It ran out of time or memory, or the history cannot be read.
+        HistoryError: It exceeded its time or memory, or the history cannot be read.
     """
     with _guarded(timeout_s, history) as connection:
         text = _checked(connection, query)
@@ -144,10 +144,10 @@ def _is_nested(kind: str) -> bool:
 
 
 def _picked(name: str, kind: str, nested: bool) -> str:
-    """A column as the Python client can take it.
+    """A column in a form that the Python client can read.
 
-    Values in values become objects many times their size there, past every limit, so that DuckDB writes them as JSON. A time
-    with a zone needs another package, and an interval may be longer than Python's; as text both say the same.
+    Nested values would become Python objects of many times their size, past every limit, so DuckDB writes them as JSON. A time
+    with a zone needs another package, and an interval may be longer than Python's; as text both keep their value.
     """
     if nested:
         return f"to_json({name})::VARCHAR"
@@ -164,7 +164,7 @@ def _batches(rows: Connection) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def _rough_bytes(batch: list[tuple[Any, ...]]) -> int:
-    """By some of its rows: looking at each would take longer than writing them."""
+    """The size by some of the rows: measuring each would take longer than writing them."""
     some = batch[:: max(len(batch) // 4, 1)]
     size = sum(32 + (sys.getsizeof(value) if isinstance(value, (str, bytes)) else 0) for row in some for value in row)
     return size * len(batch) // len(some)
@@ -176,7 +176,7 @@ class _Explain:
 
 
 def _checked(connection: Connection, query: str) -> str | _Explain:
-    """The statement's text without its semicolon; it still may not write, since the file is open for reading."""
+    """The statement's text without its semicolon; writing is impossible anyway, since the file is open for reading."""
     statements = _statements(connection, query)
     if len(statements) != 1:
         word = "no statement" if not statements else f"{len(statements)} statements"
@@ -184,7 +184,7 @@ def _checked(connection: Connection, query: str) -> str | _Explain:
     statement = statements[0]
     kind = _kind(statement)
     if kind == "EXPLAIN":
-        explained = _EXPLAIN.sub("", statement.query, count=1)  # ANALYZE does what it explains
+        explained = _EXPLAIN.sub("", statement.query, count=1)  # ANALYZE runs the statement
         if [_kind(inner) for inner in _statements(connection, explained)] != ["SELECT"]:
             raise UsageError("only a SELECT is explained", hint=_HINT)
         return _Explain(statement.query)
@@ -203,7 +203,7 @@ def _statements(connection: Connection, query: str) -> list[Any]:
 def _kind(statement: Any) -> str:
     try:
         return str(statement.type.name)
-    except ValueError:  # one that the Python client has no name for
+    except ValueError:  # a type without a name in the Python client
         return "this"
 
 
@@ -213,7 +213,7 @@ def _guarded(timeout_s: float, history: Path | None, may_write: Path | None = No
     with _spill_folder(path.parent) as folder:
         config = {"memory_limit": MEMORY, "threads": str(min(usable_cores(), 8))}
         with reading(history, config={**config, "temp_directory": str(folder or "")}) as connection:
-            if folder is not None:  # among the options of opening it is not heeded
+            if folder is not None:  # has no effect among the options of opening
                 most = min(SPILL_BYTES, shutil.disk_usage(folder).free // 10)
                 connection.execute(f"SET max_temp_directory_size = '{most >> 10}KiB'")
             if may_write is not None:
@@ -250,7 +250,7 @@ def _spill_folder(home: Path) -> Iterator[Path | None]:
     """A folder for one query's temporary files, for this user only; None where none can be made."""
     with contextlib.ExitStack() as stack:
         folder = None
-        with contextlib.suppress(OSError):  # a home that may only be read, or is not there
+        with contextlib.suppress(OSError):  # a home that is read-only, or does not exist
             _remove_stale(home)
             made = tempfile.TemporaryDirectory(prefix=f".spill-{os.getpid()}-", dir=home, ignore_cleanup_errors=True)
             folder = Path(stack.enter_context(made))
@@ -258,7 +258,7 @@ def _spill_folder(home: Path) -> Iterator[Path | None]:
 
 
 def _remove_stale(home: Path) -> None:
-    """Remove what queries that were killed have left behind."""
+    """Remove the temporary folders of killed queries."""
     for folder in home.glob(".spill-*"):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > _STALE_S:

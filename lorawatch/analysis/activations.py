@@ -1,6 +1,6 @@
-"""What a training step of a LoRA model keeps on the device for its backward pass, term by term.
+"""Bytes that a training step of a LoRA model keeps on the device for its backward pass, term by term.
 
-Read off transformers 5.17 (`models/llama/modeling_llama.py`, `loss/loss_utils.py`), peft 0.21 (`tuners/lora/layer.py`)
+From the source of transformers 5.17 (`models/llama/modeling_llama.py`, `loss/loss_utils.py`), peft 0.21 (`tuners/lora/layer.py`)
 and torch's derivatives, for frozen weights, FP32 adapters and, on 16-bit weights, autocast as accelerate sets it up.
 A tensor counts once, however many operations keep it. Checked against autograd itself by
 tests/unit/test_analysis_memory.py.
@@ -16,13 +16,13 @@ from lorawatch.analysis.weights import Quantization
 
 @dataclass(frozen=True)
 class Batch:
-    """What a forward pass is given.
+    """The input of a forward pass.
 
     Attributes:
         rows: Sequences.
         length: Positions of each, padding included.
         dtype_bytes: Of the base weights: 2 (autocast to that format), or 4 (no autocast).
-        padded: Some row is shorter than the batch, so that attention takes a mask.
+        padded: Whether a row is shorter than the batch, so that attention takes a mask.
         quantization: Of the linear layers' weights.
     """
 
@@ -39,14 +39,14 @@ class Batch:
 
 
 def model_activations(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
-    """Bytes that the decoder layers and what surrounds them keep, the loss left out; without checkpointing."""
+    """Bytes that the decoder layers, the final norm and the rotary embedding keep without checkpointing; without the loss."""
     first = layer_activations(shape, lora, batch, first=True)
     return first + (shape.layers - 1) * layer_activations(shape, lora, batch) + _around(shape, batch)
 
 
 def checkpointed_activations(shape: ModelShape, batch: Batch) -> int:
-    """The same with gradient checkpointing: each layer keeps its input alone."""
-    # torch/utils/checkpoint.py, `_checkpoint_without_reentrant_generator`: the arguments stay, what autograd saves does not.
+    """The same with gradient checkpointing: each layer keeps only its input."""
+    # torch/utils/checkpoint.py, `_checkpoint_without_reentrant_generator`: the arguments are kept, what autograd saves is not.
     mask = batch.rows * batch.length**2 if batch.padded else 0
     return shape.layers * batch.tokens * shape.hidden * batch.dtype_bytes + mask + _around(shape, batch)
 
@@ -57,8 +57,8 @@ def layer_activations(shape: ModelShape, lora: LoraShape, batch: Batch, *, first
     Args:
         shape: The model's.
         lora: The adapters'.
-        batch: What the layer is given.
-        first: It is the first layer, whose input has no gradient: what comes before its first adapter keeps nothing.
+        batch: The layer's input.
+        first: Whether it is the first layer, whose input has no gradient: nothing before its first adapter is kept.
     """
     tokens, width = batch.tokens, batch.dtype_bytes
     wide = tokens * shape.intermediate * width
@@ -83,20 +83,20 @@ def layer_activations(shape: ModelShape, lora: LoraShape, batch: Batch, *, first
 
 
 def layer_transient(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
-    """Bytes alive at the busiest point of a layer's forward or backward pass, beside what it keeps: as a rule of gradients,
-    in the MLP, behind down_proj."""
+    """Bytes alive at the busiest point of a layer's forward or backward pass, beside what it keeps: usually of
+    gradients in the MLP, behind down_proj."""
     size, down = batch.dtype_bytes, "down_proj" in lora.targets
     wide, narrow = batch.tokens * shape.intermediate, batch.tokens * shape.hidden
     # Gradients of the product and of its two factors; of the residual branch.
     usual = size * (3 * wide + narrow)
     if batch.quantization == "nf4":
-        # bitsandbytes' MatMul4Bit makes a whole weight plain again, beside which is the gradient of its input. Where that
-        # has an adapter, the input itself has gone by then.
+        # bitsandbytes' MatMul4Bit dequantizes a whole weight, beside the gradient of its input. Where down_proj has an
+        # adapter, the input itself is free by then.
         weight = max(inputs * outputs for inputs, outputs in map(shape.linear, LINEARS))
         return max(usual - size * wide * down, size * (weight + wide + narrow))
     if down and size == 2:
-        # The adapter's input came by way of float32 (`_cast_input_dtype`) and its gradient goes back that way, beside the
-        # gradient by way of the base weight; then those of the output, of the scaled output and of the residual branch.
+        # The adapter's input was cast to float32 (`_cast_input_dtype`) and its gradient goes back through that cast, beside
+        # the gradient through the base weight; then those of the output, of the scaled output and of the residual branch.
         usual = (2 + 2 + 4) * wide + 2 * 3 * narrow
     if batch.quantization == "fp8":
         # fp8.quantize_rows of the MLP's product: that, and in float32 its values, scaled, and clamped; the residual branch.
@@ -106,19 +106,19 @@ def layer_transient(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
 
 def _dora_transient(shape: ModelShape, lora: LoraShape, batch: Batch) -> int:
     """The busiest point of DoraLinearLayer.forward, or of its backward pass."""
-    found = 0
+    busiest = 0
     for name in lora.targets:
         inputs, outputs = shape.linear(name)
         weight, unit = inputs * outputs, inputs**2
         # `get_lora_weight` sends a unit matrix through the adapter; `get_weight_norm` adds its result to the weight.
         if batch.dtype_bytes == 2:
-            found = max(found, 6 * batch.tokens * inputs + max(6 * unit + 2 * weight, 2 * unit + 16 * weight))
+            busiest = max(busiest, 6 * batch.tokens * inputs + max(6 * unit + 2 * weight, 2 * unit + 16 * weight))
         else:
-            found = max(found, 4 * unit + 12 * weight)
+            busiest = max(busiest, 4 * unit + 12 * weight)
     if batch.dtype_bytes == 2 and any(name in lora.targets for name in MLP_INPUTS):
-        # Outputs as wide as the MLP are float32 here, and so are their gradients on three ways.
-        found = max(found, batch.tokens * (12 * shape.intermediate + 6 * shape.hidden))
-    return found
+        # Outputs as wide as the MLP are float32 here, and so are their gradients on three paths.
+        busiest = max(busiest, batch.tokens * (12 * shape.intermediate + 6 * shape.hidden))
+    return busiest
 
 
 def final_norm(shape: ModelShape, batch: Batch) -> int:
@@ -165,7 +165,7 @@ def _adapters(shape: ModelShape, lora: LoraShape, batch: Batch, names: tuple[str
             # adapter has its own.
             total += tokens * inputs * 2
         elif lora.dropout:
-            total += tokens * inputs * width  # what dropout made of x
+            total += tokens * inputs * width  # x after dropout
         if lora.use_dora:
             total += _dora(shape, lora, batch, name, reached)
     if not cast and not lora.dropout and (names != ("o_proj",) or not reached or _plain_products(shape, batch)):
@@ -174,12 +174,12 @@ def _adapters(shape: ModelShape, lora: LoraShape, batch: Batch, names: tuple[str
 
 
 def _dora(shape: ModelShape, lora: LoraShape, batch: Batch, name: str, reached: bool) -> int:
-    # lora/dora.py DoraLinearLayer.forward: the magnitude's gradient needs what base and adapter came to; float32 vectors of
+    # lora/dora.py DoraLinearLayer.forward: the magnitude's gradient needs the outputs of base and adapter; float32 vectors of
     # an output each are the norms, the scale, and the scale less one.
     inputs, outputs = shape.linear(name)
     total = 2 * batch.tokens * outputs * batch.dtype_bytes + 4 * outputs * (2 + reached)
     if lora.dropout and reached and batch.dtype_bytes == 2:
-        total += 2 * inputs * outputs  # the base is computed once more, by a copy of its weight
+        total += 2 * inputs * outputs  # the base is computed again, with a copy of its weight
     return total
 
 
@@ -190,7 +190,7 @@ def _attention(shape: ModelShape, batch: Batch, queries: bool, keys: bool) -> in
     if shape.qk_norm:  # Qwen3Attention.forward: q_norm and k_norm, a group a head
         total += _norm(tokens, q, shape.heads) if queries else 0
         total += _norm(tokens, kv, shape.kv_heads) if keys else 0
-    # apply_rotary_pos_emb keeps cos and sin alone.
+    # apply_rotary_pos_emb keeps only cos and sin.
     if _plain_products(shape, batch):
         # aten's _scaled_dot_product_attention_math: scaled queries, repeated keys and values, the scores after the softmax.
         return total + 3 * tokens * q * 4 + batch.rows * shape.heads * batch.length**2 * 4

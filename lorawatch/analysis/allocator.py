@@ -1,9 +1,9 @@
-"""What torch's CUDA allocator holds beside the tensors: blocks that are free at a step's peak and fit nothing.
+"""Bytes that torch's CUDA allocator holds beside the tensors: blocks that are free at a step's peak and fit no tensor.
 
-A freed block is used again for a tensor that it fits, cut to size, and goes back to the driver only when memory runs short
-(c10/cuda/CUDACachingAllocator.cpp). Which blocks lie free was read off that algorithm, replayed over the tensors of three
-steps; the counts below are the layer's tensors found free while the loss is computed. tests/data/h100_memory.json holds
-what GPUs were measured to reserve.
+A freed block is reused for a tensor that fits, cut to size, and goes back to the driver only when memory runs short
+(c10/cuda/CUDACachingAllocator.cpp). The free blocks come from that algorithm, replayed over the tensors of three steps;
+the counts below are the layer's tensors that are free while the loss is computed. tests/data/h100_memory.json has
+the measured reserved bytes of GPUs.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def free_blocks(
     Args:
         shape: The model's.
         lora: The adapters'.
-        batch: What a forward pass is given.
-        at_loss: The peak lies where the loss is computed.
-        checkpointing: Activations are recomputed.
-        ddp: Several ranks train together.
+        batch: The input of a forward pass.
+        at_loss: Whether the peak is where the loss is computed.
+        checkpointing: Whether activations are recomputed.
+        ddp: Whether several ranks train one model.
     """
     residual = batch.tokens * shape.hidden * batch.dtype_bytes
     total = _ENDS_BYTES + _between_weights(shape, batch.dtype_bytes, residual)
@@ -77,7 +77,7 @@ def _workspace_has_room(shape: ModelShape, batch: Batch, largest: int, ddp: bool
 
 
 def _between_weights(shape: ModelShape, dtype_bytes: int, residual: int) -> int:
-    """What weights leave of the blocks that they share, if the ends are too small for the tensors of a layer."""
+    """The unused ends of the blocks that weights share, if they are too small for the tensors of a layer."""
     total = 0
     sizes = Counter(dtype_bytes * inputs * outputs for inputs, outputs in map(shape.linear, LINEARS))
     for size, a_layer in sizes.items():

@@ -1,4 +1,4 @@
-"""Ranks that train separately at the same time: what they did together while every one of them was computing."""
+"""Ranks that train separately at the same time: their total rate while all of them were computing."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class RankSteps:
     durations_s: Sequence[float]
 
     def touching(self, window: Sequence[Span]) -> list[int]:
-        """Numbers of the steps that lie in the window, wholly or in part."""
+        """Indices of the steps that lie in the window, wholly or in part."""
         return [i for i, share in enumerate(self.shares(window)) if share > 0]
 
     def shares(self, window: Sequence[Span]) -> list[float]:
         """Each step's share of time inside the window, 0 to 1; shape (steps,)."""
         ends = [end for _, end in window]
-        found = []
+        shares = []
         for at, took in zip(self.ends_s, self.durations_s, strict=True):
             inside = 0.0
             span = bisect_right(ends, at - took)  # those before it end before the step begins
             while span < len(window) and window[span][0] < at:
                 inside += min(at, window[span][1]) - max(at - took, window[span][0])
                 span += 1
-            found.append(inside / took if took > 0 else 0.0)
-        return found
+            shares.append(inside / took if took > 0 else 0.0)
+        return shares
 
 
 def common_window(ranks: Sequence[RankSteps], *, join_s: float, pauses: Sequence[float] = ()) -> list[Span]:
@@ -48,7 +48,7 @@ def common_window(ranks: Sequence[RankSteps], *, join_s: float, pauses: Sequence
     the others have the machine's power, heat and memory to themselves.
 
     Args:
-        join_s, pauses: Which gaps between a rank's steps are no pause, as in `union`.
+        join_s, pauses: Which gaps between a rank's steps do not count as a pause, as in `union`.
 
     Returns:
         In order, without overlap; empty where a rank has no step, or no moment is common to all.
@@ -58,7 +58,7 @@ def common_window(ranks: Sequence[RankSteps], *, join_s: float, pauses: Sequence
 
 
 def amount_within(rank: RankSteps, amounts: Sequence[float], window: Sequence[Span]) -> float:
-    """What a rank did inside the window; of a step that an edge cuts, its share by time.
+    """A rank's amount inside the window; a step that an edge cuts counts by its share of time.
 
     Args:
         amounts: What each step did, such as tokens; shape (steps,).
@@ -69,8 +69,8 @@ def amount_within(rank: RankSteps, amounts: Sequence[float], window: Sequence[Sp
 def summed_rate(ranks: Sequence[RankSteps], amounts: Sequence[Sequence[float]], window: Sequence[Span]) -> Figure:
     """All ranks' amount a second over the window.
 
-    Its interval comes from each rank's own steps in the window, by batch means: the ranks work apart, so that their half
-    widths add in quadrature. A rank with too few steps leaves it out.
+    Its interval comes from each rank's own steps in the window, by batch means: the ranks work independently, so that their
+    half widths add in quadrature. A rank with too few steps leaves it out.
 
     Args:
         amounts: What each rank's steps did; shape (ranks, steps of that rank).

@@ -1,4 +1,4 @@
-"""What an epoch costs, and when dearer hardware pays. Money is of one currency, whichever."""
+"""The cost of an epoch, and when dearer hardware pays. All prices are in one currency, whichever it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HOURS_A_YEAR = 8766.0
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What is paid, and how long hardware serves; None for a price that is not known.
+    """Prices, and how long the hardware is used; None for a price that is not known.
 
     Raises:
         ValueError: A price below 0, a life or utilisation not above 0, a utilisation over 1, or not a number.
@@ -21,7 +21,7 @@ class Prices:
     """Of the whole configuration."""
     life_years: float = 4.0
     utilisation: float = 0.7
-    """Share of its life in which the hardware really works, above 0 to 1."""
+    """Share of its life in which the hardware is busy, above 0 to 1."""
 
     def __post_init__(self) -> None:
         if self.price_per_kwh is not None:
@@ -43,19 +43,19 @@ class Cost:
 
     @property
     def total(self) -> float | None:
-        """Energy and hardware; None where one is not known, since half a cost looks like a bargain."""
+        """Energy and hardware; None where one is not known, since half a cost would look cheap."""
         return None if self.energy is None or self.hardware is None else self.energy + self.hardware
 
 
 def epoch_cost(seconds: float, kwh: float | None, prices: Prices) -> Cost:
     """Cost of an epoch: its energy, and its share of the hardware's price.
 
-    The price is spread evenly over the hours in which the hardware works: life × 8766 h × utilisation.
+    The price is spread evenly over the hours in which the hardware is busy: life × 8766 h × utilisation.
 
     Args:
         seconds: Time of the epoch.
         kwh: Its energy, None where it was not measured.
-        prices: What is paid.
+        prices: As `Prices` says.
 
     Raises:
         ValueError: Time or energy below 0.
@@ -71,7 +71,7 @@ def epoch_cost(seconds: float, kwh: float | None, prices: Prices) -> Cost:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What is compared: a price to buy, and one to run.
+    """A configuration to compare: its price, and the price of running it.
 
     Raises:
         ValueError: A price below 0, or not a number.
@@ -93,7 +93,7 @@ class BreakEven:
 
     tokens: float | None
     why: str
-    """In a sentence, without names: which of the two it speaks of is `dearer`."""
+    """The reason in a sentence; "it" is the configuration named in `dearer`."""
     dearer: str | None
     """Name of the configuration that is dearer to buy; None where both cost the same."""
 
@@ -112,7 +112,7 @@ def energy_per_token(tok_per_j: float, price_per_kwh: float) -> float:
 def break_even_tokens(a: Configuration, b: Configuration) -> BreakEven:
     """Tokens after which purchase and energy of the configuration that is dearer to buy are less than the other's.
 
-    Purchase is paid at once and in full; time is no cost here, so that a slow, frugal configuration wins in the end.
+    Purchase is paid at once and in full; time has no cost here, so that a slow configuration with less energy wins in the end.
     """
     dear, cheap = (a, b) if a.hardware_price >= b.hardware_price else (b, a)
     more = dear.hardware_price - cheap.hardware_price

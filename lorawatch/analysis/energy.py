@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from lorawatch.analysis.throughput import rate
 from lorawatch.analysis.windows import Span, length
 
-# Two power readings further apart than this say nothing about the time between them.
+# The time between two power readings further apart than this is not interpolated.
 MAX_GAP_S = 5.0
-# A window of which less than this share was read has no energy; the rest of a larger share is taken as the read part.
+# A window of which less than this share was read has no energy; of a larger share the rest is taken to be like the read part.
 MIN_COVERED = 0.95
 
 
@@ -20,7 +20,7 @@ class Energy:
     """Energy of one device over a window, joules; None where it was not read."""
 
     counter_j: float | None
-    """By the counter; short ends of the window that lie outside its readings come from the power's integral."""
+    """By the counter; ends of the window outside its readings come from the power's integral."""
     integral_j: float | None
     """By instant power, trapezoidal."""
 
@@ -48,9 +48,9 @@ def energy_over(
     """A device's energy over a window, in one pass over its readings.
 
     The counter's difference between two readings is exact but coarse (a reading a second); where an edge of the window
-    lies between two readings, their difference is shared out as the integral of instant power between them goes, and
-    evenly where power was not read. A counter that runs backwards (the driver was loaded anew) says nothing about that
-    stretch.
+    lies between two readings, their difference is divided in proportion to the integral of instant power between
+    them, and evenly where power was not read. A stretch in which the counter runs backwards (the driver was reloaded) is
+    left out.
 
     Args:
         readings: (seconds, watts or None, counter in joules or None) in order of time.
@@ -64,7 +64,9 @@ def energy_over(
     counter = _Counter(inside)
     integral_j = integral_s = 0.0
     power_at: tuple[float, float] | None = None
-    waiting: list[tuple[float, float]] = []  # counter readings since the last power reading: they cut what comes next
+    waiting: list[
+        tuple[float, float]
+    ] = []  # counter readings since the last power reading: they divide the next stretch
     for at, watts, joules in readings:
         if watts is not None:
             whole = power_at is not None and 0 < at - power_at[0] <= max_gap_s
@@ -94,7 +96,7 @@ def energy_over(
 
 
 class _Counter:
-    """Shares the counter's differences out between the window and the time around it."""
+    """Divides the counter's differences between the window and the time around it."""
 
     def __init__(self, inside: _Window) -> None:
         self._inside = inside
@@ -107,7 +109,7 @@ class _Counter:
         self._outside_j = self._outside_s = 0.0
 
     def power(self, first: tuple[float, float], second: tuple[float, float]) -> None:
-        """A stretch of power, straight from one moment to the next, between two counter readings."""
+        """A stretch of power, linear from one moment to the next, between two counter readings."""
         energy, seconds = self._inside.integral(first, second)
         self._all_j += (first[1] + second[1]) / 2 * (second[0] - first[0])
         self._all_s += second[0] - first[0]
@@ -130,7 +132,7 @@ class _Counter:
         self._all_j = self._all_s = self._in_j = self._in_s = 0.0
 
     def total(self) -> tuple[float, float]:
-        """Joules inside the window and the seconds they cover; what no two readings enclose comes from the power."""
+        """Joules inside the window and the seconds they cover; time that no two readings enclose is taken from the power."""
         return self._joules + self._outside_j + self._in_j, self.covered_s + self._outside_s + self._in_s
 
 
@@ -142,7 +144,7 @@ def _whole(joules: float, seconds: float, window_s: float) -> float | None:
 
 
 class _Window:
-    """A window's spans, asked in order of time or not."""
+    """A window's spans, for questions in any order of time."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._spans = spans
@@ -160,7 +162,7 @@ class _Window:
         return length(self._pieces(begin, end))
 
     def integral(self, first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
-        """Joules and seconds inside the window, of power that goes straight from one reading to the next."""
+        """Joules and seconds inside the window, of power that is linear from one reading to the next."""
         (t0, p0), (t1, p1) = first, second
         slope = (p1 - p0) / (t1 - t0)
         joules = seconds = 0.0

@@ -1,4 +1,4 @@
-"""Time and energy of an epoch, and the number of tokens as people write it."""
+"""Time and energy of an epoch, and reading a number of tokens."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Span:
 
 
 def settling_share(window_s: float | None) -> float:
-    """Share by which a rate may fall after the seconds that it was measured over; 0 where those are not known.
+    """Share by which a rate may fall after the seconds over which it was measured; 0 where those are not known.
 
-    A card that begins cool and below its power limit is faster than it will be: by some percent until the limit holds it,
-    by one percent while it warms up, for half a minute. An envelope of what `tests/benchmarks/gpu_epoch.py` saw.
+    A card that begins cool and below its power limit is faster than it will be: by some percent until the limit takes effect,
+    by one percent while it warms up, for half a minute. An envelope of the measurements of `tests/benchmarks/gpu_epoch.py`.
     """
     if not window_s or window_s <= 0:
         return 0.0
@@ -51,7 +51,7 @@ def epoch_time_s(tokens: float, rate: Figure, window_s: float | None = None) -> 
     Args:
         tokens: Tokens of the data set.
         rate: Tokens a second.
-        window_s: Seconds that it was measured over. An epoch runs on long after them: the slow end allows for what the
+        window_s: Seconds that it was measured over. An epoch takes much longer: the slow end allows for what the
             card may lose by then (`settling_share`).
 
     Returns:

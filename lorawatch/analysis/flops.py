@@ -15,8 +15,8 @@ def lora_flops_per_token(
 
     Args:
         matmul_parameters: Weights of all linear layers, the output head included, embedding tables left out.
-        lora_parameters: Weights of the adapters' matrices. DoRA's magnitudes, which no product is taken with, and the norms
-            that it computes anew in every forward pass are no part of the model's FLOPs.
+        lora_parameters: Weights of the adapters' matrices. DoRA's magnitudes, which are in no matrix product, and the
+            norms that it computes in every forward pass do not count.
         sequence_length: Positions of a sequence, s.
         hidden_size: Width of attention, heads × head size, d.
         layers: Attention layers, L.

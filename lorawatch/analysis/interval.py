@@ -33,7 +33,7 @@ class Figure:
 
 
 def ratio(a: Figure, b: Figure) -> Figure:
-    """One figure over another that was measured apart from it.
+    """One figure over another that was measured independently.
 
     First-order propagation of independent errors: relative half widths add in quadrature (JCGM 100:2008, 5.1.6). A
     figure over itself, the same object, is exactly 1.
@@ -57,15 +57,15 @@ def scaled(figure: Figure, factor: float) -> Figure:
 
 
 def total(figures: Sequence[Figure]) -> Figure:
-    """The sum of independent figures, such as of GPUs that work apart; half widths add in quadrature."""
+    """The sum of independent figures, such as of GPUs that work independently; half widths add in quadrature."""
     return Figure(math.fsum(f.value for f in figures), quadrature(*(f.ci95 for f in figures)))
 
 
 def pooled(runs: Sequence[Figure]) -> Figure:
     """Repeats of one measurement as one figure.
 
-    Two or more: their mean, with Student's t interval across them, which also holds what differs from run to run and
-    what a run's own interval cannot see. One: itself.
+    Two or more: their mean, with Student's t interval across them, which also covers the differences from run to run that
+    a run's own interval cannot show. One: itself.
 
     Raises:
         ValueError: No run.

@@ -1,7 +1,7 @@
-"""GPU memory of a LoRA run, before it starts: what it needs, whether a GPU has that, and what would fit instead.
+"""GPU memory of a LoRA run, before it starts: the bytes at its peak, whether a GPU has them, and what would fit instead.
 
-The peak is taken over the moments of a step at which it can lie, not over a sum of maxima: while the gradient of the
-logits is computed, every activation is there but no adapter has a gradient yet.
+The peak is the maximum over the moments of a step at which it can occur, not a sum of maxima: while the gradient of the
+logits is computed, every activation is in memory but no adapter has a gradient yet.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ MIB, GIB = 1 << 20, 1 << 30
 Moment = Literal["loss", "backward", "optimizer"]
 
 # Beside torch's tensors, read on an H100 (driver 580, CUDA 13); the same in every run there to 16 MiB.
-# What a process holds before its first tensor and loads on the way: the CUDA context with the kernels of torch, cuBLAS and
-# the attention. The used memory that the driver gives less torch's reserved memory less what the driver keeps.
+# What a process holds before its first tensor and loads during the run: the CUDA context with the kernels of torch, cuBLAS and
+# the attention. The driver's used memory less torch's reserved memory less what the driver keeps.
 CUDA_CONTEXT_BYTES = 767 * MIB
 # What the driver counts as used with no process on the GPU.
 DRIVER_BYTES = 480 * MIB
-# NCCL's buffers and the kernels of its collectives: what a rank of two holds beside that, over NVLink.
+# NCCL's buffers and the kernels of its collectives: what each of two ranks over NVLink holds in addition.
 NCCL_BYTES = 852 * MIB
 
 TIGHT_SHARE = 0.95
-"""From this share of a GPU's memory on, a run that fits is called tight: the estimate is good to a few percent."""
+"""From this share of a GPU's memory on, a run that fits is called tight: the estimate is right to a few percent."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one GPU computes in a step.
+    """The work of one GPU in a step.
 
     Attributes:
         shape: The model's.
@@ -49,10 +49,10 @@ class Workload:
         batch: Sequences of a forward pass.
         sequence_length: Positions of the longest.
         dtype_bytes: Of the base weights: 2, trained under autocast, or 4.
-        gradient_checkpointing: Activations are recomputed.
+        gradient_checkpointing: Whether activations are recomputed.
         gradient_accumulation: Forward passes a step.
         world_size: Ranks that train together.
-        padded: Sequences of a batch differ in length.
+        padded: Whether sequences of a batch differ in length.
         quantization: How the frozen linear layers are kept.
     """
 
@@ -75,9 +75,9 @@ class MemoryEstimate:
     Attributes:
         weights: The frozen base model.
         adapters: FP32 adapters.
-        gradients: Theirs, as many as there are at the peak.
+        gradients: Gradients of the adapters, as many as exist at the peak.
         optimizer: AdamW's two moments of each adapter weight.
-        activations: What the backward pass needs, and the gradients on their way through a layer.
+        activations: What the backward pass needs, and the gradients inside a layer.
         logits: The loss in float32: its softmax and two gradients.
         ddp_buckets: DDP's copy of the gradients.
         workspace: cuBLAS's.
@@ -85,7 +85,7 @@ class MemoryEstimate:
         nccl: Buffers of the collectives.
         cuda_context: The process's context and kernels.
         driver: What the driver keeps on an idle GPU.
-        moment: Where in a step the peak lies.
+        moment: The moment of a step at which the peak occurs.
     """
 
     weights: int
@@ -114,7 +114,7 @@ class MemoryEstimate:
 
     @property
     def device_bytes(self) -> int:
-        """What the driver and nvidia-smi show as used on a GPU that does nothing else."""
+        """The used memory that the driver and nvidia-smi show on a GPU that does nothing else."""
         return sum(self.breakdown().values())
 
     def breakdown(self) -> dict[str, int]:
@@ -128,7 +128,7 @@ class Fit:
 
     Attributes:
         verdict: `tight` is a fit that leaves less than 5% of the memory.
-        spare_bytes: What stays free; negative: what is missing.
+        spare_bytes: Bytes that stay free; negative: bytes that are missing.
     """
 
     verdict: Literal["fits", "tight", "does not fit"]
@@ -141,13 +141,13 @@ def estimate(work: Workload) -> MemoryEstimate:
     given = Batch(work.batch, work.sequence_length, work.dtype_bytes, work.padded, work.quantization)
     adapters = lora.parameters(shape)
     gradients = 4 * adapters
-    # Freed after each optimizer step; micro-batches after the first find them.
+    # Freed after each optimizer step; they exist in micro-batches after the first.
     standing = gradients if work.gradient_accumulation > 1 else 0
     layer = layer_activations(shape, lora, given)
     transient = layer_transient(shape, lora, given) - final_norm(shape, given)
     if work.gradient_checkpointing:
         kept = checkpointed_activations(shape, given)
-        # Beside its input the layer under way has all it keeps; the last to be computed again is the first.
+        # Beside the inputs, one layer has all that it keeps; the last layer that is recomputed is the first.
         at_last, at_first = (
             kept + layer,
             kept - (shape.layers - 1) * given.tokens * shape.hidden * work.dtype_bytes + layer,
@@ -156,7 +156,7 @@ def estimate(work: Workload) -> MemoryEstimate:
         kept = model_activations(shape, lora, given)
         at_last, at_first = kept, kept - (shape.layers - 1) * layer
     # ForCausalLMLoss: in the backward pass the log-softmax that cross_entropy kept, its gradient and the gradient of the
-    # float32 logits are there together. (Forward: 16-bit logits, float32 logits, log-softmax and accelerate's float32 copy
+    # float32 logits exist together. (Forward: 16-bit logits, float32 logits, log-softmax and accelerate's float32 copy
     # of the outputs, never more than this at a time.)
     logits = 12 * given.tokens * shape.vocabulary
     moments: tuple[tuple[Moment, int, int, int], ...] = (
@@ -188,10 +188,10 @@ def estimate(work: Workload) -> MemoryEstimate:
 
 
 def verdict(needed: MemoryEstimate, memory_total_bytes: int) -> Fit:
-    """Whether a GPU with so much memory, as the driver gives its total, has room for a run.
+    """Whether a GPU with this total memory, as the driver reports it, has room for a run.
 
-    Torch gives free blocks back before it gives up, but no run can count on that: the next step's logits, in 16 bits, then
-    cut up the blocks that the loss needs whole. Llama-3.1-8B with 10 × 1024 tokens on 80 GB ended so in its second step.
+    Torch returns free blocks before it fails, but a run cannot rely on that: the next step's logits, in 16 bits, then split
+    the blocks that the loss needs whole. Llama-3.1-8B with 10 × 1024 tokens on 80 GB failed this way in its second step.
     """
     spare = memory_total_bytes - needed.device_bytes
     if spare < 0:
@@ -200,16 +200,16 @@ def verdict(needed: MemoryEstimate, memory_total_bytes: int) -> Fit:
 
 
 def what_would_fit(work: Workload, memory_total_bytes: int) -> list[str]:
-    """Changes of the recipe after which a run that does not fit fits, each confirmed by the estimate.
+    """Changes of the recipe that make a run fit, each confirmed by the estimate.
 
     Returns:
         A line a change, the least disturbing first: a smaller batch, recomputed activations, shorter sequences, NF4 weights;
-        the last three with others of them where they do not suffice alone. Empty where it fits already, and where nothing
-        helps since the weights alone are too large.
+        the last three combined with others where one is not enough. Empty where the run fits already, and where nothing
+        helps because the weights alone are too large.
     """
-    found: list[str] = []
+    advice: list[str] = []
     if verdict(estimate(work), memory_total_bytes).verdict == "fits":
-        return found
+        return advice
     for change in _changes(work, memory_total_bytes):
         words = []
         if change.quantization != work.quantization:
@@ -220,8 +220,8 @@ def what_would_fit(work: Workload, memory_total_bytes: int) -> list[str]:
             words.append(f"train.batch_size_per_gpu {change.batch} instead of {work.batch}")
         if change.sequence_length != work.sequence_length:
             words.append(f"data.sequence_length {change.sequence_length} instead of {work.sequence_length}")
-        found.append(f"{' and '.join(words)}: {estimate(change).device_bytes / GIB:.1f} GiB")
-    return found
+        advice.append(f"{' and '.join(words)}: {estimate(change).device_bytes / GIB:.1f} GiB")
+    return advice
 
 
 def _changes(work: Workload, memory_total_bytes: int) -> Iterator[Workload]:
@@ -233,7 +233,7 @@ def _changes(work: Workload, memory_total_bytes: int) -> Iterator[Workload]:
         return next((w for w in sizes if fits(w)), None)
 
     def shorter(asked: Workload) -> Workload | None:
-        """Whole multiples of 64 positions, which attention's kernels like."""
+        """Whole multiples of 64 positions, which are fast in attention's kernels."""
         low, high = 0, (asked.sequence_length - 1) // 64
         while low < high:
             middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""How throughput grows with GPUs, and where the rest went. Weak scaling: the batch of a GPU stays the same."""
+"""How throughput grows with GPUs, and what the loss consists of. Weak scaling: the batch per GPU stays the same."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from lorawatch.analysis.interval import Figure, quadrature, ratio, scaled
 
 @dataclass(frozen=True, slots=True)
 class LossSplit:
-    """What DDP on n GPUs lacks to n times one GPU alone; each in percent of n times one alone.
+    """What DDP on n GPUs loses against n times one GPU alone; each part in percent of n times one alone.
 
-    Noise may leave a part a little below 0.
+    A part may be a little below 0 because of noise.
     """
 
     shared_machine: Figure
-    """What n separate one-GPU runs at the same time lack already: power, heat, PCIe, host."""
+    """The loss of n separate one-GPU runs at the same time: power, heat, PCIe, host."""
     communication: Figure
-    """What coupling them takes on top: the all-reduce, and waiting for the slowest rank."""
+    """The further loss by coupling them: the all-reduce, and waiting for the slowest rank."""
     total: Figure
 
 
 def speedup(rate_n: Figure, rate_1: Figure) -> Figure:
-    """tok/s(n) ÷ tok/s(1); exactly 1 for the very same figure.
+    """tok/s(n) ÷ tok/s(1); exactly 1 for the same object.
 
     Raises:
         ValueError: The rate of one GPU is 0.
@@ -55,7 +55,7 @@ def karp_flatt(speedup_value: float, n: int) -> float | None:
     Constant over n where a fixed part is serial, growing where overhead grows; negative beyond n times.
 
     Returns:
-        0 for a perfect speed-up, 1 for none; None for one GPU, which cannot tell, and for a speed-up of 0.
+        0 for a perfect speed-up, 1 for none; None for one GPU, where it is not defined, and for a speed-up of 0.
     """
     if n < 2 or speedup_value <= 0:
         return None
@@ -78,7 +78,7 @@ def split_loss(ddp_n: Figure, separate_n: Figure, one: Figure, n: int) -> LossSp
     """
     _check(n, 2)
     separate, ddp = efficiency_pct(separate_n, one, n), efficiency_pct(ddp_n, one, n)
-    # the difference shares its divisor, whose noise so enters only in proportion to the difference
+    # both terms share their divisor, so its noise enters only in proportion to their difference
     lost = separate.value - ddp.value
     to_pct = 100 / (n * one.value)
     noise = quadrature(scaled(separate_n, to_pct).ci95, scaled(ddp_n, to_pct).ci95, scaled(one, lost / one.value).ci95)
@@ -91,4 +91,4 @@ def split_loss(ddp_n: Figure, separate_n: Figure, one: Figure, n: int) -> LossSp
 
 def _check(n: int, least: int) -> None:
     if n < least:
-        raise ValueError(f"{n} is no number of GPUs here: at least {least}")
+        raise ValueError(f"{n} is not a possible number of GPUs here: at least {least}")

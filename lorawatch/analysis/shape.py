@@ -1,4 +1,4 @@
-"""The shape of a Llama-like model and of its LoRA adapters: what sizes follow from, without a weight or a library."""
+"""The shape of a Llama-like model and of its LoRA adapters: all sizes, computed without weights or libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ModelShape:
         head_size: Width of a head.
         tied: The output head is the embedding table.
         qkv_bias: q, k and v have biases.
-        output_bias: o has one.
+        output_bias: o has a bias.
         mlp_bias: gate, up and down have biases.
         qk_norm: Queries and keys are normalised head by head.
     """
@@ -52,7 +52,7 @@ class ModelShape:
         """The shape in a transformers config (config.json, or an entry of assets/models.yaml).
 
         Raises:
-            ValueError: A model of another family, or a field that is missing or no whole number; says which.
+            ValueError: A model of another family, or a field that is missing or not a whole number; the message names it.
         """
         kind = config.get("model_type")
         if kind not in _TYPES:
@@ -74,7 +74,7 @@ class ModelShape:
             layers=number("num_hidden_layers"),
             heads=heads,
             kv_heads=number("num_key_value_heads", heads),
-            # Qwen3's config says 128 where it says nothing.
+            # Qwen3's default is 128.
             head_size=number("head_dim", 128 if kind == "qwen3" else hidden // heads),
             tied=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=bias or kind == "qwen2",
@@ -135,12 +135,12 @@ class LoraShape:
 
     Attributes:
         rank: Their rank.
-        targets: The linear layers that have one, in every decoder layer: names out of `LINEARS`.
+        targets: The linear layers that have an adapter, in every decoder layer: names from `LINEARS`.
         dropout: Share of the adapter's input that is dropped.
-        use_dora: Each output has a learned magnitude beside them.
+        use_dora: Whether each output has a learned magnitude.
 
     Raises:
-        ValueError: A target that is no linear layer of a Llama-like model.
+        ValueError: A target that is not a linear layer of a Llama-like model.
     """
 
     rank: int

@@ -2,8 +2,8 @@
 
 t(n) = compute + allreduce · 2(n − 1)/n. A ring all-reduce makes every rank send and receive 2(n − 1)/n of the gradient
 (Patarasuk and Yuan 2009, Journal of Parallel and Distributed Computing 69); under weak scaling each rank computes the
-same whatever n is. What else grows with n (shared power and PCIe, waiting for the slowest rank) goes into the second
-term as far as it goes the same way. A network between hosts is in it only if a measured point went over one.
+same whatever n is. Other costs that grow with n (shared power and PCIe, waiting for the slowest rank) are in the second
+term as far as they grow alike. A network between hosts is included only if a measured point used one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from lorawatch.analysis.interval import Figure, ratio
 from lorawatch.analysis.throughput import student_t95
 
-# No run's own interval sees what differs from start to start, and no formula of two terms is exact: a measured step time
-# may depart from it by this share. The published tables of RTX PRO cards depart by 0.2%.
+# A run's own interval does not show differences from start to start, and a formula of two terms is not exact: a measured step
+# time may depart from it by this share. The published tables of RTX PRO cards depart by 0.2%.
 TOLERANCE = 0.01
-# Further out the ring's term hardly grows any more; what does grow there (hosts, switches) was in no point.
+# Further out the ring's term hardly grows; what does grow there (hosts, switches) is in no measured point.
 MOST_TIMES_MEASURED = 8
 
 
 class CannotExtrapolate(ValueError):
-    """The measured points cannot say what was asked; the message says why, in a sentence."""
+    """The measured points do not allow the extrapolation; the message gives the reason in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class StepTimeModel:
-    """A fitted model. What it says is extrapolated, unless that number of GPUs was measured."""
+    """A fitted model. Its figures are extrapolated, unless that number of GPUs was measured."""
 
     compute_s: Figure
     """Seconds of a step that do not depend on the number of GPUs."""
     allreduce_s: Figure
-    """Seconds that one gradient's way takes: a step spends 2(n − 1)/n times as much. Not below 0."""
+    """Seconds to send one gradient: a step spends 2(n − 1)/n times as much. Not below 0."""
     tokens_per_gpu: float
     measured: tuple[int, ...]
     """The numbers of GPUs that were measured, in order."""
@@ -54,7 +54,7 @@ class StepTimeModel:
     """Share of a step's time by which a single measurement departs from the fit, as a half width."""
 
     def extrapolated(self, gpus: int) -> bool:
-        """Whether that number of GPUs was not measured, so that its figures must say so."""
+        """Whether that number of GPUs was not measured, so that its figures must be marked."""
         return gpus not in self.measured
 
     def step_s(self, gpus: int) -> Figure:
@@ -93,17 +93,17 @@ class StepTimeModel:
 def fit(points: Sequence[Point]) -> StepTimeModel:
     """Fit the model by weighted least squares; a point weighs by its interval, widened by `TOLERANCE`.
 
-    Intervals of what is predicted come from the points' own, so widened; where one has none, from the points' distances
-    to the fit (Student's t, points − 2 degrees of freedom), not below `TOLERANCE`, since few points lie on a line by
-    chance; and two such points leave none. Several points of one GPU count are fine.
+    Intervals of predictions come from the points' own, widened in the same way; where one has none, from the points'
+    distances to the fit (Student's t, points − 2 degrees of freedom), not below `TOLERANCE`, since few points can lie on
+    a line by chance. Two such points give no interval. Several points of one GPU count are fine.
 
     Raises:
-        CannotExtrapolate: Fewer than two GPU counts, or two that are hardly apart; points of different tokens a GPU; a
-            step time that is none; steps that became faster with more GPUs beyond their noise; a point that
+        CannotExtrapolate: Fewer than two GPU counts, or two that are too close; points of different tokens per GPU; a
+            step time that is not positive; steps that became faster with more GPUs beyond their noise; a point that
             contradicts the others.
     """
     counts = _checked(points)
-    # a point without an interval weighs as the least sure of the others
+    # a point without an interval weighs as the least certain of the others
     unsure = max(p.step_s.relative or 0.0 for p in points)
     widths = [
         math.hypot(unsure * p.step_s.value if p.step_s.ci95 is None else p.step_s.ci95, TOLERANCE * p.step_s.value)
@@ -121,14 +121,14 @@ def fit(points: Sequence[Point]) -> StepTimeModel:
             f"steps became faster from {counts[0]} to {counts[-1]} GPUs, beyond their noise: "
             "something other than the number of GPUs changed"
         )
-    slope = max(slope, 0.0)  # less is within its noise of 0
+    slope = max(slope, 0.0)  # a lower value is within its noise of 0
     compute = _mean(times, weights) - slope * way
     if compute <= 0:
         raise CannotExtrapolate(
             "the all-reduce would take more than the whole step: the points do not follow a ring's time"
         )
     misses = [t - compute - slope * x for x, t in zip(ways, times, strict=True)]
-    point, miss, width = max(zip(points, misses, widths, strict=True), key=lambda found: abs(found[1]) / found[2])
+    point, miss, width = max(zip(points, misses, widths, strict=True), key=lambda triple: abs(triple[1]) / triple[2])
     if abs(miss) > width:
         raise CannotExtrapolate(
             f"the step time measured on {_gpus(point.gpus)}, {point.step_s.value:.4g} s, contradicts the other points: "
@@ -149,7 +149,7 @@ def fit(points: Sequence[Point]) -> StepTimeModel:
 
 
 def _way(gpus: int) -> float:
-    """How often a gradient's size each rank of a ring all-reduce sends: 0 for one GPU, towards 2 for many."""
+    """How many times a gradient's size each rank of a ring all-reduce sends: 0 for one GPU, towards 2 for many."""
     return 2 * (gpus - 1) / gpus
 
 
@@ -162,7 +162,7 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def _scale(points: Sequence[Point], misses: Sequence[float], widths: Sequence[float]) -> float | None:
-    """What the widths are to be multiplied with to be half widths of 95%; None where nothing tells."""
+    """The factor that makes the widths half widths of 95% intervals; None where the points do not determine it."""
     if all(p.step_s.ci95 is not None for p in points):
         return 1.0
     free = len(points) - 2

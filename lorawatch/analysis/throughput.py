@@ -71,8 +71,8 @@ def mean_interval95(values: Sequence[float]) -> float | None:
 def batch_means_interval95(amounts: Sequence[float], durations_s: Sequence[float], batches: int = 128) -> float | None:
     """Half width of the 95% interval of a window's rate, sum of amounts over sum of durations, from batch means.
 
-    Neighbouring steps are alike (clocks, heat, lengths of examples), so that single steps are no independent draws, and
-    means of ten or so batches are not quite either. The batches' departures from the window's rate are therefore
+    Neighbouring steps are similar (clocks, heat, lengths of examples), so that single steps are not independent, and
+    means of about ten batches are not quite independent either. The batches' departures from the window's rate are therefore
     weighted with a few slow cosine waves: the weighted sums are nearly independent, each has the variance of the whole,
     and their number is the degrees of freedom (equal-weighted cosine estimator: Müller 2007, Journal of Econometrics
     141; Lazarus, Lewis, Stock and Watson 2018, Journal of Business & Economic Statistics 36, who recommend 0.4·n^(2/3)
@@ -83,9 +83,9 @@ def batch_means_interval95(amounts: Sequence[float], durations_s: Sequence[float
     run alone can: a correlation of 0.8 leaves 91% at 59 steps, 0.9 leaves 82% there, 0.6 leaves 90% at 8; repeats can.
 
     Args:
-        amounts: What each step did, such as tokens; shape (steps,).
+        amounts: Amount of each step, such as tokens; shape (steps,).
         durations_s: How long each took; shape (steps,).
-        batches: At most how many; a batch is a single step in runs that are shorter.
+        batches: At most this many; in shorter runs a batch is a single step.
 
     Returns:
         Half width in amount a second; None for fewer than four steps, or where they took no time.
@@ -108,7 +108,7 @@ def batch_means_interval95(amounts: Sequence[float], durations_s: Sequence[float
 
 @lru_cache(maxsize=8)
 def _cosines(waves: int, points: int) -> tuple[tuple[float, ...], ...]:
-    """The slowest cosine waves over equal pieces of [0, 1], none of which sees the mean; shape (waves, points)."""
+    """The slowest cosine waves over equal pieces of [0, 1], each with a mean of 0; shape (waves, points)."""
     return tuple(
         tuple(math.cos(math.pi * wave * (point + 0.5) / points) for point in range(points))
         for wave in range(1, waves + 1)

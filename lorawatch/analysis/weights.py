@@ -1,4 +1,4 @@
-"""Bytes of a frozen base model's weights, by the format in which its linear layers are kept."""
+"""Bytes of a frozen base model's weights, by the format of its linear layers."""
 
 from __future__ import annotations
 

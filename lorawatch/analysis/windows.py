@@ -20,8 +20,8 @@ def union(spans: Iterable[Span], *, join_s: float = 0.0, pauses: Sequence[float]
 
     Args:
         spans: In any order.
-        join_s: Gaps up to this many seconds are closed: neighbouring steps whose clocks were read a moment apart are
-            one stretch.
+        join_s: Gaps up to this many seconds are closed: neighbouring steps whose clocks were read at slightly
+            different times are one stretch.
         pauses: Moments in order; a gap that has one in it or as close to it as `join_s` stays, however short.
     """
 
@@ -40,29 +40,29 @@ def union(spans: Iterable[Span], *, join_s: float = 0.0, pauses: Sequence[float]
 
 
 def common(stretches: Iterable[list[Span]]) -> list[Span]:
-    """The time that is in all of them, in order; none of no stretches.
+    """The time that is in all of them, in order; empty without stretches.
 
     Args:
         stretches: Each in order and without overlap, as `union` returns.
     """
-    found: list[Span] | None = None
+    shared: list[Span] | None = None
     for spans in stretches:
-        found = spans if found is None else _both(found, spans)
-    return found or []
+        shared = spans if shared is None else _both(shared, spans)
+    return shared or []
 
 
 def _both(ours: list[Span], theirs: list[Span]) -> list[Span]:
-    found: list[Span] = []
+    overlaps: list[Span] = []
     i = j = 0
     while i < len(ours) and j < len(theirs):
         begin, end = max(ours[i][0], theirs[j][0]), min(ours[i][1], theirs[j][1])
         if end > begin:
-            found.append((begin, end))
+            overlaps.append((begin, end))
         if ours[i][1] < theirs[j][1]:
             i += 1
         else:
             j += 1
-    return found
+    return overlaps
 
 
 def length(spans: Iterable[Span]) -> float:

@@ -1,1 +1,1 @@
-"""Comparing configurations: which runs and published rows stand beside each other, what they say, and how it is told."""
+"""Comparing configurations: which runs and published rows are compared, the figures, and the text that reports them."""

@@ -1,4 +1,4 @@
-"""The question that a comparison is opened for, answered in sentences: which GPUs, how many, how long, at what price."""
+"""The answer to "which GPUs, how many, how long, at what price", in sentences."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _YEAR_S = 8766 * 3600.0
 
 
 def sentences(comparison: Comparison) -> Iterator[str]:
-    """The fastest configuration with what it is worth, the best of another SKU, the most frugal, the cheapest.
+    """The fastest configuration, the fastest of another SKU, the one with the least energy, the cheapest.
 
-    What nobody has measured comes apart from what somebody has, and behind it.
+    Extrapolated configurations have a sentence of their own, behind the measured and published ones.
     """
     rows = [r for r in comparison.rows if not r.other_work and r.configuration.coupling == "ddp"]
     known = [r for r in rows if r.configuration.provenance != "extrapolated"]
@@ -34,8 +34,8 @@ def sentences(comparison: Comparison) -> Iterator[str]:
         yield _second(max(others, key=_rate), fastest, comparison)
     fitted = [r for r in rows if r.configuration.provenance == "extrapolated" and _rate(r) > _rate(fastest)]
     if fitted:
-        most = max(fitted, key=_rate)
-        yield f"Nobody has measured it, but by a fitted model {_name(most)} would take {_time(most, comparison)}."
+        fastest_fitted = max(fitted, key=_rate)
+        yield f"Not measured: by a fitted model, {_name(fastest_fitted)} would take {_time(fastest_fitted, comparison)}."
     yield from _energy(known, comparison)
     yield from _costs(known, comparison)
 
@@ -50,7 +50,7 @@ def _rate(row: Row) -> float:
 
 
 def _alike(one: Row, other: Row) -> bool:
-    """Whether noise cannot tell which of two is faster."""
+    """Whether the difference between two rates is within their 95% intervals."""
     a, b = one.configuration.tok_s, other.configuration.tok_s
     return bool(a.ci95 and b.ci95) and abs(a.value - b.value) <= math.hypot(a.ci95 or 0.0, b.ci95 or 0.0)
 
@@ -58,32 +58,34 @@ def _alike(one: Row, other: Row) -> bool:
 def _fastest(row: Row, rival: Row | None, comparison: Comparison, *, alone: bool) -> str:
     tokens = tokens_words(comparison.tokens)
     begin = f"{_name(row)} takes" if alone else f"{_name(row)} is the fastest:"
-    said = f"{begin} {_time(row, comparison)} for {tokens} tokens"
+    sentence = f"{begin} {_time(row, comparison)} for {tokens} tokens"
     if row.configuration.count > 1 and row.speedup is not None and row.efficiency_pct is not None:
-        said += f", {row.speedup.value:.2f} times as fast as one, {interval_pct(row.efficiency_pct)} scaling efficiency"
+        sentence += (
+            f", {row.speedup.value:.2f} times as fast as one, {interval_pct(row.efficiency_pct)} scaling efficiency"
+        )
     if rival is not None:
-        said += f"; noise cannot tell it from {_name(rival)}"
-    return said + "."
+        sentence += f"; the difference from {_name(rival)} is within the noise"
+    return sentence + "."
 
 
 def _second(row: Row, fastest: Row, comparison: Comparison) -> str:
-    said = f"Of other models {_name(row)} is the fastest: {_time(row, comparison)}"
+    sentence = f"Of other models {_name(row)} is the fastest: {_time(row, comparison)}"
     if _alike(row, fastest):
-        said += ", which noise cannot tell from the above"
-    return said + "."
+        sentence += ", within the noise of the one above"
+    return sentence + "."
 
 
 def _time(row: Row, comparison: Comparison) -> str:
     """`77.8 min`, `30.0 min (29.1 to 31.0 min)`."""
     time = rung(row, comparison).time
-    said = long_duration(time.value)
+    words = long_duration(time.value)
     if time.low is None or time.high is None:
-        return said
+        return words
     low, high = long_duration(time.low), long_duration(time.high)
     if low == high:
-        return said
+        return words
     number, _, unit = low.partition(" ")
-    return f"{said} ({number if high.endswith(' ' + unit) else low} to {high})"
+    return f"{words} ({number if high.endswith(' ' + unit) else low} to {high})"
 
 
 def _name(row: Row) -> str:
@@ -113,11 +115,11 @@ def _costs(rows: list[Row], comparison: Comparison) -> Iterator[str]:
         if hardware is None or per_joule is None or price is None:
             return
         pair.append((Priced(_name(row), hardware, energy_per_token(per_joule.value, price)), row))
-    found = break_even_tokens(pair[0][0], pair[1][0])
-    if found.dearer is None:
+    break_even = break_even_tokens(pair[0][0], pair[1][0])
+    if break_even.dearer is None:
         return
-    (dear, row), (cheap, _) = pair if pair[0][0].name == found.dearer else pair[::-1]
-    yield f"{dear.name} costs more to buy than {cheap.name} and {_paid_back(found.tokens, row, comparison)}."
+    (dear, row), (cheap, _) = pair if pair[0][0].name == break_even.dearer else pair[::-1]
+    yield f"{dear.name} costs more to buy than {cheap.name} and {_paid_back(break_even.tokens, row, comparison)}."
 
 
 def _paid_back(tokens: float | None, row: Row, comparison: Comparison) -> str:

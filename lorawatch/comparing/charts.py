@@ -1,15 +1,29 @@
-"""Charts as SVG text: throughput by GPU count with its ideal line, and bars; no script, no font, nothing fetched."""
+"""Charts as geometry: throughput by GPU count with its ideal line, and bars. Templates draw them as SVG.
+
+Positions and lengths are in units of the SVG's view box, from its top left corner.
+"""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
-_ROOM = 50
 _DASHES = {"measured": "", "published": "6 4", "extrapolated": "2 4", "simulated": "1 3"}
+_LOOKS = {
+    "measured": "filled: measured",
+    "published": "hollow, dashed: published",
+    "extrapolated": "hollow, dotted: extrapolated",
+    "simulated": "hollow, finely dotted: simulated",
+}
+_WIDTH, _HEIGHT = 560, 320
+_LEFT, _TOP, _RIGHT, _BOTTOM = 64, 34, 544, 276  # edges of the area that curves are drawn in
+_BARS_WIDTH, _BARS_LEFT, _BARS_TOP, _BARS_BELOW = 1120, 320, 34, 10
+_BAR_PITCH, _BAR_HEIGHT = 22, 14
+_BAR_WORDS_ROOM = 90  # right of the longest bar
+_SIDE_ROOM = 0.2  # in GPUs: between the first and last count and the edges
+_BELOW_LOWEST = 0.15  # share of the values' span that an axis without a fixed start begins below the lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,142 +44,210 @@ class Series:
     dots: tuple[Dot, ...]
 
 
-def lines(
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A straight line from one point to another."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A labelled position on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A line between two neighbouring points; `dash` is the SVG's stroke-dasharray of its provenance."""
+
+    line: Line
+    dash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A drawn point with its interval, if it has one; `words` show where the pointer rests."""
+
+    x: float
+    y: float
+    filled: bool
+    interval: Line | None
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A series as drawn; `ideal` is n × its one-GPU value."""
+
+    colour: str
+    ideal: Line | None
+    parts: tuple[Part, ...]
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LineChart:
+    """Curves over the number of GPUs, inside `left`, `right` and `bottom`."""
+
+    title: str
+    value_ticks: tuple[Tick, ...]
+    count_ticks: tuple[Tick, ...]
+    curves: tuple[Curve, ...]
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    left: int = _LEFT
+    right: int = _RIGHT
+    bottom: int = _BOTTOM
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A horizontal bar; `words` stand behind it."""
+
+    top: float
+    width: float
+    label: str
+    words: str
+    filled: bool
+    dash: str
+
+
+@dataclass(frozen=True, slots=True)
+class BarChart:
+    """Horizontal bars below each other; a label longer than `label_letters` is cut."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    height: int
+    width: int = _BARS_WIDTH
+    left: int = _BARS_LEFT
+    bar_height: int = _BAR_HEIGHT
+    label_letters: int = 50
+    colour: str = COLOURS[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A colour and the series that it stands for."""
+
+    colour: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """Which colour is which series, and which line style means what."""
+
+    keys: tuple[Key, ...]
+    looks: tuple[str, ...]
+
+
+def line_chart(
     title: str, series: Sequence[Series], *, ideal: bool = False, least: float | None = 0.0, unit: str = ""
-) -> str:
-    """A line a series over the number of GPUs.
+) -> LineChart | None:
+    """A curve a series over the number of GPUs; None where no series has a point.
 
     Args:
         ideal: Add n × one GPU of each series as a thin line.
         least: Where the axis begins; None: a little below the lowest value.
     """
-    width, height, left, right, top, bottom = 560, 320, 64, 16, 34, 44
-    drawn = [(COLOURS[i % len(COLOURS)], s) for i, s in enumerate(series) if s.dots]
-    series = [s for _, s in drawn]
-    counts = sorted({d.x for s in series for d in s.dots})
+    coloured = [(COLOURS[i % len(COLOURS)], one) for i, one in enumerate(series) if one.dots]
+    counts = sorted({dot.x for _, one in coloured for dot in one.dots})
     if not counts:
-        return ""
-    high = max(d.y + (d.half or 0.0) for s in series for d in s.dots)
-    low = min(d.y - (d.half or 0.0) for s in series for d in s.dots)
+        return None
+    levels = _levels([one for _, one in coloured], ideal=ideal, least=least)
+    plot = _Plot(min(1, counts[0]) - _SIDE_ROOM, max(counts[-1], 2) + _SIDE_ROOM, levels[0], levels[-1])
+    return LineChart(
+        title=title,
+        value_ticks=tuple(Tick(plot.y(level), f"{level:,.6g}{unit}") for level in levels),
+        count_ticks=tuple(Tick(plot.x(count), str(count)) for count in counts),
+        curves=tuple(_curve(one, colour, plot, ideal=ideal) for colour, one in coloured),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    """Maps GPU counts and values to positions inside the chart's area."""
+
+    first: float
+    last: float
+    low: float
+    high: float
+
+    def x(self, count: float) -> float:
+        return _LEFT + (count - self.first) / (self.last - self.first) * (_RIGHT - _LEFT)
+
+    def y(self, value: float) -> float:
+        return _BOTTOM - (value - self.low) / (self.high - self.low) * (_BOTTOM - _TOP)
+
+
+def _levels(series: Sequence[Series], *, ideal: bool, least: float | None) -> list[float]:
+    """The value axis: round numbers that enclose every value with its interval, and the ideal lines."""
+    dots = [dot for one in series for dot in one.dots]
+    high = max(dot.y + (dot.half or 0.0) for dot in dots)
+    low = min(dot.y - (dot.half or 0.0) for dot in dots)
     if ideal:
-        high = max([high, *(s.dots[0].y * s.dots[-1].x for s in series if s.dots[0].x == 1)])
-    marks = ticks(least if least is not None else low - (high - low or abs(high)) * 0.15, high)
-    x_low, x_high = min(1, counts[0]) - 0.2, max(counts[-1], 2) + 0.2
-
-    def x(count: float) -> float:
-        return left + (count - x_low) / (x_high - x_low) * (width - left - right)
-
-    def y(value: float) -> float:
-        return height - bottom - (value - marks[0]) / (marks[-1] - marks[0]) * (height - top - bottom)
-
-    parts = [_frame(title, width, height)]
-    for tick in marks:
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:,.6g}{unit}</text>'
-        )
-    parts += [
-        f'<text class="tick" x="{x(count):.1f}" y="{height - bottom + 18}" text-anchor="middle">{count}</text>'
-        for count in counts
-    ]
-    parts.append(f'<text class="tick" x="{(left + width) / 2:.0f}" y="{height - 8}" text-anchor="middle">GPUs</text>')
-    for colour, one in drawn:
-        if ideal and one.dots[0].x == 1:
-            first, last = one.dots[0], one.dots[-1].x
-            parts.append(
-                f'<line class="ideal" stroke="{colour}" x1="{x(1):.1f}" y1="{y(first.y):.1f}" x2="{x(last):.1f}" '
-                f'y2="{y(first.y * last):.1f}"/>'
-            )
-        parts += _curve(one, colour, x, y, marks[0])
-    parts.append("</svg>")
-    return "\n".join(parts)
+        high = max([high, *(one.dots[0].y * one.dots[-1].x for one in series if one.dots[0].x == 1)])
+    return ticks(least if least is not None else low - (high - low or abs(high)) * _BELOW_LOWEST, high)
 
 
-def _curve(
-    one: Series, colour: str, x: Callable[[float], float], y: Callable[[float], float], floor: float
-) -> list[str]:
-    """A series' lines, intervals and dots; no interval goes below the axis."""
-    parts = []
-    for before, dot in zip(one.dots, one.dots[1:], strict=False):
-        dash = _DASHES.get(dot.provenance, "")
-        parts.append(
-            f'<line stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" x1="{x(before.x):.1f}" '
-            f'y1="{y(before.y):.1f}" x2="{x(dot.x):.1f}" y2="{y(dot.y):.1f}"/>'
-        )
-    for dot in one.dots:
-        if dot.half:
-            low, high = max(dot.y - dot.half, floor), dot.y + dot.half
-            parts.append(
-                f'<line stroke="{colour}" x1="{x(dot.x):.1f}" x2="{x(dot.x):.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'
-            )
-        fill = colour if dot.provenance == "measured" else "var(--page)"
-        told = html.escape(f"{one.name}: {dot.x} GPU{'' if dot.x == 1 else 's'}, {dot.y:,.4g} ({dot.provenance})")
-        parts.append(
-            f'<circle cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="4.5" fill="{fill}" stroke="{colour}" stroke-width="2">'
-            f"<title>{told}</title></circle>"
-        )
-    return parts
+def _curve(series: Series, colour: str, plot: _Plot, *, ideal: bool) -> Curve:
+    """A series' lines, intervals and dots."""
+    first, last = series.dots[0], series.dots[-1]
+    ideal_line = None
+    if ideal and first.x == 1:
+        ideal_line = Line(plot.x(1), plot.y(first.y), plot.x(last.x), plot.y(first.y * last.x))
+    parts = (
+        Part(Line(plot.x(a.x), plot.y(a.y), plot.x(b.x), plot.y(b.y)), _DASHES.get(b.provenance, ""))
+        for a, b in zip(series.dots, series.dots[1:], strict=False)
+    )
+    return Curve(colour, ideal_line, tuple(parts), tuple(_mark(series.name, dot, plot) for dot in series.dots))
 
 
-def bars(title: str, values: Sequence[tuple[str, float, str, str]]) -> str:
-    """A horizontal bar a row.
+def _mark(name: str, dot: Dot, plot: _Plot) -> Mark:
+    """A dot with its interval, which never goes below the axis."""
+    x, interval = plot.x(dot.x), None
+    if dot.half:
+        interval = Line(x, plot.y(max(dot.y - dot.half, plot.low)), x, plot.y(dot.y + dot.half))
+    words = f"{name}: {dot.x} GPU{'' if dot.x == 1 else 's'}, {dot.y:,.4g} ({dot.provenance})"
+    return Mark(x, plot.y(dot.y), dot.provenance == "measured", interval, words)
+
+
+def bar_chart(title: str, values: Sequence[tuple[str, float, str, str]]) -> BarChart | None:
+    """A horizontal bar a row; None without a row.
 
     Args:
         values: Label, value, the value's words, provenance.
     """
     if not values:
-        return ""
-    width, row, top, left = 1120, 22, 34, 320
-    height = top + row * len(values) + 10
-    most = max(v for _, v, _, _ in values) or 1.0
-    parts = [_frame(title, width, height, "broad")]
-    for index, (label, value, words, provenance) in enumerate(values):
-        y = top + index * row
-        long = (width - left - 90) * value / most
-        style = (
-            f'fill="{COLOURS[0]}"'
-            if provenance == "measured"
-            else f'fill="none" stroke="{COLOURS[0]}" stroke-width="1.5"'
+        return None
+    largest = max(value for _, value, _, _ in values) or 1.0
+    longest = _BARS_WIDTH - _BARS_LEFT - _BAR_WORDS_ROOM
+    bars = tuple(
+        Bar(
+            top=_BARS_TOP + index * _BAR_PITCH,
+            width=max(longest * value / largest, 1.0),
+            label=label,
+            words=words,
+            filled=provenance == "measured",
+            dash=_DASHES.get(provenance, ""),
         )
-        dash = f' stroke-dasharray="{_DASHES.get(provenance, "")}"' if provenance != "measured" else ""
-        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 15}" text-anchor="end">{_cut(label)}</text>')
-        parts.append(f'<rect x="{left}" y="{y + 3}" width="{max(long, 1):.1f}" height="{row - 8}" {style}{dash}/>')
-        parts.append(f'<text class="tick" x="{left + long + 6:.1f}" y="{y + 15}">{html.escape(words)}</text>')
-    parts.append("</svg>")
-    return "\n".join(parts)
-
-
-_LOOKS = {
-    "measured": "filled: measured",
-    "published": "hollow, dashed: published",
-    "extrapolated": "hollow, dotted: extrapolated",
-    "simulated": "hollow, finely dotted: simulated",
-}
-
-
-def legend(series: Sequence[Series]) -> str:
-    """Names beside their colours; which line style means what."""
-    items = [
-        f'<span class="key"><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{html.escape(s.name)}</span>'
-        for i, s in enumerate(series)
-    ]
-    seen = {d.provenance for s in series for d in s.dots}
-    looks = [*(told for kind, told in _LOOKS.items() if kind in seen), "thin: ideal scaling"]
-    return '<p class="legend">' + " ".join(items) + "<br>" + " · ".join(looks) + "</p>"
-
-
-def _cut(label: str) -> str:
-    """A label as long as there is room for it, with the whole of it where the pointer rests."""
-    if len(label) <= _ROOM:
-        return html.escape(label)
-    return f"{html.escape(label[: _ROOM - 1])}…<title>{html.escape(label)}</title>"
-
-
-def _frame(title: str, width: int, height: int, kind: str = "narrow") -> str:
-    return (
-        f'<svg class="{kind}" role="img" aria-label="{html.escape(title, quote=True)}" viewBox="0 0 {width} {height}" '
-        f'xmlns="http://www.w3.org/2000/svg">\n<text class="heading" x="8" y="20">{html.escape(title)}</text>'
+        for index, (label, value, words, provenance) in enumerate(values)
     )
+    return BarChart(title, bars, _BARS_TOP + _BAR_PITCH * len(values) + _BARS_BELOW)
+
+
+def legend(series: Sequence[Series]) -> Legend:
+    """Names beside their colours; which line style means what."""
+    keys = tuple(Key(COLOURS[i % len(COLOURS)], one.name) for i, one in enumerate(series))
+    seen = {dot.provenance for one in series for dot in one.dots}
+    return Legend(keys, (*(look for provenance, look in _LOOKS.items() if provenance in seen), "thin: ideal scaling"))
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""A comparison: configurations side by side, each with what it is worth against one GPU, a baseline, and a piece of work."""
+"""A comparison: configurations side by side, each against one GPU and a baseline, with the time and cost of an epoch."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def compare(
     """Put configurations side by side.
 
     Args:
-        baseline: Key or label of the row that others are measured against; default: one GPU of the latest measured one.
-        tokens: The work of the answer.
+        baseline: Key or label of the row that others are compared with; default: one GPU of the latest measured one.
+        tokens: Tokens of the epoch that the answer is about.
         force: Show configurations of other work too, marked.
-        extrapolate: GPU counts that were not measured, to be fitted from those that were.
-        left_out: Keys of configurations that are not to be shown; what is fitted or taken against one GPU stays the same.
+        extrapolate: GPU counts that were not measured; their rates are fitted to those that were.
+        left_out: Keys of configurations that are not shown; fits and speed-ups still use them.
         differences: Of published rows: configuration's key → printed column → computed value.
         tokens_from: Where `tokens` comes from, for people: a data file and how it was counted.
 
@@ -44,13 +44,13 @@ def compare(
     """
     prices = prices or Prices()
     base = choose_baseline(configurations, baseline)
-    shown, apart = [], []
-    for found in configurations:
-        other = tuple(works.differences(found.work, base.work))
+    shown, other_work = [], []
+    for configuration in configurations:
+        other = tuple(works.differences(configuration.work, base.work))
         if other and not force:
-            apart.append((found, other))
+            other_work.append((configuration, other))
         else:
-            shown.append((found, other))
+            shown.append((configuration, other))
     refused: list[str] = []
     same = [c for c, other in shown if not other]
     shown += [(c, ()) for c in _extrapolated(same, sorted(set(extrapolate)), refused)]
@@ -68,7 +68,7 @@ def compare(
         (others if row.configuration.key in left_out else chosen).append(row)
     comparison = Comparison(
         rows=tuple(chosen), baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices,
-        left_out=tuple(others), apart=tuple(apart), excluded=tuple(excluded), refused=tuple(refused),
+        left_out=tuple(others), other_work=tuple(other_work), excluded=tuple(excluded), refused=tuple(refused),
         tokens_from=" ".join(clean(tokens_from).split()),
     )  # fmt: skip
     from lorawatch.comparing.answer import sentences
@@ -83,10 +83,10 @@ def find(configurations: Sequence[Configuration], name: str) -> Configuration | 
     with that label, own runs come first, and the latest of them.
     """
     wanted = _plain(name)
-    found = [c for c in configurations if name == c.key] or [c for c in configurations if wanted in _labels(c)]
-    alone = [c for c in configurations if c.count == 1 and c.coupling == "ddp"]
-    found = found or [c for c in alone if wanted in (_plain(c.sku), _plain(c.short_sku))]
-    return min(found, key=lambda c: (_RANK[c.provenance], -c.created_at_s)) if found else None
+    matches = [c for c in configurations if name == c.key] or [c for c in configurations if wanted in _labels(c)]
+    single_gpu = [c for c in configurations if c.count == 1 and c.coupling == "ddp"]
+    matches = matches or [c for c in single_gpu if wanted in (_plain(c.sku), _plain(c.short_sku))]
+    return min(matches, key=lambda c: (_RANK[c.provenance], -c.created_at_s)) if matches else None
 
 
 _RANK = {"measured": 0, "simulated": 1, "published": 2, "extrapolated": 3}
@@ -94,11 +94,11 @@ _RANK = {"measured": 0, "simulated": 1, "published": 2, "extrapolated": 3}
 
 def _labels(configuration: Configuration) -> set[str]:
     count, short = configuration.count, configuration.short_sku
-    apart = " separate" if configuration.coupling == "separate" else ""
-    names = (configuration.label, f"{count}×{configuration.sku}{apart}", f"{short}×{count}{apart}")
-    found = {_plain(name) for name in names}
+    separate = " separate" if configuration.coupling == "separate" else ""
+    names = (configuration.label, f"{count}×{configuration.sku}{separate}", f"{short}×{count}{separate}")
+    labels = {_plain(name) for name in names}
     origins = {_plain(origin) for origin in (configuration.provenance, configuration.source)}
-    return found | {f"{label}({origin})" for label in found for origin in origins}
+    return labels | {f"{label}({origin})" for label in labels for origin in origins}
 
 
 def _plain(text: str) -> str:
@@ -113,7 +113,7 @@ def choose_baseline(configurations: Sequence[Configuration], name: str | None = 
     """
     if not configurations:
         raise UsageError(
-            "there is nothing to compare yet", hint="record a run (lorawatch --record), or take the published tables in"
+            "there is nothing to compare yet", hint="record a run (lorawatch --record), or import a published table"
         )
     if name is not None:
         chosen = find(configurations, name)
@@ -121,7 +121,7 @@ def choose_baseline(configurations: Sequence[Configuration], name: str | None = 
             known = list(dict.fromkeys(c.label for c in configurations))
             more = f" and {len(known) - 20} more" if len(known) > 20 else ""
             raise UsageError(
-                f"no configuration {name!r} to measure against", hint=f"there are: {', '.join(known[:20])}{more}"
+                f"no configuration {name!r} to compare with", hint=f"there are: {', '.join(known[:20])}{more}"
             )
         return chosen
     own = [c for c in configurations if c.provenance in ("measured", "simulated")]
@@ -150,43 +150,52 @@ def _same_family(
 
 
 def _row(
-    found: Configuration, other: tuple[str, ...], members: Sequence[Configuration], base: Configuration,
+    configuration: Configuration, other: tuple[str, ...], members: Sequence[Configuration], base: Configuration,
     ladder: Sequence[int], prices: Prices, differs: Mapping[str, str], unlike: frozenset[str],
 ) -> Row:  # fmt: skip
-    one = _same_family(members, found, 1, "ddp")
+    one = _same_family(members, configuration, 1, "ddp")
     speedup = efficiency = coupling = split = karp = None
     if one is not None:
-        speedup = scaling.speedup(found.tok_s, one.tok_s)
-        efficiency = scaling.efficiency_pct(found.tok_s, one.tok_s, found.count)
-        karp = scaling.karp_flatt(speedup.value, found.count) if found.coupling == "ddp" else None
-    separate = _same_family(members, found, found.count, "separate")
-    if separate is not None and found.coupling == "ddp" and found.count > 1 and found.provenance != "extrapolated":
-        coupling = scaling.coupling_efficiency_pct(found.tok_s, separate.tok_s)
+        speedup = scaling.speedup(configuration.tok_s, one.tok_s)
+        efficiency = scaling.efficiency_pct(configuration.tok_s, one.tok_s, configuration.count)
+        karp = scaling.karp_flatt(speedup.value, configuration.count) if configuration.coupling == "ddp" else None
+    separate = _same_family(members, configuration, configuration.count, "separate")
+    if (
+        separate is not None
+        and configuration.coupling == "ddp"
+        and configuration.count > 1
+        and configuration.provenance != "extrapolated"
+    ):
+        coupling = scaling.coupling_efficiency_pct(configuration.tok_s, separate.tok_s)
         if one is not None:
-            split = scaling.split_loss(found.tok_s, separate.tok_s, one.tok_s, found.count)
-    marks = [*found.marks, *(f"{name} {found.settings[name]}" for name in sorted(unlike & found.settings.keys()))]
+            split = scaling.split_loss(configuration.tok_s, separate.tok_s, one.tok_s, configuration.count)
+    marks = [
+        *configuration.marks,
+        *(f"{name} {configuration.settings[name]}" for name in sorted(unlike & configuration.settings.keys())),
+    ]
     return Row(
-        configuration=found,
+        configuration=configuration,
         per_gpu=Figure(
-            found.tok_s.value / found.count, None if found.tok_s.ci95 is None else found.tok_s.ci95 / found.count
+            configuration.tok_s.value / configuration.count,
+            None if configuration.tok_s.ci95 is None else configuration.tok_s.ci95 / configuration.count,
         ),
         speedup=speedup,
         efficiency_pct=efficiency,
         coupling_pct=coupling,
         split=split,
         karp_flatt=karp,
-        against=ratio(found.tok_s, base.tok_s),
-        epochs=tuple(_epoch(found, tokens, prices) for tokens in ladder),
+        against=ratio(configuration.tok_s, base.tok_s),
+        epochs=tuple(_epoch(configuration, tokens, prices) for tokens in ladder),
         other_work=other,
         differs=dict(differs),
         marks=tuple(marks),
     )
 
 
-def _epoch(found: Configuration, tokens: int, prices: Prices) -> Epoch:
-    time = found.epoch_time(tokens)
-    kwh = epoch.epoch_energy_kwh(tokens, found.tok_per_j.value) if found.tok_per_j else None
-    paid = cost.epoch_cost(time.value, kwh, prices.of(found))
+def _epoch(configuration: Configuration, tokens: int, prices: Prices) -> Epoch:
+    time = configuration.epoch_time(tokens)
+    kwh = epoch.epoch_energy_kwh(tokens, configuration.tok_per_j.value) if configuration.tok_per_j else None
+    paid = cost.epoch_cost(time.value, kwh, prices.of(configuration))
     return Epoch(tokens, time, kwh, paid.energy, paid.hardware, paid.total)
 
 
@@ -197,10 +206,10 @@ def _unlike_settings(members: Sequence[Configuration]) -> frozenset[str]:
 
 
 def _extrapolated(members: Sequence[Configuration], counts: Sequence[int], refused: list[str]) -> list[Configuration]:
-    """Rows for GPU counts that were not measured, one a family that has enough; why not, for the others."""
+    """Rows for GPU counts that were not measured, for each family with enough points; `refused` gets the other reasons."""
     if not counts:
         return []
-    found = []
+    fitted = []
     families: dict[str, list[Configuration]] = {}
     for member in members:
         if member.coupling == "ddp":
@@ -208,7 +217,9 @@ def _extrapolated(members: Sequence[Configuration], counts: Sequence[int], refus
     for group in families.values():
         like = max(group, key=lambda c: c.count)
         if like.sku == "CPU":
-            refused.append("CPU: not extrapolated: ranks on one CPU share its cores, which no step-time model tells")
+            refused.append(
+                "CPU: not extrapolated: ranks on one CPU share its cores, which the step-time model does not cover"
+            )
             continue
         points = [steptime.Point(c.count, _step_seconds(c), c.tokens_per_step) for c in group]
         reasons: dict[str, list[str]] = {}
@@ -220,19 +231,19 @@ def _extrapolated(members: Sequence[Configuration], counts: Sequence[int], refus
             except ValueError as why:
                 reasons.setdefault(str(why), []).append(str(count))
                 continue
-            found.append(_fitted(like, group, count, rate))
-        told = "" if like.provenance == "measured" else f" ({like.provenance})"
-        refused += [f"{', '.join(n)} × {like.short_sku}{told}: not extrapolated: {why}" for why, n in reasons.items()]
-    return found
+            fitted.append(_fitted(like, group, count, rate))
+        origin = "" if like.provenance == "measured" else f" ({like.provenance})"
+        refused += [f"{', '.join(n)} × {like.short_sku}{origin}: not extrapolated: {why}" for why, n in reasons.items()]
+    return fitted
 
 
 def _fitted(like: Configuration, group: Sequence[Configuration], count: int, rate: Figure) -> Configuration:
     counts = ", ".join(str(c.count) for c in sorted(group, key=lambda c: c.count))
-    told = "" if like.provenance == "measured" else f"{like.provenance} figures of "
+    origin = "" if like.provenance == "measured" else f"{like.provenance} figures of "
     return Configuration(
         key=f"extrapolated:{like.family}:{count}",
         provenance="extrapolated",
-        source=f"fitted to {told}{counts} GPUs",
+        source=f"fitted to {origin}{counts} GPUs",
         name=like.name,
         sku=like.sku,
         count=count,
@@ -246,10 +257,10 @@ def _fitted(like: Configuration, group: Sequence[Configuration], count: int, rat
         window_s=like.window_s,
         runs=0,
         created_at_s=like.created_at_s,
-        marks=(f"fitted by a step-time model to {told}{counts} GPUs, not measured",),
+        marks=(f"fitted by a step-time model to {origin}{counts} GPUs, not measured",),
     )
 
 
-def _step_seconds(found: Configuration) -> Figure:
+def _step_seconds(configuration: Configuration) -> Figure:
     """Seconds of a step: every GPU's tokens ÷ the aggregate rate."""
-    return ratio(Figure(found.count * found.tokens_per_step, 0.0), found.tok_s)
+    return ratio(Figure(configuration.count * configuration.tokens_per_step, 0.0), configuration.tok_s)

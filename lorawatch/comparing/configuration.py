@@ -26,25 +26,25 @@ SIMULATED_TAG = "simulated"
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One line of a comparison, before it is compared.
+    """One line of a comparison: its own figures, before they are compared with others.
 
     Attributes:
-        key: Unique and stable: what choices and baselines are remembered by.
+        key: Unique and stable; identifies choices and baselines.
         provenance: Where the figures come from; the four are never shown alike.
-        source: The runs' ids, or the published table's name; `reference`: its title and address, as far as they are told.
+        source: The runs' ids, or the published table's name; `reference`: its title and address, as far as they are known.
         sku: As the driver or the table names it; `CPU` for ranks on the CPU.
         count: GPUs, or ranks on the CPU.
         coupling: `ddp`, or `separate`: as many one-GPU runs at the same time.
-        family: What scaling is taken within: same work, SKU and source.
+        family: Scaling is computed within a family: same work, SKU and source.
         work: Facts that must agree.
-        model, sequence_length: What a data set's tokens are counted with.
-        tokens_per_step: Of one GPU, at full length; 1 where nothing tells.
-        window_s: Seconds of measured steps of a run; None where nothing tells, and on the CPU, which has no head start.
+        model, sequence_length: Used to count a data set's tokens.
+        tokens_per_step: Of one GPU, at full length; 1 where it is not known.
+        window_s: Seconds of measured steps of a run; None where it is not known, and on the CPU, which has no faster start.
         tok_s: Aggregate, with its 95% interval: Student's t across repeats, batch means within a single run.
         tok_per_j: Of the GPUs used; `tok_per_j_all` of every GPU in the host.
         printed: A published table's cells as printed, by column name; epoch times by `epoch_cell`.
         settings: What may explain a difference without changing the work: torch, driver, power limit.
-        marks: What a reader should know of this line: throttling, a failed run, what differs inside it.
+        marks: Warnings about this line: throttling, a failed run, runs that differ.
     """
 
     key: str
@@ -89,7 +89,7 @@ class Configuration:
         return f"{self.count} × {self.short_sku}" + (" separate" if self.coupling == "separate" else "")
 
     def epoch_time(self, tokens: float) -> Span:
-        """Seconds that a data set of so many tokens takes."""
+        """Seconds for a data set of `tokens` tokens."""
         return epoch_time_s(tokens, self.tok_s, self.window_s)
 
 
@@ -105,11 +105,11 @@ class Excluded:
 def measured(
     runs: Iterable[RunSummary], recipes: Mapping[str, Mapping[str, Any]], *, unfinished: bool = False
 ) -> tuple[list[Configuration], list[Excluded]]:
-    """Runs as configurations: repeats of the same work on the same SKU, count and coupling are one.
+    """Runs as configurations; repeats of the same work on the same SKU, count and coupling become one.
 
     Args:
         recipes: By workload.
-        unfinished: Take runs that failed or were stopped too, marked.
+        unfinished: Include runs that failed or were stopped, marked.
     """
     groups: dict[tuple[str, str, int, str, bool], list[RunSummary]] = {}
     excluded = []
@@ -121,8 +121,8 @@ def measured(
         sku = one_line(run.sku) if run.sku else "CPU"
         simulated = SIMULATED_TAG in run.tags
         groups.setdefault((run.workload or run.name, sku, run.ranks, run.coupling, simulated), []).append(run)
-    found = [_of_runs(list(group), key[1], recipes.get(key[0]), key[4]) for key, group in groups.items()]
-    return found, excluded
+    configurations = [_of_runs(list(group), key[1], recipes.get(key[0]), key[4]) for key, group in groups.items()]
+    return configurations, excluded
 
 
 class _Shape(TypedDict, total=False):
@@ -148,7 +148,7 @@ def _unusable(run: RunSummary, unfinished: bool) -> str | None:
     if run.tok_s is None and 0 < (run.reporting_ranks or 0) < run.ranks:
         return f"{run.reporting_ranks} of its {run.ranks} ranks reported steps"
     if run.tok_s is None or not 0 < run.tok_s < math.inf:
-        return "it has no measured steps that tell their tokens"
+        return "it has no measured steps that report their tokens"
     return None
 
 
@@ -192,7 +192,7 @@ def _of_runs(runs: Sequence[RunSummary], sku: str, recipe: Mapping[str, Any] | N
 
 
 def _per_joule(runs: Sequence[RunSummary]) -> Figure | None:
-    """A run's energy is read from a counter over the very window of its tokens: its rate's relative noise is taken."""
+    """Pooled over the runs. A run's energy comes from a counter over the window of its tokens, so its noise is the rate's."""
     figures = [
         Figure(r.tok_per_j, None if r.tok_s_ci95 is None else r.tok_per_j * r.tok_s_ci95 / r.tok_s)
         for r in runs
@@ -206,7 +206,7 @@ def _marks(runs: Sequence[RunSummary]) -> Iterable[str]:
     if ended:
         yield f"with a run that {' or '.join(ended)}: its steps until then"
     if any(r.fell_back for r in runs):
-        yield "compiling failed: the reference engine ran in the fast one's place"
+        yield "compiling failed: the reference engine ran instead of the fast one"
     throttled = max((r.throttled_share or 0.0 for r in runs), default=0.0)
     if throttled >= NOTABLE_SHARE:
         yield f"clocks held back by heat or hardware {100 * throttled:.0f}% of the time"
@@ -234,22 +234,24 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def published(rows: Sequence[PublishedRow]) -> list[Configuration]:
-    """The systems of published tables; rows that are only epoch estimates of them lend their printed times."""
+    """The systems of published tables. Rows that are only epoch estimates contribute their printed times."""
     times: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.dataset_tokens is not None and row.epoch_time is not None:
             times.setdefault(published_key(row), {})[epoch_cell(row.dataset_tokens)] = one_line(row.epoch_time)
-    found: dict[str, Configuration] = {}
+    configurations: dict[str, Configuration] = {}
     for row in rows:
         key = published_key(row)
-        if row.tok_s is None or not 0 < row.tok_s < math.inf or row.gpu_count < 1 or key in found:
+        if row.tok_s is None or not 0 < row.tok_s < math.inf or row.gpu_count < 1 or key in configurations:
             continue
         source = one_line(row.source)
         per_joule = tok_per_j(row.tok_s, row.avg_power_w) or row.tok_per_j
         marks = [one_line(row.note)] if row.note else []
         if assumed(row.work):
-            marks.append(f"its table does not tell {' and '.join(assumed(row.work))}: taken to be lorawatch's default")
-        found[key] = Configuration(
+            marks.append(
+                f"its table does not state {' and '.join(assumed(row.work))}: assumed to be lorawatch's default"
+            )
+        configurations[key] = Configuration(
             key=key,
             provenance="published",
             source=source,
@@ -267,7 +269,7 @@ def published(rows: Sequence[PublishedRow]) -> list[Configuration]:
             printed={k: one_line(v) for k, v in row.printed.items()} | times.get(key, {}),
             marks=tuple(marks),
         )
-    return list(found.values())
+    return list(configurations.values())
 
 
 def published_key(row: PublishedRow) -> str:
@@ -282,12 +284,12 @@ def epoch_cell(tokens: int) -> str:
 
 
 def _settings(run: RunSummary) -> dict[str, str]:
-    found = {
+    settings = {
         "torch": run.torch_version,
         "driver": run.driver_version,
         "power limit": _power_limit(run.power_limit_w, run.gpu_count),
     }
-    return {name: one_line(value) for name, value in found.items() if value}
+    return {name: one_line(value) for name, value in settings.items() if value}
 
 
 def _power_limit(power_limit_w: float | None, gpu_count: int) -> str | None:

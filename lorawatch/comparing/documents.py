@@ -12,7 +12,7 @@ import msgspec
 
 from lorawatch.comparing import sheets
 from lorawatch.comparing import work as works
-from lorawatch.comparing.estimating import Estimate, Place, about
+from lorawatch.comparing.estimating import Estimate, GpuFit, about
 from lorawatch.comparing.sheets import Document, Sheet
 from lorawatch.comparing.words import tokens_words, with_interval
 from lorawatch.errors import LorawatchError
@@ -21,11 +21,11 @@ from lorawatch.text.numbers import MISSING, gib, long_duration
 from lorawatch.text.sanitize import json_text
 
 _ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
-_ADVISED = 3  # GPU models whose remedies are told
+_ADVISED = 3  # GPU models whose advice is shown
 
 
 def format_of(form: str | None, output: Path | None) -> str:
-    """The format asked for, or the one that a file's ending means."""
+    """The format asked for, or the one of a file's extension."""
     if form is not None:
         return form
     return _ENDINGS.get(output.suffix.lower(), "table") if output is not None else "table"
@@ -42,8 +42,13 @@ def write(document: Document, form: str) -> str:
             writer.writerows({k: sheets.csv_cell(v) for k, v in record.items()} for record in document.records)
             return buffer.getvalue().rstrip("\n")
         case "json":
-            told = {"answer": document.answer, "work": document.work, "rows": document.records, "notes": document.notes}
-            return msgspec.json.format(json_text(told), indent=1)
+            content = {
+                "answer": document.answer,
+                "work": document.work,
+                "rows": document.records,
+                "notes": document.notes,
+            }
+            return msgspec.json.format(json_text(content), indent=1)
         case "html":
             from lorawatch.comparing.html import document_page
 
@@ -76,7 +81,7 @@ def save(text: str, output: Path | None, what: str = "") -> None:
     """Write text to a file as a whole, or to stdout.
 
     Args:
-        what: Said beside the file's name on stderr.
+        what: Printed after the file's name on stderr.
 
     Raises:
         LorawatchError: The file cannot be written.
@@ -93,56 +98,60 @@ def save(text: str, output: Path | None, what: str = "") -> None:
     sys.stderr.write(f"{output} ({what})\n" if what else f"{output}\n")
 
 
-def of_estimate(found: Estimate) -> Document:
+def of_estimate(estimate: Estimate) -> Document:
     """The estimate of a recipe as a document: whether it fits, what takes the memory, how long an epoch takes."""
-    tables = [s for s in (_places(found), _breakdown(found), _epochs(found)) if s.rows]
-    notes = [f"memory is not reckoned: {found.unknown}"] if found.unknown else []
+    tables = [s for s in (_places(estimate), _breakdown(estimate), _epochs(estimate)) if s.rows]
+    notes = [f"memory is not estimated: {estimate.unknown}"] if estimate.unknown else []
     advised: dict[tuple[str, ...], list[str]] = {}
-    for place in found.places:
+    for place in estimate.places:
         if len(place.advice) > 1:
             advised.setdefault(place.advice, []).append(place.sku)
     for advice, skus in list(advised.items())[:_ADVISED]:
         notes += [f"{', '.join(skus)}: or {line}" for line in advice[1:]]
-    if found.memory is not None and found.recipe.train.engine != "reference":
+    if estimate.memory is not None and estimate.recipe.train.engine != "reference":
         notes.append("the memory is the reference engine's, and the fast engine needs no more")
-    if found.nearest:
-        notes.append(found.nearest)
+    if estimate.nearest:
+        notes.append(estimate.nearest)
     return Document(
-        title=f"What {found.recipe.name} will take",
-        work=works.words(found.work),
-        answer=tuple(_answer(found)),
+        title=f"What {estimate.recipe.name} will take",
+        work=works.words(estimate.work),
+        answer=tuple(_answer(estimate)),
         sheets=tuple(tables),
         notes=tuple(notes),
-        records=tuple(_records(found)),
+        records=tuple(_records(estimate)),
     )
 
 
-def _answer(found: Estimate) -> list[str]:
-    said = []
-    mine = [p for p in found.places if p.here]
-    if found.memory is not None:
-        near = about(found.recipe.train.engine)
-        said.append(f"{found.recipe.name} needs {near} {gib(found.memory.device_bytes)} on each GPU.")
-        said += [f"{len(p.here)} × {p.sku} here: {p.words}." for p in mine]
-        if not mine:
-            roomy = [p for p in found.places if p.fit.verdict == "fits" and not p.remark]
+def _answer(estimate: Estimate) -> list[str]:
+    sentences = []
+    on_this_machine = [p for p in estimate.places if p.here]
+    if estimate.memory is not None:
+        about_or_at_most = about(estimate.recipe.train.engine)
+        sentences.append(
+            f"{estimate.recipe.name} needs {about_or_at_most} {gib(estimate.memory.device_bytes)} on each GPU."
+        )
+        sentences += [f"{len(p.here)} × {p.sku} here: {p.words}." for p in on_this_machine]
+        if not on_this_machine:
+            roomy = [p for p in estimate.places if p.fit.verdict == "fits" and not p.remark]
             if roomy:
                 smallest = min(roomy, key=lambda p: p.memory_total_bytes)
-                said.append(f"The smallest known GPU that it fits on is {smallest.sku}.")
+                sentences.append(f"The smallest known GPU that it fits on is {smallest.sku}.")
             else:
-                said.append("It fits on no GPU that is known here.")
-    if found.epochs:
-        best = found.epochs[0]
+                sentences.append("It fits on no GPU that is known here.")
+    if estimate.epochs:
+        best = estimate.epochs[0]
         origin = best.configuration.provenance
-        took = long_duration(best.time.value)
-        said.append(f"{best.configuration.label} ({origin}) takes {took} for {tokens_words(found.tokens)} tokens.")
-    return said
+        duration = long_duration(best.time.value)
+        sentences.append(
+            f"{best.configuration.label} ({origin}) takes {duration} for {tokens_words(estimate.tokens)} tokens."
+        )
+    return sentences
 
 
-def _places(found: Estimate) -> Sheet:
+def _places(estimate: Estimate) -> Sheet:
     """Models of one memory size and verdict share a line."""
     lines: dict[tuple[str, str, str], list[str]] = {}
-    for place in found.places:
+    for place in estimate.places:
         name = place.sku + (f" (here: {', '.join(map(str, place.here))})" if place.here else "")
         advice = place.advice[0] if place.advice else ""
         lines.setdefault((gib(place.memory_total_bytes), place.words, advice), []).append(name)
@@ -151,31 +160,31 @@ def _places(found: Estimate) -> Sheet:
     return Sheet("memory of each GPU", headings, tuple(rows), (True, False, False, False))
 
 
-def _breakdown(found: Estimate) -> Sheet:
-    if found.memory is None:
+def _breakdown(estimate: Estimate) -> Sheet:
+    if estimate.memory is None:
         return Sheet("", (), (), ())
-    rows = tuple((name.replace("_", " "), gib(value)) for name, value in found.memory.breakdown().items() if value)
+    rows = tuple((name.replace("_", " "), gib(value)) for name, value in estimate.memory.breakdown().items() if value)
     return Sheet("where it goes", ("part", "at the peak"), rows, (False, True))
 
 
-def _epochs(found: Estimate) -> Sheet:
+def _epochs(estimate: Estimate) -> Sheet:
     rows = []
-    for epoch in found.epochs:
+    for epoch in estimate.epochs:
         own, time = epoch.configuration, epoch.time
         spread = MISSING
         if time.low is not None and time.high is not None:
             spread = f"{long_duration(time.low)} to {long_duration(time.high)}"
         rows.append((own.label, own.provenance, with_interval(own.tok_s, 0), long_duration(time.value), spread))
-    title = f"an epoch of {tokens_words(found.tokens)} tokens, where the same work was measured"
+    title = f"an epoch of {tokens_words(estimate.tokens)} tokens, where the same work was measured"
     return Sheet(
         title, ("configuration", "from", "tok/s", "time", "95%"), tuple(rows), (False, False, True, True, True)
     )
 
 
-def _records(found: Estimate) -> list[dict[str, Any]]:
-    needed = found.memory
+def _records(estimate: Estimate) -> list[dict[str, Any]]:
+    needed = estimate.memory
 
-    def place(p: Place) -> dict[str, Any]:
+    def memory_record(p: GpuFit) -> dict[str, Any]:
         return {
             "kind": "memory", "sku": p.sku, "gpus_here": len(p.here), "memory_total_bytes": p.memory_total_bytes,
             "needed_bytes": needed.device_bytes if needed else None, "verdict": p.fit.verdict,
@@ -190,9 +199,9 @@ def _records(found: Estimate) -> list[dict[str, Any]]:
         {
             "kind": "epoch", "sku": e.configuration.sku, "count": e.configuration.count,
             "provenance": e.configuration.provenance, "tok_s": e.configuration.tok_s.value,
-            "tok_s_ci95": e.configuration.tok_s.ci95, "dataset_tokens": found.tokens, "epoch_s": e.time.value,
+            "tok_s_ci95": e.configuration.tok_s.ci95, "dataset_tokens": estimate.tokens, "epoch_s": e.time.value,
             "epoch_low_s": e.time.low, "epoch_high_s": e.time.high,
         }
-        for e in found.epochs
+        for e in estimate.epochs
     ]  # fmt: skip
-    return [*(place(p) for p in found.places), *parts, *epochs]
+    return [*(memory_record(p) for p in estimate.places), *parts, *epochs]

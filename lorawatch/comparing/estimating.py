@@ -1,4 +1,4 @@
-"""What a recipe will take before it starts: memory on every GPU model that is known, and the time of an epoch from history."""
+"""Estimates before a run starts: memory on every known GPU model, and the time of an epoch from the history."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lorawatch.text.sanitize import clean
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A GPU model that a recipe may go on.
+class GpuFit:
+    """A GPU model and whether the recipe fits on it.
 
     Attributes:
         here: Indices of this machine's GPUs of that model; empty for a model that is not in this machine.
-        advice: What would make it fit where it does not.
-        remark: What else speaks against it.
+        advice: What would make it fit, where it does not.
+        remark: Another reason against it, such as a missing number format.
     """
 
     sku: str
@@ -44,7 +44,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class EpochTime:
-    """How long an epoch takes on a configuration that was measured, published or extrapolated at the same work."""
+    """The time of an epoch on a measured, published or extrapolated configuration of the same work."""
 
     configuration: Configuration
     time: Span
@@ -52,13 +52,13 @@ class EpochTime:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What `lorawatch estimate` says of a recipe.
+    """The figures of `lorawatch estimate`.
 
     Attributes:
-        memory: None where the model's shape is not known; `unknown` says why.
+        memory: None where the model's shape is not known; `unknown` is the reason.
         places: This machine's GPUs first, then every known model by its memory.
         epochs: Configurations of the same work, the fastest first.
-        nearest: Where there is none: what differs to the nearest that there is.
+        nearest: Where no configuration has the same work: the nearest one, and what differs.
     """
 
     recipe: Recipe
@@ -66,7 +66,7 @@ class Estimate:
     workload: Workload | None
     memory: MemoryEstimate | None
     unknown: str
-    places: tuple[Place, ...]
+    places: tuple[GpuFit, ...]
     tokens: int
     epochs: tuple[EpochTime, ...]
     nearest: str = ""
@@ -75,17 +75,17 @@ class Estimate:
 def estimate_recipe(
     recipe: Recipe, gathered: Gathered, gpus: Sequence[Gpu], tokens: int, world_size: int = 1
 ) -> Estimate:
-    """Reckon memory and time; starts nothing and loads no torch.
+    """Estimate memory and time; starts nothing and loads no torch.
 
     Args:
-        gathered: What history and published tables have.
+        gathered: The configurations of the history and the published tables.
         gpus: This machine's.
         tokens: Of the epoch.
         world_size: Ranks that train together; DDP keeps buckets of gradients.
     """
     wanted = works.facts(recipe.to_dict())
     needed, workload, unknown = None, None, ""
-    places: tuple[Place, ...] = ()
+    places: tuple[GpuFit, ...] = ()
     try:
         workload = fit.workload(recipe, world_size)
         needed = estimate(workload)
@@ -107,55 +107,55 @@ def estimate_recipe(
 
 def memory_words(needed: MemoryEstimate, total: int, engine: str = "reference") -> str:
     """`needs about 21.9 of 31.8 GiB a GPU: fits`; the Launch screen's line."""
-    found = verdict(needed, total)
+    fits = verdict(needed, total)
     return (
-        f"needs {about(engine)} {needed.device_bytes / 2**30:.1f} of {total / 2**30:.1f} GiB a GPU: {fit_words(found)}"
+        f"needs {about(engine)} {needed.device_bytes / 2**30:.1f} of {total / 2**30:.1f} GiB a GPU: {fit_words(fits)}"
     )
 
 
 def about(engine: str) -> str:
-    """How near an estimate is: it reckons the reference engine's memory, and the fast engine needs no more."""
+    """`about`, or `at most about` for the fast engine: the estimate is of the reference engine, which needs no less."""
     return "about" if engine == "reference" else "at most about"
 
 
-def fit_words(found: Fit) -> str:
+def fit_words(fits: Fit) -> str:
     """`fits, 9.9 GiB to spare`, `does not fit, 3.1 GiB short`."""
-    if found.spare_bytes >= 0:
-        return f"{found.verdict}, {found.spare_bytes / 2**30:.1f} GiB to spare"
-    return f"{found.verdict}, {-found.spare_bytes / 2**30:.1f} GiB short"
+    if fits.spare_bytes >= 0:
+        return f"{fits.verdict}, {fits.spare_bytes / 2**30:.1f} GiB to spare"
+    return f"{fits.verdict}, {-fits.spare_bytes / 2**30:.1f} GiB short"
 
 
-def _places(workload: Workload, needed: MemoryEstimate, gpus: Sequence[Gpu]) -> list[Place]:
-    mine: dict[tuple[str, int], list[int]] = {}
+def _places(workload: Workload, needed: MemoryEstimate, gpus: Sequence[Gpu]) -> list[GpuFit]:
+    of_this_machine: dict[tuple[str, int], list[int]] = {}
     for gpu in gpus:
         if gpu.memory_total_bytes:
-            mine.setdefault((clean(gpu.sku), gpu.memory_total_bytes), []).append(gpu.gpu_index)
-    found = [_place(workload, needed, sku, total, tuple(where)) for (sku, total), where in mine.items()]
-    here = {known.sku for sku, _ in mine if (known := find_sku(sku))}
+            of_this_machine.setdefault((clean(gpu.sku), gpu.memory_total_bytes), []).append(gpu.gpu_index)
+    places = [_place(workload, needed, sku, total, tuple(where)) for (sku, total), where in of_this_machine.items()]
+    here = {known.sku for sku, _ in of_this_machine if (known := find_sku(sku))}
     others = sorted((s for s in all_skus() if s.sku not in here), key=lambda s: (-s.memory_total_bytes, s.sku))
-    return found + [_place(workload, needed, s.sku, s.memory_total_bytes, ()) for s in others]
+    return places + [_place(workload, needed, s.sku, s.memory_total_bytes, ()) for s in others]
 
 
-def _place(workload: Workload, needed: MemoryEstimate, sku: str, total: int, here: tuple[int, ...]) -> Place:
-    found = verdict(needed, total)
-    advice = tuple(what_would_fit(workload, total)) if found.verdict != "fits" else ()
-    if found.verdict == "does not fit" and not advice:
-        advice = (f"nothing short of a smaller model: its weights alone are {needed.weights / 2**30:.1f} GiB",)
+def _place(workload: Workload, needed: MemoryEstimate, sku: str, total: int, here: tuple[int, ...]) -> GpuFit:
+    fits = verdict(needed, total)
+    advice = tuple(what_would_fit(workload, total)) if fits.verdict != "fits" else ()
+    if fits.verdict == "does not fit" and not advice:
+        advice = (f"only a smaller model would fit: the weights alone are {needed.weights / 2**30:.1f} GiB",)
     known = find_sku(sku)
     remark = ""
     if known is not None and workload.quantization == "fp8" and not known.fp8:
         remark = "it has no FP8"
     elif known is not None and workload.dtype_bytes == 2 and not known.bf16:
         remark = "it has no BF16"
-    return Place(sku.removeprefix("NVIDIA "), total, found, here, advice, remark)
+    return GpuFit(sku.removeprefix("NVIDIA "), total, fits, here, advice, remark)
 
 
 def _nearest(wanted: works.Work, configurations: Sequence[Configuration]) -> str:
-    apart = [(works.differences(c.work, wanted), c) for c in configurations]
-    if not apart:
-        return "history has no run yet: record a few steps of it, and the time of an epoch follows"
-    fewest, nearest = min(apart, key=lambda pair: len(pair[0]))
+    by_difference = [(works.differences(c.work, wanted), c) for c in configurations]
+    if not by_difference:
+        return "the history has no run yet: record a few steps of this recipe to get the time of an epoch"
+    fewest, nearest = min(by_difference, key=lambda pair: len(pair[0]))
     return (
-        f"neither history nor a published table has this work; the nearest, {nearest.name} on {nearest.label}, has "
-        f"{'; '.join(fewest)}. Record a few steps of it: --set train.steps=60"
+        f"neither the history nor a published table has this work; the nearest, {nearest.name} on {nearest.label}, has "
+        f"{'; '.join(fewest)}. Record a few steps of this recipe: --set train.steps=60"
     )

@@ -22,7 +22,7 @@ def write(comparison: Comparison, form: str, *, width: int | None = None) -> str
     """The comparison in one of `FORMATS`.
 
     Args:
-        width: Of the terminal, for a table; None for as wide as it is.
+        width: Of the terminal, for a table; None for as wide as the table is.
     """
     if form == "html":
         from lorawatch.comparing.html import page
@@ -38,7 +38,7 @@ def table(comparison: Comparison, width: int | None = None) -> str:
     cells = [[c.text(row) for c in columns] for row in comparison.rows]
     headings = [c.heading for c in columns]
     parts = sheets.split(headings, cells, width)
-    if len(parts) > 1:  # the tables further down lack the column that tells where figures come from
+    if len(parts) > 1:  # the tables further down lack the column with the figures' origin
         for line, row in zip(cells, comparison.rows, strict=True):
             line[0] += words.after(row)
         parts = sheets.split(headings, cells, width)
@@ -107,7 +107,7 @@ def as_json(comparison: Comparison) -> str:
         "notes": words.notes(comparison),
         "other_work": [
             {"name": c.name, "configuration": c.label, "provenance": c.provenance, "differs": list(other)}
-            for c, other in comparison.apart
+            for c, other in comparison.other_work
         ],
         "excluded": [{"run_id": e.run_id, "name": e.name, "why": e.why} for e in comparison.excluded],
         "not_extrapolated": list(comparison.refused),
@@ -119,7 +119,7 @@ def record(comparison: Comparison, row: Row) -> dict[str, Any]:
     """A row as plain figures, for programs; units are in the names."""
     own = row.configuration
     at = comparison.ladder.index(comparison.tokens)
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "provenance": own.provenance, "name": own.name, "sku": own.sku, "count": own.count, "coupling": own.coupling,
         "runs": own.runs, "source": own.source, "reference": own.reference or None,
         "is_baseline": own is comparison.baseline,
@@ -135,8 +135,8 @@ def record(comparison: Comparison, row: Row) -> dict[str, Any]:
         ("tok_per_j", own.tok_per_j),
         ("against_baseline", row.against),
     ):
-        found |= _both(name, figure)
-    found |= {
+        fields |= _both(name, figure)
+    fields |= {
         "mean_step_tok_s": own.mean_step_tok_s,
         "karp_flatt": row.karp_flatt,
         "avg_power_w": own.avg_power_w,
@@ -155,13 +155,13 @@ def record(comparison: Comparison, row: Row) -> dict[str, Any]:
         "epoch_total_cost": row.epochs[at].total_cost,
     }
     rungs = {e.tokens: e for e in row.epochs}
-    found |= {f"epoch_{words.tokens_words(t)}_s": rungs[t].time.value for t in LADDER}
-    found |= {f"setting_{n.replace(' ', '_')}": own.settings.get(n) for n in ("torch", "driver", "power limit")}
-    found |= {f"printed_{name}": own.printed.get(name) for name in words.PRINTED}
-    found |= {f"printed_epoch_{words.tokens_words(t)}": own.printed.get(epoch_cell(t)) for t in LADDER}
+    fields |= {f"epoch_{words.tokens_words(t)}_s": rungs[t].time.value for t in LADDER}
+    fields |= {f"setting_{n.replace(' ', '_')}": own.settings.get(n) for n in ("torch", "driver", "power limit")}
+    fields |= {f"printed_{name}": own.printed.get(name) for name in words.PRINTED}
+    fields |= {f"printed_epoch_{words.tokens_words(t)}": own.printed.get(epoch_cell(t)) for t in LADDER}
     other = [f"other work: {', '.join(row.other_work)}"] if row.other_work else []
-    found["notes"] = "; ".join([*other, *row.marks, *words.differing(row)])
-    return found
+    fields["notes"] = "; ".join([*other, *row.marks, *words.differing(row)])
+    return fields
 
 
 def _both(name: str, figure: Figure | None) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Everything there is to compare: the history's runs beside the published tables."""
+"""Everything that can be compared: the history's runs and the published tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lorawatch.storage.published import list_published
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """What may be chosen from.
+    """The configurations to choose from.
 
     Attributes:
         differences: Configuration's key → printed column → what the table's own figures give, in words.
@@ -52,11 +52,11 @@ def gather(
 
     Args:
         name, tag, sweep: Only runs with this recipe name, tag, or of this sweep.
-        unfinished: Take runs that failed or were stopped too.
+        unfinished: Include runs that failed or were stopped.
 
     Raises:
         UsageError: No run has that recipe, tag or sweep.
-        HistoryBusy: A writer held the history that long.
+        HistoryBusy: A writer held the history for that long.
         HistoryError: It cannot be read.
     """
     opened = reading(deadline_s=deadline_s) if not files.absent() else contextlib.nullcontext()
@@ -68,8 +68,8 @@ def gather(
     wanted = [r for r in runs if _wanted(r, name, tag, sweep)]
     if not wanted and (name is not None or tag is not None or sweep is not None):
         raise _no_such_run(runs, name, tag, sweep)
-    found, excluded = measured(wanted, recipes, unfinished=unfinished)
-    return Gathered((*found, *published(rows)), tuple(excluded), _differences(rows))
+    configurations, excluded = measured(wanted, recipes, unfinished=unfinished)
+    return Gathered((*configurations, *published(rows)), tuple(excluded), _differences(rows))
 
 
 def _wanted(run: RunSummary, name: str | None, tag: str | None, sweep: str | None) -> bool:
@@ -81,13 +81,13 @@ def _wanted(run: RunSummary, name: str | None, tag: str | None, sweep: str | Non
 
 
 def _differences(rows: Sequence[PublishedRow]) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
+    by_row: dict[str, dict[str, str]] = {}
     for differs in differences(rows):
         tokens = differs.row.dataset_tokens
         column = epoch_cell(tokens) if differs.column == "epoch_time" and tokens is not None else differs.column
-        told = f"{compact(differs.computed, differs.printed)} ({differs.reason})"
-        found.setdefault(published_key(differs.row), {})[column] = told
-    return found
+        computed = f"{compact(differs.computed, differs.printed)} ({differs.reason})"
+        by_row.setdefault(published_key(differs.row), {})[column] = computed
+    return by_row
 
 
 def _no_such_run(runs: Sequence[RunSummary], name: str | None, tag: str | None, sweep: str | None) -> UsageError:
@@ -99,5 +99,5 @@ def _no_such_run(runs: Sequence[RunSummary], name: str | None, tag: str | None, 
     names = list(dict.fromkeys(one_line(r.name) for r in reversed(runs)))
     return UsageError(
         f"no recorded run has {' and '.join(wanted)}",
-        hint=f"recipes there are: {', '.join(names[:8])}; lorawatch runs lists the runs",
+        hint=f"known recipes: {', '.join(names[:8])}; lorawatch runs lists the runs",
     )

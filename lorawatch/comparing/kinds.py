@@ -1,4 +1,4 @@
-"""The kinds of work there are to compare within."""
+"""Configurations grouped by their work."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lorawatch.comparing.configuration import Configuration
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One piece of work, and whoever did it.
+    """One piece of work and the configurations that did it.
 
     Attributes:
         words: The work in one line.
-        configurations: Those that stand beside each other.
-        baseline: What they are measured against unless another is chosen.
-        created_at_s: When it was done last.
+        configurations: Those that can be compared with each other.
+        baseline: What they are compared with unless another is chosen.
+        created_at_s: When the latest of them ran.
     """
 
     words: str
@@ -28,13 +28,13 @@ class Kind:
 
 
 def kinds(configurations: Sequence[Configuration]) -> list[Kind]:
-    """The kinds of work, the latest first; a configuration whose table does not tell its work is none of its own."""
+    """The kinds of work, the latest first; a configuration without known work is in none."""
     groups: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
-    for found in configurations:
-        if found.work:
-            groups.setdefault(tuple(sorted(found.work.items())), []).append(found)
-    of = [
+    for configuration in configurations:
+        if configuration.work:
+            groups.setdefault(tuple(sorted(configuration.work.items())), []).append(configuration)
+    by_work = [
         Kind(works.words(g[0].work), tuple(g), choose_baseline(g), max(c.created_at_s for c in g))
         for g in groups.values()
     ]
-    return sorted(of, key=lambda kind: -kind.created_at_s)
+    return sorted(by_work, key=lambda kind: -kind.created_at_s)

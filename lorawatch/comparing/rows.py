@@ -1,4 +1,4 @@
-"""What a comparison is made of: rows, prices, the work and its answer."""
+"""The parts of a comparison: rows, prices, the work and the answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LADDER = (5_000_000, 50_000_000, 500_000_000, 5_000_000_000)
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What money is asked for, in one currency, whichever.
+    """Prices in one currency, whichever it is.
 
     Attributes:
         price_per_kwh: None leaves costs out.
@@ -39,17 +39,17 @@ class Prices:
         return None
 
     def unused(self, configurations: Iterable[Configuration]) -> Iterable[str]:
-        """Prices that no configuration takes, in sentences: a price that is left out silently reads as a cost of 0."""
+        """Prices that no configuration uses, in sentences: without them a missing cost would read as a cost of 0."""
         names = list(dict.fromkeys(c.short_sku for c in configurations))
         known = {priced_sku(name) for name in names} | {priced_sku(c.sku) for c in configurations}
         for sku, price in self.gpu_prices.items():
             if priced_sku(sku) not in known:
                 yield f"the price {price:g} of a {one_line(sku)!r} is not used: the GPUs here are {', '.join(names)}"
         if self.host_price and not self.gpu_prices:
-            yield f"the host's price {self.host_price:g} is not used: it counts beside a price of the GPUs"
+            yield f"the host's price {self.host_price:g} is not used: it is added to a price of the GPUs"
 
     def check(self) -> None:
-        """See that all of it can be reckoned with.
+        """Check that costs can be computed with these prices.
 
         Raises:
             ValueError: As `of`.
@@ -58,7 +58,7 @@ class Prices:
             cost.Prices(self.price_per_kwh, price, self.life_years, self.utilisation)
 
     def of(self, configuration: Configuration) -> cost.Prices:
-        """As the arithmetic takes them.
+        """The prices of one configuration, as `analysis.cost` takes them.
 
         Raises:
             ValueError: A price below 0, a life or utilisation out of range.
@@ -67,13 +67,13 @@ class Prices:
 
 
 def priced_sku(name: str) -> str:
-    """A SKU's name as prices are found by it."""
+    """A SKU's name in the spelling by which prices are looked up."""
     return spelling(short_name(name))
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One pass over so many tokens."""
+    """One pass over `tokens` tokens."""
 
     tokens: int
     time: epoch.Span
@@ -85,17 +85,17 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A configuration compared. What cannot be said of it is None.
+    """A configuration with its compared figures; a figure that is not known is None.
 
     Attributes:
         per_gpu: tok/s a GPU (or rank).
         speedup: Against one GPU of the same family.
         efficiency_pct: Weak-scaling efficiency.
-        coupling_pct: Coupling efficiency, where the separate runs of the same count are there.
+        coupling_pct: Coupling efficiency, where there are separate runs of the same count.
         split: What is lost to the shared machine and to communication.
         against: tok/s ÷ the baseline's.
         epochs: In the order of the comparison's ladder.
-        other_work: What keeps it from being the same work; shown only when forced.
+        other_work: What differs from the baseline's work; shown only when forced.
         differs: Printed cells that the table's own figures do not give: column → the computed value.
         marks: The configuration's, and the settings that differ among the rows.
     """
@@ -120,11 +120,11 @@ class Comparison:
 
     Attributes:
         work: What all rows compute, unless forced.
-        tokens: The work that the answer and the ladder's own rung speak of.
-        left_out: Rows that were not chosen; the others' speed-up may still be taken against them.
-        apart: Configurations of other work, each with what differs.
-        refused: Why no row was extrapolated where one was asked for, or a price was not used.
-        tokens_from: Where the tokens come from, where somebody counted them.
+        tokens: Tokens of the epoch that the answer is about; one of the ladder's rungs.
+        left_out: Rows that were not chosen; the others' speed-up may still use them.
+        other_work: Configurations of other work, each with what differs.
+        refused: Why a row that was asked for is not extrapolated, or a price is not used.
+        tokens_from: Where the tokens come from, where they were counted in a data set.
         answer: Sentences that answer "which GPUs, how many, how long".
     """
 
@@ -135,7 +135,7 @@ class Comparison:
     ladder: tuple[int, ...]
     prices: Prices
     left_out: tuple[Row, ...] = ()
-    apart: tuple[tuple[Configuration, tuple[str, ...]], ...] = ()
+    other_work: tuple[tuple[Configuration, tuple[str, ...]], ...] = ()
     excluded: tuple[Excluded, ...] = ()
     refused: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()

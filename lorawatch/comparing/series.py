@@ -18,7 +18,7 @@ FIGURES: Mapping[str, Callable[[Row], Figure | None]] = {
 
 
 def lines(comparison: Comparison, what: str) -> list[Series]:
-    """A series a family: one SKU from one source at one piece of work.
+    """A series for each family: one SKU from one source at one piece of work.
 
     A family without a value keeps its place, so that its colour and letter stay its own in every chart.
 
@@ -29,7 +29,7 @@ def lines(comparison: Comparison, what: str) -> list[Series]:
     for row in comparison.rows:
         if row.configuration.coupling == "ddp":
             families.setdefault(row.configuration.family, []).append(row)
-    found = []
+    series = []
     for rows in families.values():
         dots = []
         for row in sorted(rows, key=lambda r: r.configuration.count):
@@ -37,5 +37,5 @@ def lines(comparison: Comparison, what: str) -> list[Series]:
             if figure is not None:
                 dots.append(Dot(row.configuration.count, figure.value, figure.ci95, row.configuration.provenance))
         name = rows[0].configuration.short_sku + after(rows[0])
-        found.append(Series(name, tuple(dots)))
-    return found
+        series.append(Series(name, tuple(dots)))
+    return series

@@ -68,7 +68,7 @@ def escaped(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A titled table of words; `right` tells which columns are figures."""
+    """A titled table of words; `right` marks the columns that are set to the right."""
 
     title: str
     headings: tuple[str, ...]
@@ -78,7 +78,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What is said first, the tables, the notes; `records` are the same figures unrounded, for programs."""
+    """Sentences for the top, tables and notes; `records` are the same figures unrounded, for programs."""
 
     title: str
     work: str

@@ -1,4 +1,4 @@
-"""A comparison's cells as people read them: the same words on the screen, in Markdown and in HTML."""
+"""A comparison's cells as text: the same on the screen, in Markdown and in HTML."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Column:
 
     Attributes:
         name: Of the CSV and JSON forms, and of the published cell that it recomputes.
-        heading: For people.
+        heading: The column's heading.
         text: The cell.
         right: Whether figures are set to the right.
     """
@@ -31,7 +31,7 @@ class Column:
 
 
 def with_interval(figure: Figure | None, digits: int) -> str:
-    """`7,758 ± 813`; a figure whose noise is not known stands alone."""
+    """`7,758 ± 813`; without an interval where the noise is not known."""
     if figure is None:
         return MISSING
     spread = f" ± {figure.ci95:,.{digits}f}" if figure.ci95 is not None and figure.ci95 > 0 else ""
@@ -52,7 +52,7 @@ def tokens_words(tokens: float) -> str:
 
 
 def money(value: float | None) -> str:
-    """`1,234.50`; a sum that two digits would make nothing of keeps two figures."""
+    """`1,234.50`; a small sum keeps two significant digits."""
     return _small(value)
 
 
@@ -67,13 +67,16 @@ def _small(value: float | None) -> str:
     return f"{value:,.2f}" if value >= 0.1 or value <= 0 else f"{value:.2g}"
 
 
+_OTHER_WORK_SHOWN, _LABELS_SHOWN, _EXCLUDED_SHOWN = 6, 3, 4  # entries in notes; the rest is counted
+_SAME_PER_JOULE = 0.005  # share below which the tok/J of all GPUs is the same figure as the used ones'
+
 PRINTED = {
     "tok_s_per_gpu": "tok/s per GPU",
     "scaling": "speed-up",
     "efficiency_pct": "efficiency",
     "tok_per_j": "tok/J",
 }
-"""The printed cells that can be recomputed, in words."""
+"""Names of the printed cells that can be recomputed."""
 
 
 def printed_beside(row: Row, column: str, computed: str, unit: str = "") -> str:
@@ -103,10 +106,10 @@ def _rounds_to(row: Row, column: str) -> bool:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """The table's columns: those that have something to say about at least one row."""
+    """The table's columns: those that have a value in at least one row."""
     own = comparison.ladder.index(comparison.tokens)
     rows = comparison.rows
-    found = [
+    every_column = [
         Column("configuration", "configuration", lambda r: r.configuration.label, right=False),
         Column("provenance", "from", _provenance, right=False),
         Column("name", "recipe", _name(rows), right=False),
@@ -130,24 +133,24 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("total_cost", "cost", lambda r: money(r.epochs[own].total_cost)),
     ]  # fmt: skip
     always = ("configuration", "provenance", "tok_s", "epoch_s")
-    return [c for c in found if c.name in always or any(c.text(r) not in (MISSING, "") for r in rows)]
+    return [c for c in every_column if c.name in always or any(c.text(r) not in (MISSING, "") for r in rows)]
 
 
 def heading(comparison: Comparison) -> str:
-    """The line above the table: what all rows compute, and what they are measured against."""
+    """The line above the table: the work of all rows, and the baseline."""
     base = comparison.baseline
-    told = "" if base.provenance == "measured" else f" ({base.provenance})"
-    return f"work: {works.words(comparison.work)}; baseline: {base.label}{told}"
+    origin = "" if base.provenance == "measured" else f" ({base.provenance})"
+    return f"work: {works.words(comparison.work)}; baseline: {base.label}{origin}"
 
 
 def ladder_title(comparison: Comparison) -> str:
-    """What stands above the ladder."""
+    """The title of the ladder."""
     printed = any(r.configuration.printed.get(epoch_cell(t)) for r in comparison.rows for t in comparison.ladder)
-    return "time of one epoch of so many tokens" + ("; in brackets as printed" if printed else "")
+    return "time of one epoch by number of tokens" + ("; in brackets as printed" if printed else "")
 
 
 def ladder(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The epoch-time ladder: headings, and a row of words a configuration, each time beside its printed one."""
+    """The epoch-time ladder: headings, and a row for each configuration, each time beside the printed one."""
     short = [tokens_words(t) for t in comparison.ladder]
     exact = [f"{t:,}" if short.count(s) > 1 else s for s, t in zip(short, comparison.ladder, strict=True)]
     return ["configuration", *exact], [
@@ -166,103 +169,104 @@ def _epoch(row: Row, epoch: Epoch) -> str:
 
 
 def notes(comparison: Comparison, *, force: str = "--force") -> list[str]:
-    """What stands under the table: what rows are marked with, what was left out and why.
+    """The notes under the table: marks of rows, what was left out and why.
 
     Args:
-        force: What shows other work, too.
+        force: The option or key that shows other work too.
     """
-    found = [f"{tokens_words(comparison.tokens)} tokens: {comparison.tokens_from}"] if comparison.tokens_from else []
-    said: dict[str, list[str]] = {}
+    lines = [f"{tokens_words(comparison.tokens)} tokens: {comparison.tokens_from}"] if comparison.tokens_from else []
+    labels_by_mark: dict[str, list[str]] = {}
     for row in comparison.rows:
         label = row.configuration.label + after(row)
         marks = [f"other work: {'; '.join(row.other_work)}"] if row.other_work else []
         marks += row.marks
         marks += differing(row)
         for mark in marks:
-            labels = said.setdefault(mark, [])
+            labels = labels_by_mark.setdefault(mark, [])
             if label not in labels:
                 labels.append(label)
-    found += [f"{', '.join(labels)}: {mark}" for mark, labels in said.items()]
-    found += _mean_steps(comparison)
-    found += references(comparison)
-    found += list(comparison.refused)
-    return [*found, *_apart(comparison, force), *_excluded(comparison)]
+    lines += [f"{', '.join(labels)}: {mark}" for mark, labels in labels_by_mark.items()]
+    lines += _mean_steps(comparison)
+    lines += references(comparison)
+    lines += list(comparison.refused)
+    return [*lines, *_left_out_work(comparison, force), *_excluded(comparison)]
 
 
 def _mean_steps(comparison: Comparison) -> list[str]:
-    """Own rates as published tables reckon them, where there is such a table to hold them against."""
+    """The mean of the steps' rates, as published tables compute it, where such a table is shown."""
     own = [r for r in comparison.rows if r.configuration.mean_step_tok_s is not None]
     if not own or all(r.configuration.provenance != "published" for r in comparison.rows):
         return []
-    told = (f"{number(r.configuration.mean_step_tok_s)} on {r.configuration.label}{after(r)}" for r in own)
-    return [f"tok/s as the mean of the steps' own rates, as published tables reckon it: {', '.join(told)}"]
+    rates = (f"{number(r.configuration.mean_step_tok_s)} on {r.configuration.label}{after(r)}" for r in own)
+    return [f"tok/s as the mean of the steps' own rates, as published tables compute it: {', '.join(rates)}"]
 
 
 def differing(row: Row) -> list[str]:
-    """Each printed cell that its table's own figures do not give to its last digit, with what they give and why."""
+    """Each printed cell that the table's own figures do not reproduce to the last digit, with what they give and why."""
     printed = row.configuration.printed
-    found = []
+    lines = []
     for name, value in row.differs.items():
-        told = PRINTED.get(name) or f"epoch time of {tokens_words(float(name.rpartition(' ')[2]))} tokens"
-        found.append(f"prints {told} {printed.get(name, '?')}; its own figures give {value}")
+        cell = PRINTED.get(name) or f"epoch time of {tokens_words(float(name.rpartition(' ')[2]))} tokens"
+        lines.append(f"prints {cell} {printed.get(name, '?')}; its own figures give {value}")
     close = [name for name in PRINTED if name in printed and name not in row.differs and not _rounds_to(row, name)]
     if close:
-        told = " and ".join(f"{PRINTED[name]} {printed[name]}" for name in close)
-        found.append(f"prints {told}; its own figures, which are rounded too, give a little less or more")
-    return found
+        cells = " and ".join(f"{PRINTED[name]} {printed[name]}" for name in close)
+        lines.append(f"prints {cells}; its own figures, which are rounded too, give a little less or more")
+    return lines
 
 
 def references(comparison: Comparison) -> list[str]:
-    """Where the published rows stand, as far as their tables tell."""
+    """The titles and addresses of the published tables, as far as they are known."""
     published = [r.configuration for r in comparison.rows if r.configuration.provenance == "published"]
     return list(dict.fromkeys(f"published by {c.source}: {c.reference}" for c in published if c.reference))
 
 
-def _apart(comparison: Comparison, force: str) -> list[str]:
-    """Configurations of other work, those of one table or recipe together."""
+def _left_out_work(comparison: Comparison, force: str) -> list[str]:
+    """Configurations of other work, grouped by table or recipe."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for configuration, differs in comparison.apart:
+    for configuration, differs in comparison.other_work:
         groups.setdefault((configuration.name, "; ".join(differs)), []).append(configuration.label)
-    found = []
-    for (name, other), labels in list(groups.items())[:6]:
-        shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        found.append(f"left out, other work: {name} ({shown}): {other}")
-    rest = sum(len(labels) for labels in list(groups.values())[6:])
+    lines = []
+    for (name, other), labels in list(groups.items())[:_OTHER_WORK_SHOWN]:
+        hidden = len(labels) - _LABELS_SHOWN
+        shown = ", ".join(labels[:_LABELS_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "")
+        lines.append(f"left out, other work: {name} ({shown}): {other}")
+    rest = sum(len(labels) for labels in list(groups.values())[_OTHER_WORK_SHOWN:])
     if rest:
-        found.append(f"left out, other work: {rest} more; {force} shows them, marked")
+        lines.append(f"left out, other work: {rest} more; {force} shows them, marked")
     elif groups:
-        found.append(f"{force} shows other work too, marked")
-    return found
+        lines.append(f"{force} shows other work too, marked")
+    return lines
 
 
 def _excluded(comparison: Comparison) -> list[str]:
     """Runs that are not compared, the latest first."""
     latest = comparison.excluded[::-1]
-    found = [f"left out: run {run.run_id} {run.name}: {run.why}" for run in latest[:4]]
-    if len(latest) > 4:
-        found.append(f"left out: {len(latest) - 4} more runs that did not complete or measured nothing")
-    return found
+    lines = [f"left out: run {run.run_id} {run.name}: {run.why}" for run in latest[:_EXCLUDED_SHOWN]]
+    if len(latest) > _EXCLUDED_SHOWN:
+        lines.append(f"left out: {len(latest) - _EXCLUDED_SHOWN} more runs that did not complete or measured nothing")
+    return lines
 
 
 def _provenance(row: Row) -> str:
     configuration = row.configuration
-    said: str = configuration.provenance
-    if said == "published":
-        said += f", {configuration.source}"
-    elif said == "extrapolated" and not configuration.family.startswith("measured:"):
-        said += f" from {configuration.family.partition(':')[0]}"
+    words: str = configuration.provenance
+    if words == "published":
+        words += f", {configuration.source}"
+    elif words == "extrapolated" and not configuration.family.startswith("measured:"):
+        words += f" from {configuration.family.partition(':')[0]}"
     elif configuration.runs > 1:
-        said += f", {configuration.runs} runs"
-    return f"{said}, OTHER WORK" if row.other_work else said
+        words += f", {configuration.runs} runs"
+    return f"{words}, OTHER WORK" if row.other_work else words
 
 
 def _name(rows: Sequence[Row]) -> Callable[[Row], str]:
-    """The recipe's name, where two rows would look alike without it; with the latest run where the names are alike, too."""
+    """The recipe's name where two rows would look alike without it; with the latest run where the names are alike too."""
     looks = [(r.configuration.label, _provenance(r)) for r in rows]
     names = [(look, r.configuration.name) for look, r in zip(looks, rows, strict=True)]
     alike = {look for look in looks if looks.count(look) > 1}
 
-    def told(row: Row) -> str:
+    def name_of(row: Row) -> str:
         look = (row.configuration.label, _provenance(row))
         if look not in alike:
             return ""
@@ -271,18 +275,18 @@ def _name(rows: Sequence[Row]) -> Callable[[Row], str]:
             return f"{name} ({row.configuration.source.rpartition(' ')[2]})"
         return name
 
-    return told
+    return name_of
 
 
 def after(row: Row) -> str:
-    """What a label alone does not tell: ` (published)`, ` (other work)`."""
+    """What a label leaves out: ` (published)`, ` (other work)`."""
     kind = row.configuration.provenance
-    told = ([] if kind == "measured" else [kind]) + (["other work"] if row.other_work else [])
-    return f" ({', '.join(told)})" if told else ""
+    additions = ([] if kind == "measured" else [kind]) + (["other work"] if row.other_work else [])
+    return f" ({', '.join(additions)})" if additions else ""
 
 
 def _efficiency(row: Row) -> str:
-    """One GPU is 100% of itself, which nobody needs to read."""
+    """Scaling efficiency; not shown for one GPU, which is always at 100%."""
     return interval_pct(row.efficiency_pct if row.configuration.count > 1 else None)
 
 
@@ -291,9 +295,9 @@ def _times(figure: Figure | None) -> str:
 
 
 def _other_per_joule(row: Row) -> float | None:
-    """Tokens a joule of all the host's GPUs, where that is another figure than that of the used ones."""
+    """Tokens per joule of all the host's GPUs, where it differs from that of the used ones."""
     all_gpus, used = row.configuration.tok_per_j_all, row.configuration.tok_per_j
-    if all_gpus is None or used is None or abs(all_gpus - used.value) < 0.005 * used.value:
+    if all_gpus is None or used is None or abs(all_gpus - used.value) < _SAME_PER_JOULE * used.value:
         return None
     return all_gpus
 

@@ -1,4 +1,4 @@
-"""What a step computes, as facts that two configurations must share before their figures are compared."""
+"""What a step computes, as facts. Two configurations are compared only where these agree."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lorawatch.recipe import identity
 from lorawatch.text.sanitize import clean
 
 Work = Mapping[str, str]
-"""Fact → value, in words and in the order in which people name them."""
+"""Fact → value, as text, in the order in which they are shown."""
 
 POSITIONS = "positions computed, padding included"
-NOT_TOLD = "not told"
-"""The fact that lists what a published table leaves open."""
+NOT_STATED = "not told"
+"""The fact that lists what a published table does not state, under the name that JSON has for it."""
 _LONGEST = 200
-# What a published table must tell to stand beside anything else, with the recipe's section and key.
-_MUST_TELL = {
+# What a published table must state to be compared with anything else, with the recipe's section and key.
+_MUST_STATE = {
     "model": ("model", "name"),
     "precision": ("model", "dtype"),
     "LoRA": ("lora", "rank"),
@@ -31,12 +31,12 @@ _IN_WORDS = frozenset(
      "data.split", "data.sequence_length", "data.packing", "train.batch_size_per_gpu", "train.gradient_accumulation",
      "train.engine")
 )  # fmt: skip
-# What tables rarely tell: taken to be a recipe's default, which the row then says.
+# What tables rarely state: assumed to be a recipe's default, which the row then says.
 _ASSUMED = {"LoRA targets": ("lora", "targets"), "engine": ("train", "engine")}
 
 
 def facts(recipe: Mapping[str, Any]) -> Work:
-    """The facts of a recipe, whose sections may be partial; what it leaves out is as the recipe's default has it.
+    """The facts of a recipe, whose sections may be partial; a missing key has the recipe's default.
 
     They are the keys that `recipe.identity` takes for the work, in words: two recipes have the same facts where they are the
     same work.
@@ -45,7 +45,7 @@ def facts(recipe: Mapping[str, Any]) -> Work:
     targets, batch = work["lora.targets"], f"{work['train.batch_size_per_gpu']}"
     if (accumulated := work["train.gradient_accumulation"]) != 1:
         batch += f" × {accumulated} accumulated"
-    found = {
+    named = {
         "model": str(work["model.name"] or "?"),
         "precision": _precision(work["model.dtype"], work["model.quantization"]),
         "LoRA": f"rank {work['lora.rank']} on {targets if isinstance(targets, str) else ', '.join(targets)}",
@@ -56,31 +56,31 @@ def facts(recipe: Mapping[str, Any]) -> Work:
         "tokens": str(recipe.get("tokens", POSITIONS)),
     }
     if work["lora.dropout"]:
-        found["LoRA"] += f", dropout {work['lora.dropout']:g}"
+        named["LoRA"] += f", dropout {work['lora.dropout']:g}"
     for path, value in work.items():
         if path not in _IN_WORDS and value != identity.keys()[path].default:
             section, _, name = path.rpartition(".")
             if section == "lora":
-                found["LoRA"] += f", {name.removeprefix('use_')}" + ("" if value is True else f" {value}")
+                named["LoRA"] += f", {name.removeprefix('use_')}" + ("" if value is True else f" {value}")
             else:
-                found[name.replace("_", " ")] = "on" if value is True else str(value)
-    return {name: one_line(value) for name, value in found.items()}
+                named[name.replace("_", " ")] = "on" if value is True else str(value)
+    return {name: one_line(value) for name, value in named.items()}
 
 
 def published_facts(work: Mapping[str, Any] | None, source: str) -> Work:
-    """The facts of a published table: those it tells, and which of the needed ones it does not.
+    """The facts of a published table: those it states, and which of the needed ones it does not.
 
-    A table that leaves some open agrees with nothing but itself, since nobody can know.
+    A table that leaves some out is the same work as its own rows only, since the rest is not known.
     """
     work = work or {}
-    missing = [name for name, where in _MUST_TELL.items() if not _tells(work, where)]
-    found = {name: value for name, value in facts(work).items() if name not in missing}
-    return found | {NOT_TOLD: f"{', '.join(missing)} (by {one_line(source)})"} if missing else found
+    missing = [name for name, where in _MUST_STATE.items() if not _states(work, where)]
+    stated = {name: value for name, value in facts(work).items() if name not in missing}
+    return stated | {NOT_STATED: f"{', '.join(missing)} (by {one_line(source)})"} if missing else stated
 
 
 def assumed(work: Mapping[str, Any] | None) -> list[str]:
-    """What a published table does not tell and is taken to be a recipe's default: `LoRA targets`, `engine`."""
-    return [name for name, where in _ASSUMED.items() if not _tells(work or {}, where)]
+    """What a published table does not state and is assumed to be a recipe's default: `LoRA targets`, `engine`."""
+    return [name for name, where in _ASSUMED.items() if not _states(work or {}, where)]
 
 
 def tokens_per_step(recipe: Mapping[str, Any]) -> float:
@@ -91,25 +91,25 @@ def tokens_per_step(recipe: Mapping[str, Any]) -> float:
 
 
 def differences(one: Work, other: Work) -> list[str]:
-    """What keeps two configurations from being compared: `batch per GPU 8, not 2`; empty where it is the same work."""
+    """Why two configurations cannot be compared: `batch per GPU 8, not 2`; empty where it is the same work."""
     commands = one.get("command"), other.get("command")
     if commands != (None, None):
         if commands[0] == commands[1]:
             return []
         return [f"the command {name}, whose work is not known" for name in commands if name is not None]
-    untold = one.get(NOT_TOLD) != other.get(NOT_TOLD)
-    names = [n for n in [*one, *(n for n in other if n not in one)] if n != NOT_TOLD]
-    found = []
+    unequally_stated = one.get(NOT_STATED) != other.get(NOT_STATED)
+    names = [n for n in [*one, *(n for n in other if n not in one)] if n != NOT_STATED]
+    differing = []
     for name in names:
-        if name in _MUST_TELL and (name not in one or name not in other):
-            found.append(f"{name} not told")
+        if name in _MUST_STATE and (name not in one or name not in other):
+            differing.append(f"{name} not stated")
         elif one.get(name) != other.get(name):
-            found.append(f"{name} {one.get(name, 'off')}, not {other.get(name, 'off')}")
-    return found or ["neither table tells all of its work"] if untold else found
+            differing.append(f"{name} {one.get(name, 'off')}, not {other.get(name, 'off')}")
+    return differing or ["neither table states all of its work"] if unequally_stated else differing
 
 
 def words(work: Work) -> str:
-    """One line for people: what all of a table's rows compute."""
+    """The work in one line."""
     if "command" in work:
         return f"the command {work['command']}"
     shown = [" ".join(work[name] for name in ("model", "precision") if name in work)]
@@ -120,29 +120,29 @@ def words(work: Work) -> str:
     shown += [f"engine {work['engine']}"] if "engine" in work else []
     shown += [f"rows {work['rows']}"] if work.get("rows", "full length") != "full length" else []
     shown += ["gradient checkpointing"] if "gradient checkpointing" in work else []
-    shown += [f"not told: {work[NOT_TOLD]}"] if NOT_TOLD in work else []
+    shown += [f"not stated: {work[NOT_STATED]}"] if NOT_STATED in work else []
     return " · ".join(part for part in shown if part)
 
 
 def one_line(text: str) -> str:
-    """Text from outside as it may stand in a table: harmless, in one line, not longer than a cell can be."""
+    """Text from outside made safe for a table: no control characters, one line, at most `_LONGEST` letters."""
     if len(text) <= _LONGEST and " " not in text and text.isascii() and text.isprintable():
-        return text  # the most of them: ids of thousands of runs
+        return text  # the usual case: ids of thousands of runs
     return _squeezed(text)
 
 
-@functools.lru_cache(maxsize=1000)  # of GPU models thousands of runs say the same
+@functools.lru_cache(maxsize=1000)  # thousands of runs have the same GPU model
 def _squeezed(text: str) -> str:
     text = " ".join(clean(text).split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = recipe.get(name)
-    return found if isinstance(found, Mapping) else {}
+    section = recipe.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
-def _tells(work: Mapping[str, Any], where: tuple[str, str]) -> bool:
+def _states(work: Mapping[str, Any], where: tuple[str, str]) -> bool:
     return _section(work, where[0]).get(where[1]) is not None
 
 

@@ -1,7 +1,7 @@
 """Where a model's files are: a folder, a GGUF file, the hub's cache, the hub, or a Python package that ships them.
 
-Nothing here waits long for a network that is not there: the cache is read from the disk, and the hub is asked once,
-with a bound, before the hub's library (which retries) is let near it. Standard library only, until the hub is used.
+A missing network costs a few seconds at most: the cache is read from the disk, and the hub is asked once with a time
+limit before the hub's library, which retries, is used. Standard library only, until the hub is used.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class ModelFiles:
 
 
 def find(name: str) -> ModelFiles:
-    """A model's files, fetched from the hub where they are not here yet.
+    """A model's files, fetched from the hub if they are not on this machine.
 
     Safe to call on all ranks at once: the hub's library locks each file.
 
     Raises:
-        ModelNotFound: It is nowhere; the hint says what to do.
+        ModelNotFound: No place has it; the hint says what to do.
     """
     path = expanded(name)
     if name.endswith(".gguf"):
@@ -64,7 +64,7 @@ def find(name: str) -> ModelFiles:
     if hub_reachable():
         try:
             return ModelFiles(_download(name))
-        except Exception as error:  # noqa: BLE001  the hub's library raises a dozen kinds; all mean: not from there
+        except Exception as error:  # noqa: BLE001  the hub's library raises a dozen kinds; each means that the hub has no usable copy
             problem = f"{type(error).__name__}: {_first_line(error)}"
     packaged = _PACKAGED.get(name)
     if packaged and (file := _packaged_file(packaged[0], packaged[1])):
@@ -91,7 +91,7 @@ def find_config(name: str) -> Path | None:
         return None
     try:
         return _download(name, ["config.json"])
-    except Exception:  # noqa: BLE001  any failure means: not from the hub
+    except Exception:  # noqa: BLE001  on any failure the hub is not used
         return None
 
 
@@ -114,7 +114,7 @@ def hub_reachable() -> bool:
         try:
             urllib.request.urlopen(request, timeout=_ASK_SECONDS).close()  # noqa: S310
         except urllib.error.HTTPError:
-            pass  # it answered
+            pass  # an HTTP error is an answer too
         except (OSError, ValueError):
             return
         answered.set()
@@ -138,8 +138,8 @@ def _folder(path: Path) -> ModelFiles:
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return ModelFiles(path, ggufs[0].name)
-    found = f"{len(ggufs)} .gguf files" if ggufs else "no config.json"
-    raise ModelNotFound(f"model.name is the folder {path}, which holds {found}", hint=_allowed_names())
+    content = f"{len(ggufs)} .gguf files" if ggufs else "no config.json"
+    raise ModelNotFound(f"model.name is the folder {path}, which holds {content}", hint=_allowed_names())
 
 
 def _snapshots(name: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a recipe will need of a GPU's memory: the recipe and the model's shape, handed to the estimate. Loads no torch."""
+"""The GPU memory that a recipe needs: joins the recipe and the model's shape for the estimate. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lorawatch.recipe.schema import Recipe
 def workload(recipe: Recipe, world_size: int = 1) -> Workload:
     """What a rank of a recipe computes in a step, for `analysis.memory.estimate`.
 
-    Rows of a data set are taken to fill `data.sequence_length` and, several to a batch, to differ in length. Packed rows are
-    full, but the reference engine's attention takes a mask that parts their documents, as it does for padding.
+    Rows of a data set are assumed to fill `data.sequence_length` and, in a batch of several, to differ in length. Packed rows are
+    full, but the reference engine's attention takes a mask that separates their documents, as it does for padding.
 
     Args:
         recipe: The run's.
         world_size: Ranks that train one model together.
 
     Raises:
-        ModelNotFound: Nothing here says what shape the model has.
+        ModelNotFound: The model's shape is not known on this machine.
         RecipeError: `lora.targets` names no linear layer of it.
-        LorawatchError: The recipe has something whose memory nothing here reckons.
+        LorawatchError: The recipe uses something whose memory is not modelled.
     """
     shape = model_shape(recipe.model.name)
     if recipe.lora.use_dora and recipe.model.quantization == "nf4":
@@ -55,9 +55,9 @@ def workload(recipe: Recipe, world_size: int = 1) -> Workload:
 
 
 def shortage(recipe: Recipe, world_size: int, memory_bytes: int) -> str:
-    """What to do where a run finds too little memory on a GPU, for people.
+    """A sentence that says what to change where a run has too little memory on a GPU.
 
-    Where the estimate says that it fits, and it did not, what needs a tenth less is proposed.
+    Where the run failed although it fits by the estimate, changes that need a tenth less are proposed.
 
     Args:
         recipe: The run's.
@@ -69,9 +69,9 @@ def shortage(recipe: Recipe, world_size: int, memory_bytes: int) -> str:
     except LorawatchError:
         return "lower train.batch_size_per_gpu or data.sequence_length, or set train.gradient_checkpointing to true"
     needed = estimate(work)
-    has = f"about {needed.device_bytes / GIB:.1f} GiB, and {memory_bytes / GIB:.1f} GiB are there for it"
-    found = what_would_fit(work, min(memory_bytes, int(TIGHT_SHARE * needed.device_bytes)))
-    if found:
+    has = f"about {needed.device_bytes / GIB:.1f} GiB, and {memory_bytes / GIB:.1f} GiB are available"
+    changes = what_would_fit(work, min(memory_bytes, int(TIGHT_SHARE * needed.device_bytes)))
+    if changes:
         short = verdict(needed, memory_bytes).verdict != "fits"
-        return f"the run needs {has}; what {'would fit' if short else 'needs less'}: {'; or '.join(found)}"
+        return f"the run needs {has}; what {'would fit' if short else 'needs less'}: {'; or '.join(changes)}"
     return f"the run needs {has}; its weights alone are {needed.weights / GIB:.1f} GiB: a larger GPU or a smaller model"

@@ -77,16 +77,16 @@ def canonical(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
 def model_shape(name: str) -> ModelShape:
     """The shape of a model as a recipe names it: from the built-in table, a local folder, or the hub's cache.
 
-    Asks no network, so that it may be called while somebody types.
+    Uses no network, so that it can be called on every key press.
 
     Raises:
-        ModelNotFound: None of them has it, or it is no model of the Llama family; says what to do.
+        ModelNotFound: None of them has it, or it is not of the Llama family; the hint says what to do.
     """
     builtin = builtin_shapes().get(name)
     config: Any = _config_file(name) if builtin is None else builtin.config
     try:
         if not isinstance(config, Mapping):
-            raise ValueError("its config.json is no mapping")
+            raise ValueError("its config.json is not a mapping")
         return ModelShape.from_config(config)
     except ValueError as error:
         raise ModelNotFound(f"the shape of {name!r} is not known here: {error}") from None

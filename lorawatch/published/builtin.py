@@ -1,4 +1,4 @@
-"""The published tables that the package carries."""
+"""The published tables that the package ships."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lorawatch.system.version import __version__
 
 
 def builtin_sources() -> tuple[PublishedSource, ...]:
-    """The tables that the package carries."""
+    """The tables that the package ships."""
     return tuple(source for source, _ in _builtin())
 
 
 def builtin_rows() -> tuple[PublishedRow, ...]:
-    """The rows of the tables that the package carries."""
+    """The rows of the tables that the package ships."""
     return tuple(row for _, rows in _builtin() for row in rows)
 
 
 @functools.cache
 def builtin_digest() -> str:
-    """Changes whenever the package's tables may read differently; costs no parsing."""
+    """A checksum of the package's version and table files; reads them without parsing."""
     checksum = zlib.crc32(__version__.encode())
     for file in _files():
         checksum = zlib.crc32(file.read_bytes(), checksum)

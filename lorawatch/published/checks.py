@@ -1,4 +1,4 @@
-"""Published benchmark tables: rows as printed, their figures, and which cells do not follow from the table's own figures."""
+"""Published benchmark tables: which printed cells do not follow from the table's own figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorawatch.published.rows import Difference, PublishedRow
 def differences(rows: Iterable[PublishedRow]) -> list[Difference]:
     """The cells that do not follow from the same table's tok/s, watts and data set sizes, within the rounding of both.
 
-    Checked are tok/s per GPU, scaling, efficiency, tok/s per watt and epoch time, each where the table has what it is
+    tok/s per GPU, scaling, efficiency, tok/s per watt and epoch time are checked, each where the table has what it is
     computed from: a configuration's own tok/s, and one GPU's of the same model, source and work.
     """
     return [
@@ -29,20 +29,20 @@ def checked_cells(rows: Iterable[PublishedRow]) -> int:
 
 
 def work_differences(work: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Where a recipe's work is not a published one's: dotted key → (published, in the recipe); empty for the same work.
+    """Where a recipe's work differs from a published one's: dotted key → (published, in the recipe); empty for the same work.
 
     Model names are compared without their owner and a leading `Meta-`, since the same weights are called
     `meta-llama/Llama-3.1-8B-Instruct` and `NousResearch/Meta-Llama-3.1-8B-Instruct`.
     """
-    found: dict[str, tuple[Any, Any]] = {}
+    differing: dict[str, tuple[Any, Any]] = {}
     for section, values in work.items():
         other = recipe.get(section)
         for key, value in values.items():
-            mine = other.get(key) if isinstance(other, Mapping) else None
-            same = _model(value) == _model(mine) if (section, key) == ("model", "name") else value == mine
+            in_recipe = other.get(key) if isinstance(other, Mapping) else None
+            same = _model(value) == _model(in_recipe) if (section, key) == ("model", "name") else value == in_recipe
             if not same:
-                found[f"{section}.{key}"] = (value, mine)
-    return found
+                differing[f"{section}.{key}"] = (value, in_recipe)
+    return differing
 
 
 def _model(name: object) -> str:
@@ -57,7 +57,7 @@ class _Computed:
 
 
 def _checks(rows: Iterable[PublishedRow]) -> Iterator[tuple[PublishedRow, str, _Computed]]:
-    """Each printed cell that follows from others: its row, its column, what follows."""
+    """Each printed cell that can be computed from others: its row, its column, the computed figure."""
     rows = list(rows)
     rates = {_configuration(row): row for row in rows if row.tok_s is not None}
     for row in rows:
@@ -67,10 +67,10 @@ def _checks(rows: Iterable[PublishedRow]) -> Iterator[tuple[PublishedRow, str, _
 
 
 def _computed(row: PublishedRow, rates: Mapping[Any, PublishedRow]) -> Iterator[tuple[str, _Computed]]:
-    """What follows for a row, by column."""
+    """The figures that can be computed for a row, by column."""
     count = row.gpu_count
-    mine = rates.get(_configuration(row))
-    rate = None if mine is None else _cell(mine, "tok_s")
+    rated = rates.get(_configuration(row))
+    rate = None if rated is None else _cell(rated, "tok_s")
     if rate is not None and row.dataset_tokens is not None:
         yield "epoch_time", _quotient(Cell(row.dataset_tokens, 0), rate)
     rate = _cell(row, "tok_s")
@@ -85,20 +85,22 @@ def _computed(row: PublishedRow, rates: Mapping[Any, PublishedRow]) -> Iterator[
     if one is not None:
         yield "scaling", _quotient(rate, one)
         times = Cell(count * one.value, count * one.half_unit)
-        told = f"100 × {_told(rate.value)} ÷ ({count} × {_told(one.value)})"
-        yield "efficiency_pct", _quotient(rate, times, 100, told)
+        arithmetic = f"100 × {_written(rate.value)} ÷ ({count} × {_written(one.value)})"
+        yield "efficiency_pct", _quotient(rate, times, 100, arithmetic)
 
 
 def _quotient(over: Cell, under: Cell, factor: float = 1.0, reason: str | None = None) -> _Computed:
-    """A quotient, and how far it may be off for the rounding of both."""
+    """A quotient, and how far it may be off because both were rounded."""
     value = factor * over.value / under.value
     low = factor * (over.value - over.half_unit) / (under.value + under.half_unit)
     least = under.value - under.half_unit
     high = factor * (over.value + over.half_unit) / least if least > 0 else float("inf")
-    return _Computed(value, max(high - value, value - low), reason or f"{_told(over.value)} ÷ {_told(under.value)}")
+    return _Computed(
+        value, max(high - value, value - low), reason or f"{_written(over.value)} ÷ {_written(under.value)}"
+    )
 
 
-def _told(value: float) -> str:
+def _written(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.6g}"
 
 

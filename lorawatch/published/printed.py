@@ -1,4 +1,4 @@
-"""Figures as somebody printed them: what the text says, and how exactly it says it."""
+"""Printed figures: the value of a text, and its rounding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cell:
 
     Attributes:
         value: The figure; seconds where it is a time.
-        half_unit: Half a unit of its last printed digit, in the value's unit: what rounding may have taken or added.
+        half_unit: Half a unit of the last printed digit, in the value's unit: the largest rounding error.
     """
 
     value: float
@@ -40,7 +40,7 @@ def number(text: str, units: tuple[str, ...] = _UNITS) -> Cell:
         units: What may follow the figure, in small letters; `""` for nothing.
 
     Raises:
-        ValueError: It is none, or another unit follows it.
+        ValueError: The text is no number, or another unit follows it.
     """
     match = _PLAIN.fullmatch(text.strip())
     if match is None or match["unit"].strip().lower() not in units:
@@ -49,10 +49,10 @@ def number(text: str, units: tuple[str, ...] = _UNITS) -> Cell:
 
 
 def seconds(text: str) -> Cell:
-    """Read a time: `~1.3 hr`, `~30 min`, `5.4 days`, `1 h 30 min`; the last part says how exact it is.
+    """Read a time: `~1.3 hr`, `~30 min`, `5.4 days`, `1 h 30 min`; the last part sets the rounding.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no time.
     """
     rest = text.strip().lstrip("~≈").lower()
     total = half_unit = 0.0

@@ -1,4 +1,4 @@
-"""A published table's rows, its source, and where it contradicts itself."""
+"""A published table's rows, its source, and the cells that contradict its own figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of somebody's table: a configuration's figures, or its epoch time over a data set.
+    """A row of a published table: a configuration's figures, or its epoch time over a data set.
 
     Attributes:
         source: Who published it.
@@ -22,8 +22,8 @@ class PublishedRow:
         tok_per_j: Tokens a joule, the same number as tok/s per watt.
         dataset, dataset_tokens: A data set's name and size.
         epoch_time, epoch_s: Its epoch time as printed, and in seconds.
-        url, note, title: Where it stands, what to know about it, the table's title.
-        work: What was trained, as a part of a recipe; None where the table does not say.
+        url, note, title: The table's address, a remark on the row, the table's title.
+        work: What was trained, as a part of a recipe; None where the table does not state it.
         printed: The cells as printed, by column; empty cells are left out.
     """
 
@@ -55,16 +55,16 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PublishedSource:
-    """What the package says about a table that it carries.
+    """The package's description of a table that it ships.
 
     Attributes:
         source: The rows' source.
-        publisher, title, url: Who published it, under which title, where.
+        publisher, title, url: The publisher, the title and the address.
         method: What was measured and how, in a few lines.
         work: What was trained, as a part of a recipe.
-        notes: What to know, each with the rows (SKU, GPU count) it is about.
+        notes: Remarks, each with the rows (SKU, GPU count) it is about.
         files: The tables' files.
-        skus: What the tables call a GPU, and its short name.
+        skus: The tables' name of a GPU → its short name.
     """
 
     source: str
@@ -83,7 +83,7 @@ class Difference:
     """A printed cell that the table's own figures do not give.
 
     Attributes:
-        row: The row it stands in.
+        row: The row of the cell.
         column: The row's column.
         printed: As printed.
         computed: The figure that follows; seconds for an epoch time.

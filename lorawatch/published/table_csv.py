@@ -7,7 +7,7 @@ import difflib
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,15 @@ class Column:
 
     Attributes:
         name: As in `published_results`, or a key of a recipe.
-        told: What it holds, for people.
-        allowed: What a cell may be, as it stands behind "is not".
+        holds: What it holds, for the command's help.
+        allowed: What a cell may be, as the error message says it behind "is not".
         read: A cell's value; raises ValueError.
         also: Other headings of published tables.
-        work: Section and key of a recipe, for what says which work was measured.
+        work: Section and key of a recipe, for a column that describes the measured work.
     """
 
     name: str
-    told: str
+    holds: str
     allowed: str
     read: Callable[[str], Any]
     also: tuple[str, ...] = ()
@@ -169,8 +169,8 @@ def parse(text: str, where: str, source: str, named: Callable[[str], str]) -> li
             continue
         key = (row.source, repr(row.work), row.sku, row.gpu_count, row.dataset, row.dataset_tokens, row.tok_s is None)
         if key in seen:
-            told = f"a configuration of its own: line {seen[key]} has it already"
-            problems.append(_Problem(line, "sku", row.printed["sku"], told))
+            allowed = f"a configuration of its own: line {seen[key]} has it already"
+            problems.append(_Problem(line, "sku", row.printed["sku"], allowed))
         seen.setdefault(key, line)
         rows.append(row)
     if problems:
@@ -206,7 +206,7 @@ def _columns(header: list[str], where: str) -> list[Column]:
         UsageError: One is unknown or there twice, or one that every table needs is missing.
     """
     known = {name: column for column in COLUMNS for name in (column.name, *column.also)}
-    found: list[Column] = []
+    columns: list[Column] = []
     for heading in header:
         name = re.sub(r"[\s/-]+", "_", heading.lower())
         if name not in known:
@@ -215,13 +215,30 @@ def _columns(header: list[str], where: str) -> list[Column]:
             if ";" in heading and len(header) == 1:
                 hint = "cells are separated by commas"
             raise UsageError(f"{where}: there is no column {heading[:60]!r}", hint=hint)
-        if known[name] in found:
+        if known[name] in columns:
             raise UsageError(f"{where}: column {known[name].name} is there twice", hint="keep one of them")
-        found.append(known[name])
+        columns.append(known[name])
     for required in _REQUIRED:
-        if known[required] not in found:
+        if known[required] not in columns:
             raise UsageError(f"{where}: column {required} is missing", hint=_HINT)
-    return found
+    return columns
+
+
+@dataclass
+class _Cells:
+    """A row's cells as read: figures and names, those that say which work was measured, and the texts as printed."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    work: dict[str, dict[str, Any]] = field(default_factory=dict)
+    printed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, column: Column, cell: str, value: Any) -> None:
+        self.printed[column.name] = cell
+        if column.work is None:
+            self.values[column.name] = value
+        else:
+            section, key = column.work
+            self.work.setdefault(section, {})[key] = value
 
 
 def _row(
@@ -233,48 +250,55 @@ def _row(
     problems: list[_Problem],
 ) -> PublishedRow | None:
     """A row, or None with what is wrong added to the problems."""
-    before = len(problems)
     if len(cells) != len(columns):
-        told = f"one of the {len(columns)} cells that the header names; the line has {len(cells)}"
-        at = columns[len(cells)].name if len(cells) < len(columns) else f"{len(columns) + 1}"
-        problems.append(_Problem(line, at, "" if len(cells) < len(columns) else cells[len(columns)], told))
+        problems.append(_wrong_count(line, cells, columns))
         return None
-    values: dict[str, Any] = {}
-    printed: dict[str, str] = {}
-    work: dict[str, dict[str, Any]] = {}
+    read, wrong = _read_cells(line, cells, columns)
+    if not wrong and not read.values.keys() & set(_FIGURES):
+        wrong = [_no_figure(line, columns)]
+    if wrong:
+        problems += wrong
+        return None
+    values = {"source": source, **read.values, "sku": named(read.values["sku"])}
+    if "epoch_time" in values:
+        values["epoch_s"] = seconds(values["epoch_time"]).value
+    return PublishedRow(**values, work=read.work or None, printed=read.printed)
+
+
+def _read_cells(line: int, cells: list[str], columns: list[Column]) -> tuple[_Cells, list[_Problem]]:
+    """Every cell that is not empty; a cell that its column does not allow, or an empty one that is needed, is a problem."""
+    read, wrong = _Cells(), []
     for column, cell in zip(columns, cells, strict=True):
         empty = cell.lower() in _EMPTY
         if empty and column.name not in _REQUIRED:
             continue
         try:
-            value = None if empty else column.read(cell)
+            if empty:
+                raise ValueError(cell)
+            read.add(column, cell, column.read(cell))
         except ValueError:
-            value = None
-        if value is None:
-            problems.append(_Problem(line, column.name, cell, column.allowed))
-            continue
-        printed[column.name] = cell
-        if column.work is None:
-            values[column.name] = value
-        else:
-            work.setdefault(column.work[0], {})[column.work[1]] = value
-    if len(problems) > before:
-        return None
-    if not values.keys() & set(_FIGURES):
-        has = [c.name for c in columns if c.name in _FIGURES]
-        told = f"a figure: a row needs one of {', '.join(has or _FIGURES)}"
-        problems.append(_Problem(line, has[0] if has else "tok_s", "", told))
-        return None
-    values["sku"] = named(values["sku"])
-    if "epoch_time" in values:
-        values["epoch_s"] = seconds(values["epoch_time"]).value
-    return PublishedRow(**{"source": source, **values}, work=work or None, printed=printed)
+            wrong.append(_Problem(line, column.name, cell, column.allowed))
+    return read, wrong
+
+
+def _wrong_count(line: int, cells: list[str], columns: list[Column]) -> _Problem:
+    """A line with fewer or more cells than the header has columns, at the first that is missing or too many."""
+    allowed = f"one of the {len(columns)} cells that the header names; the line has {len(cells)}"
+    if len(cells) < len(columns):
+        return _Problem(line, columns[len(cells)].name, "", allowed)
+    return _Problem(line, f"{len(columns) + 1}", cells[len(columns)], allowed)
+
+
+def _no_figure(line: int, columns: list[Column]) -> _Problem:
+    names = [column.name for column in columns if column.name in _FIGURES]
+    allowed = f"a figure: a row needs one of {', '.join(names or _FIGURES)}"
+    return _Problem(line, names[0] if names else "tok_s", "", allowed)
 
 
 def column_help() -> Mapping[str, str]:
     """What each column holds and what its cells may be, by name."""
     return {
-        column.name: f"{column.told}; {column.allowed}"
+        column.name: f"{column.holds}; {column.allowed}"
         + (f"; also called {', '.join(column.also)}" if column.also else "")
         for column in COLUMNS
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lorawatch.text.numbers import MISSING, duration, gib, number, rank_words
@@ -15,62 +15,80 @@ def summary_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     Args:
         row: As `storage.queries.run_figures` gives it; `note` beside it: `liveness.note`.
     """
-    gpus = row.get("gpu_count") or 0
-    on_gpu = row.get("device") == "cuda"
-    where = (
-        f"{gpus} × {row['sku']}"
-        if row.get("sku")
-        else f"{row.get('world_size') or 1} × {row.get('device') or 'process'}"
-    )
-    ended = f"{row['state']}" + (f" ({row['failure']})" if row.get("failure") else "")
-    where += ", each for itself" if row.get("coupling") == "separate" else ""
-    lines = [("run", f"{row['run_id']}  {clean(row['name'])}  {where} on {clean(row['host'])}"), ("state", ended)]
+    lines = [("run", _run_words(row)), ("state", row["state"] + (f" ({row['failure']})" if row.get("failure") else ""))]
     lines += [("", clean(row[key])) for key in ("message", "note") if row.get(key)]
     lines.append(("duration", duration(row.get("duration_s"))))
-    missing = _missing_ranks(row)
-    if missing and row.get("tok_s") is None:
-        lines.append(("throughput", f"{MISSING}  {missing}"))
+    return [*lines, *_speed_lines(row), *_power_lines(row), *_model_lines(row), *_journal_lines(row)]
+
+
+def _run_words(row: Mapping[str, Any]) -> str:
+    """Which run it is, and on which GPUs or ranks of which host."""
+    if row.get("sku"):
+        devices = f"{row.get('gpu_count') or 0} × {row['sku']}"
+    else:
+        devices = f"{row.get('world_size') or 1} × {row.get('device') or 'process'}"
+    separate = ", separate" if row.get("coupling") == "separate" else ""
+    return f"{row['run_id']}  {clean(row['name'])}  {devices}{separate} on {clean(row['host'])}"
+
+
+def _speed_lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Throughput, step times and tokens; why there are none where ranks are missing."""
     if row.get("tok_s") is not None:
         ci = row.get("tok_s_ci95")
         interval = f" ± {number(ci, 0 if ci >= 10 else 1)} (95%)" if ci is not None else ""
+        each = "GPU" if row.get("device") == "cuda" else "rank"
         several = (row.get("world_size") or 1) > 1
-        per_gpu = f"   {number(row.get('tok_s_per_gpu'))} per {'GPU' if on_gpu else 'rank'}" if several else ""
-        lines.append(("throughput", f"{number(row['tok_s'])} tok/s{interval}{per_gpu}"))
-        p50, p95 = row.get("step_p50_s"), row.get("step_p95_s")
-        lines.append(
-            (
-                "step",
-                f"p50 {number(p50 and p50 * 1e3, 1)} ms   p95 {number(p95 and p95 * 1e3, 1)} ms   "
-                f"{number(row.get('measured_steps'))} measured",
-            )
-        )
+        per_gpu = f"   {number(row.get('tok_s_per_gpu'))} per {each}" if several else ""
+        yield "throughput", f"{number(row['tok_s'])} tok/s{interval}{per_gpu}"
+        p50, p95 = _milliseconds(row.get("step_p50_s")), _milliseconds(row.get("step_p95_s"))
+        yield "step", f"p50 {p50} ms   p95 {p95} ms   {number(row.get('measured_steps'))} measured"
+    elif missing := _missing_ranks(row):
+        yield "throughput", f"{MISSING}  {missing}"
     if row.get("tokens") is not None:
-        lines.append(("tokens", f"{row['tokens']:,} in the measured steps"))
-    if on_gpu or row.get("energy_j") is not None:
-        power = f"{number(row.get('avg_power_w'), 1)} W used"
-        everything = row.get("avg_power_all_gpus_w")
-        if everything is not None and gpus and everything != row.get("avg_power_w"):
-            power += f"   {number(everything, 1)} W all GPUs of the host"
-        energy = f"{number(row.get('energy_j'))} J"
-        if row.get("window_of") == "run":
-            lines += [("run power", power), ("run energy", f"{energy} over the whole run: no step was measured")]
-        else:
-            lines += [("power", power), ("energy", f"{energy}   {number(row.get('tok_per_j'), 2)} tok/J")]
+        yield "tokens", f"{row['tokens']:,} in the measured steps"
+
+
+def _power_lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Power and energy, on a GPU run also where they are missing."""
+    if row.get("device") != "cuda" and row.get("energy_j") is None:
+        return
+    power = f"{number(row.get('avg_power_w'), 1)} W used"
+    all_gpus_w = row.get("avg_power_all_gpus_w")
+    if all_gpus_w is not None and row.get("gpu_count") and all_gpus_w != row.get("avg_power_w"):
+        power += f"   {number(all_gpus_w, 1)} W all GPUs of the host"
+    energy = f"{number(row.get('energy_j'))} J"
+    if row.get("window_of") == "run":
+        yield "run power", power
+        yield "run energy", f"{energy} over the whole run: no step was measured"
+    else:
+        yield "power", power
+        yield "energy", f"{energy}   {number(row.get('tok_per_j'), 2)} tok/J"
+
+
+def _model_lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Memory, MFU and losses."""
     if row.get("peak_vram_bytes") is not None:
-        lines.append(("peak VRAM", f"{gib(row['peak_vram_bytes'])} per GPU"))
+        yield "peak VRAM", f"{gib(row['peak_vram_bytes'])} per GPU"
     if row.get("mfu") is not None:
-        lines.append(("MFU", f"{100 * row['mfu']:.1f}%" + ("  implausible" if row["mfu"] > 0.75 else "")))
+        yield "MFU", f"{100 * row['mfu']:.1f}%" + ("  implausible" if row.get("mfu_plausible") is False else "")
     if row.get("final_loss") is not None:
-        of_some = f"  of {row['reporting_ranks']} of {row['world_size']} ranks" if missing else ""
-        lines.append(("final loss", number(row["final_loss"], 4) + of_some))
+        of_some = f"  of {row['reporting_ranks']} of {row['world_size']} ranks" if _missing_ranks(row) else ""
+        yield "final loss", number(row["final_loss"], 4) + of_some
     if row.get("eval_step") is not None:
         words = evaluation_words(row["eval_loss"], row["eval_step"], row["best_eval_loss"], row["best_eval_step"])
-        lines.append(("eval loss", f"{words}   {row['evaluated_steps']} evaluated"))
+        yield "eval loss", f"{words}   {row['evaluated_steps']} evaluated"
+
+
+def _journal_lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Lines of journals that could not be read."""
     if row.get("broken_lines"):
         files = ", ".join(clean(f) for f in row["broken_files"])
         count = row["broken_lines"]
-        lines.append(("journals", f"{count:,} broken line{'' if count == 1 else 's'} left out: {files}"))
-    return lines
+        yield "journals", f"{count:,} broken line{'' if count == 1 else 's'} left out: {files}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return number(seconds and seconds * 1e3, 1)
 
 
 def _missing_ranks(row: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""What stands below the table of configurations: a chart, the times of epochs, and the notes."""
+"""Below the table of configurations: a chart, the times of epochs, and the notes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_SHARE = 0.73
 
 
 class CompareBelow(Horizontal):
-    """Shows the picture that it was given last.
+    """Shows the latest picture.
 
     Attributes:
         figure: Which of `CHARTS` is drawn.

@@ -1,4 +1,4 @@
-"""Which kind of work is compared, where the history has several."""
+"""Chooses the kind of work to compare, where the history has several."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ChooseWork(ModalScreen[str]):
 
 
 def kind_words(kind: Kind) -> Text:
-    """The work, how many configurations did it, and which."""
+    """The work, and the number and labels of its configurations."""
     count = len(kind.configurations)
     labels = ", ".join(dict.fromkeys(c.label for c in kind.configurations))
     text = Text(kind.words, "bold")

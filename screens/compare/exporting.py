@@ -1,4 +1,4 @@
-"""Writing the comparison into a file: asking for its name, and before another file is replaced."""
+"""Writing the comparison into a file: asks for its name, and before it replaces another file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def ask_name(screen: BaseScreen, comparison: Comparison, name: str) -> None:
 
 
 def ask_replace(screen: BaseScreen, comparison: Comparison, name: str) -> None:
-    """Ask whether the file that is there already may go."""
+    """Ask whether to replace the file that exists."""
     from lorawatch.screens.shared.confirm import Confirm
 
     def answered(yes: bool | None) -> None:
         if yes:
             _write(screen, comparison, name, replace_it=True)
 
-    screen.app.push_screen(Confirm(f"{clean(name)} is there already. Replace it?"), answered)
+    screen.app.push_screen(Confirm(f"{clean(name)} exists already. Replace it?"), answered)
 
 
 def _write(screen: BaseScreen, comparison: Comparison, name: str, *, replace_it: bool) -> None:
@@ -45,13 +45,13 @@ def _write(screen: BaseScreen, comparison: Comparison, name: str, *, replace_it:
 
 
 def export(comparison: Comparison, name: str, *, replace_it: bool) -> str | None:
-    """Write the comparison into a file, in the form that its ending tells.
+    """Write the comparison into a file, in the format of its extension.
 
     Returns:
-        What was written, in words; None where the file is there already and is not to be replaced.
+        A line about the written file; None where the file exists and must not be replaced.
 
     Raises:
-        UsageError: An ending that says nothing, or nothing is chosen.
+        UsageError: An unknown extension, or nothing is chosen.
         LorawatchError: It cannot be written.
     """
     from lorawatch.comparing import formats
@@ -59,7 +59,7 @@ def export(comparison: Comparison, name: str, *, replace_it: bool) -> str | None
     path = expanded(name).absolute()
     form = FORMS.get(path.suffix.lower())
     if form is None:
-        raise UsageError(f"{clean(path.name)!r} tells no format", hint=f"end it in {', '.join(FORMS)}")
+        raise UsageError(f"{clean(path.name)!r} has no known extension", hint=f"use one of {', '.join(FORMS)}")
     if not comparison.rows:
         raise UsageError("nothing is chosen to be written")
     try:

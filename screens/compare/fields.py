@@ -1,4 +1,4 @@
-"""What a comparison asks for in words: tokens or a data file, prices, GPU counts; checked while it is typed."""
+"""The text fields of a comparison: tokens or a data file, prices, GPU counts; checked while the user types."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class CompareFields(Vertical):
     """Four fields and a line for what is wrong with them.
 
     Attributes:
-        values: What the fields' words gave when they were last valid.
-        valid: Those words; a data file's name is left out.
+        values: The parsed values of the last valid texts.
+        valid: The texts themselves; a data file's name is left out.
 
     Args:
-        words: What they hold at first; must be valid.
+        words: The fields' texts at first; must be valid.
 
     Messages:
         Changed: A field's words are valid, and their value is another than before.
@@ -51,7 +51,7 @@ class CompareFields(Vertical):
     CompareFields .field Input.wrong { text-style: bold underline; color: $text-error; }
     CompareFields #field-price_per_kwh, CompareFields #field-extrapolate { width: 24; padding-left: 2; }
     CompareFields #words { height: auto; max-height: 2; display: none; }
-    CompareFields #words.said { display: block; }
+    CompareFields #words.shown { display: block; }
     .-wide CompareFields #rows { layout: horizontal; }
     .-wide CompareFields #rows > Horizontal { width: 1fr; }
     .-wide CompareFields #field-hardware { padding-left: 2; }
@@ -67,7 +67,7 @@ class CompareFields(Vertical):
     ]
 
     class Changed(Message):
-        """A value that is to be reckoned with from now on."""
+        """A field has a new valid value."""
 
         def __init__(self, fields: CompareFields, name: str, value: Any) -> None:
             super().__init__()
@@ -104,19 +104,19 @@ class CompareFields(Vertical):
         yield Static(id="words")
 
     def say(self, name: str, words: str, *, wrong: bool = False) -> None:
-        """Say this about a field, until its words change; nothing for nothing."""
+        """Show this text about a field until the field changes; an empty text removes it."""
         self._wrong.pop(name, None)
         (self._wrong if wrong else self._said)[name] = words
         self._tell()
 
     def hint(self, hints: Sequence[str]) -> None:
-        """Say what was asked for here and could not be had."""
+        """Show which requests of the fields could not be met."""
         fit = [h for h in hints if "extrapolated" in h]
         self._said["extrapolate"] = "; ".join(fit)
         self._said["hardware"] = "; ".join(h for h in hints if h not in fit)
         self._tell()
 
-    # --- what is typed
+    # --- typing
 
     def on_input_changed(self, event: Input.Changed) -> None:
         event.stop()
@@ -163,4 +163,4 @@ class CompareFields(Vertical):
             line = Text()
         box = self.query_one("#words", Static)
         box.update(line)
-        box.set_class(bool(line), "said")
+        box.set_class(bool(line), "shown")

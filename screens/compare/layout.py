@@ -1,4 +1,4 @@
-"""Where things stand on the Compare screen, by the size of the terminal."""
+"""The layout of the Compare screen, by the size of the terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CompareScreen #table { max-height: 50%; min-height: 3; border: round $foreground
     border-subtitle-color: $text-muted; }
 CompareScreen #table:focus { border: round $primary; }
 CompareScreen #about { height: 1; padding: 0 2; color: $text-muted; }
-CompareScreen #said { height: auto; max-height: 2; padding: 0 1; display: none; }
-CompareScreen #said.said { display: block; }
+CompareScreen #notice { height: auto; max-height: 2; padding: 0 1; display: none; }
+CompareScreen #notice.shown { display: block; }
 CompareScreen.-low #table { max-height: 35%; border: none; border-top: solid $foreground 40%; }
 CompareScreen.-low #table:focus { border: none; border-top: solid $primary; }
 CompareScreen.-low #about { display: none; }
@@ -27,17 +27,17 @@ CompareScreen.single.show-fields #table { display: none; }
 
 
 def single(width: int, height: int) -> bool:
-    """Whether there is room for one thing at a time."""
+    """Whether there is room for only one part at a time."""
     return width < 80 or height < 20
 
 
 def one_below(width: int, height: int) -> bool:
-    """Whether there is room below the table for one thing at a time."""
+    """Whether there is room for only one part below the table."""
     return height < (HIGH if width >= WIDE else STACKED)
 
 
 def views(width: int, height: int) -> tuple[str, ...]:
-    """What `v` goes through: first what is seen at the beginning."""
+    """The parts that `v` goes through, starting with the first one shown."""
     if single(width, height):
         return ("table", *PANES)
     return ("chart", "ladder", "notes") if one_below(width, height) else ("chart", "notes")
@@ -46,9 +46,9 @@ def views(width: int, height: int) -> tuple[str, ...]:
 def whole_sentences(sentences: Sequence[str], console: Console, width: int, height: int) -> Text:
     """The first sentences, as many as there are lines for: a figure is never cut."""
     lines = 2 if single(width, height) else 3 if height < HIGH else 6
-    said = list(sentences)
+    shown = list(sentences)
     while True:
-        text = Text(said[0], "bold").append(" ".join(["", *said[1:]]), "not bold")
-        if len(said) == 1 or len(text.wrap(console, max(width - 2, 10))) <= lines:
+        text = Text(shown[0], "bold").append(" ".join(["", *shown[1:]]), "not bold")
+        if len(shown) == 1 or len(text.wrap(console, max(width - 2, 10))) <= lines:
             return text
-        said.pop()
+        shown.pop()

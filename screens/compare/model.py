@@ -1,4 +1,4 @@
-"""What the Compare screen knows: the fields' words, the choices, and the comparison as one picture, made off its thread."""
+"""The data of the Compare screen: the fields' texts, the choices, and the comparison as one picture, made off its thread."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class Hardware:
-    """What hardware costs, how long it serves, and the share of that time in which it works."""
+    """The price of hardware, how long it is used, and the share of that time in which it is busy."""
 
     gpu_prices: tuple[tuple[str, float], ...] = ()
     host_price: float = 0.0
@@ -57,7 +57,7 @@ class Choices:
 
     Attributes:
         left_out: Keys of configurations that are not compared.
-        baseline: Key of the one that others are measured against; None for the latest work's first.
+        baseline: Key of the baseline; None for the latest work's first.
     """
 
     left_out: frozenset[str] = frozenset()
@@ -77,9 +77,9 @@ class Picture:
 
     Attributes:
         comparison: None where there is nothing to compare.
-        about: Line's key → where its figures come from, and what to know.
+        about: Line's key → the source of its figures, and warnings.
         charts: Name of the figure → its series.
-        hints: What was asked for and could not be had.
+        hints: Requests that could not be met, and why.
     """
 
     comparison: Comparison | None = None
@@ -95,14 +95,14 @@ class Picture:
     kinds: tuple[Kind, ...] = ()
 
 
-# --- the fields' words
+# --- the fields' texts
 
 
 def read_tokens(text: str) -> int | Path:
     """A number of tokens, or the data file whose tokens are to be counted; `DEFAULT_TOKENS` where the field is empty.
 
     Raises:
-        ValueError: Neither.
+        ValueError: It is neither.
     """
     name = text.strip()
     if not name:
@@ -131,12 +131,12 @@ def read_price(text: str) -> float | None:
 
 
 def read_hardware(text: str) -> Hardware:
-    """`RTX PRO 4500=2600, H100=28000, host=4000, years=5, use=60%`: prices by SKU, and what the hardware's share is taken of.
+    """`RTX PRO 4500=2600, H100=28000, host=4000, years=5, use=60%`: prices by SKU, and how the hardware's share is computed.
 
     Raises:
         ValueError: Not of that form, or a price below 0.
     """
-    found = Hardware()
+    hardware = Hardware()
     prices = {}
     for part in filter(None, (p.strip() for p in re.split("[,;]", text))):
         name, sep, value = part.rpartition("=")
@@ -146,23 +146,23 @@ def read_hardware(text: str) -> Hardware:
         number = _number(value)
         match name.lower():
             case "host":
-                found = replace(found, host_price=number)
+                hardware = replace(hardware, host_price=number)
             case "years":
-                found = replace(found, life_years=number)
+                hardware = replace(hardware, life_years=number)
             case "use":
-                found = replace(found, utilisation=number)
+                hardware = replace(hardware, utilisation=number)
             case _:
                 prices[name] = number
-    for price in (found.host_price, *prices.values()):
-        cost.Prices(None, price, found.life_years, found.utilisation)
-    return replace(found, gpu_prices=tuple(prices.items()))
+    for price in (hardware.host_price, *prices.values()):
+        cost.Prices(None, price, hardware.life_years, hardware.utilisation)
+    return replace(hardware, gpu_prices=tuple(prices.items()))
 
 
 def read_counts(text: str) -> tuple[int, ...]:
     """GPU counts to extrapolate to.
 
     Raises:
-        ValueError: Something else than whole numbers from 1 on.
+        ValueError: The text is not a list of whole numbers from 1 on.
     """
     words = text.replace(",", " ").split()
     if not all(w.isascii() and w.isdigit() and len(w) < 6 and 1 <= int(w) <= MOST_GPUS for w in words):
@@ -181,7 +181,7 @@ def _number(text: str) -> float:
 READERS: Mapping[str, Callable[[str], Any]] = {
     "tokens": read_tokens, "price_per_kwh": read_price, "hardware": read_hardware, "extrapolate": read_counts,
 }  # fmt: skip
-"""What reads a field, by the name of the choice that it gives."""
+"""The parser of each field, by the name of its choice."""
 
 
 # --- from the history to the picture
@@ -192,8 +192,8 @@ class Loaded:
     """The history as it is now, compared as chosen.
 
     Attributes:
-        words: The fields' words as they were left the last time.
-        choices: What was compared with.
+        words: The fields' texts of the last session.
+        choices: The choices that were used.
     """
 
     gathered: Gathered
@@ -206,8 +206,8 @@ def load(choices: Choices, done: threading.Event, *, first: bool) -> Loaded:
     """Read runs and published tables and compare them. A tenth of a second for 10,000 runs.
 
     Args:
-        done: Set at the end, however it comes.
-        first: Take the fields as they were left the last time.
+        done: Set at the end, also after an error.
+        first: Use the fields' texts of the last session.
     """
     try:
         from lorawatch.comparing.gather import gather
@@ -265,7 +265,7 @@ def _picture(comparison: Comparison) -> Picture:
         answer = ("Nothing is chosen: space takes a line in, a takes all.",)
     elif not answer:
         answer = (
-            "No time of an epoch can be told of what is chosen: separate ranks, other work, or figures nobody measured.",
+            "There is no epoch time for this choice: it has only separate ranks, other work, or figures that were not measured.",
         )
     lines = [replace(_line(row, [c.text(row) for c in columns], comparison), chosen=chosen) for row, chosen in rows]
     return Picture(
@@ -300,21 +300,21 @@ def _line(row: Row, cells: Sequence[str], comparison: Comparison) -> Line:
 
 
 def about(row: Row) -> str:
-    """Where a row's figures come from, and what to know about them."""
+    """The source of a row's figures, and warnings about them."""
     own = row.configuration
-    said = [f"other work: {'; '.join(row.other_work)}"] if row.other_work else []
-    said += [own.name] if own.name != own.source else []
-    said += [f"{own.runs} runs {own.source}" if own.runs > 1 else own.source]
-    said += [*row.marks, *(f"{name} {value}" for name, value in own.settings.items())]
-    return f"{own.label}: " + " · ".join(said)
+    facts = [f"other work: {'; '.join(row.other_work)}"] if row.other_work else []
+    facts += [own.name] if own.name != own.source else []
+    facts += [f"{own.runs} runs {own.source}" if own.runs > 1 else own.source]
+    facts += [*row.marks, *(f"{name} {value}" for name, value in own.settings.items())]
+    return f"{own.label}: " + " · ".join(facts)
 
 
-def told(error: LorawatchError) -> str:
-    """What happened and what to do next, in one line."""
+def error_line(error: LorawatchError) -> str:
+    """An error and its hint in one line."""
     return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
-# --- what is remembered
+# --- remembering the fields
 
 
 class _Remembered(msgspec.Struct, omit_defaults=True):
@@ -330,14 +330,14 @@ def _memory() -> Path:
 
 
 def remembered() -> dict[str, str]:
-    """The fields' words that were written down last; whatever cannot be read or is not valid is as if it had never been."""
+    """The saved texts of the fields; a text that cannot be read or is not valid is left out."""
     try:
         with open(_memory(), "rb") as file:
-            found = msgspec.json.decode(file.read(_MOST_BYTES), type=_Remembered)
+            saved = msgspec.json.decode(file.read(_MOST_BYTES), type=_Remembered)
     except (OSError, msgspec.MsgspecError, ValueError):
         return {}
     words = {}
-    for name, text in msgspec.structs.asdict(found).items():
+    for name, text in msgspec.structs.asdict(saved).items():
         with contextlib.suppress(ValueError):
             if text and not isinstance(READERS[name](text), Path):
                 words[name] = clean(text)
@@ -345,7 +345,7 @@ def remembered() -> dict[str, str]:
 
 
 def remember(words: Mapping[str, str]) -> None:
-    """Write them down: nobody wants to type prices each day. Where that is not possible a convenience is lost."""
+    """Save the fields' texts, so that prices need not be typed each day. A failure to write is ignored."""
     path = _memory()
     with contextlib.suppress(OSError):
         make_private(path.parent)

@@ -1,4 +1,4 @@
-"""Figures over the number of GPUs: a letter a series, a glyph a provenance, a dotted line for the ideal."""
+"""Figures over the number of GPUs: a letter for each series, a glyph for each provenance, a dotted line for the ideal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Chart:
 
 
 class _Canvas:
-    """Braille dots in cells, each with the style of who drew there last, and letters above them."""
+    """Braille dots in cells, each in the style of the last drawing there, and letters above them."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -86,7 +86,7 @@ class _Canvas:
 
 
 class ScalingChart(Widget):
-    """Draws what `show` was given, in the box that it has."""
+    """Draws the chart of the last `show` in its own size."""
 
     COMPONENT_CLASSES = {"chart--label", *(f"chart--{n}" for n in range(COLOURS))}  # noqa: RUF012
     DEFAULT_CSS = """
@@ -161,26 +161,26 @@ def draw(chart: Chart, width: int, height: int) -> Iterator[list[tuple[str, str]
 
 
 def _names(drawn: Sequence[tuple[int, Series]], width: int, most: int) -> Iterator[list[tuple[str, str]]]:
-    """Which letter is which, in so many lines at most."""
+    """The series' letters and names, in at most `most` lines."""
     line: list[tuple[str, str]] = []
-    used, said, lines = 0, 0, 1
+    used, named, lines = 0, 0, 1
     for index, series in drawn:
         glyph = GLYPHS.get(series.dots[0].provenance, "?")
         name = series.name if width >= _NARROW else series.name.removesuffix(f" ({series.dots[0].provenance})")
         text = elide(f" {glyph}{LETTERS[index % 26]} {name} ", width - 1)
-        if used + len(text) > width - (10 if said + 1 < len(drawn) and lines == most else 0) and line:
+        if used + len(text) > width - (10 if named + 1 < len(drawn) and lines == most else 0) and line:
             if lines == most:
-                line.append((f" … {len(drawn) - said} more", "label"))
+                line.append((f" … {len(drawn) - named} more", "label"))
                 break
             yield line
             line, used, lines = [], 0, lines + 1
         line.append((text, str(index % COLOURS)))
-        used, said = used + len(text), said + 1
+        used, named = used + len(text), named + 1
     yield line
 
 
 def _scale(chart: Chart, series: Sequence[Series], rows: int) -> tuple[list[float], float, float]:
-    """Round numbers along the axis, not more of them than there is room for, and the axis' ends."""
+    """Round numbers along the axis, as many as there is room for, and the axis' ends."""
     dots = [d for s in series for d in s.dots]
     high = max(d.y + (d.half or 0.0) for d in dots)
     low = min(d.y - (d.half or 0.0) for d in dots)
@@ -188,13 +188,13 @@ def _scale(chart: Chart, series: Sequence[Series], rows: int) -> tuple[list[floa
         high = max([high, *(s.dots[0].y * s.dots[-1].x for s in series if s.dots[0].x == 1)])
     elif chart.ideal == "level":
         high, low = max(high, 100.0), min(low, 100.0)
-    found = ticks(chart.least if chart.least is not None else low - (high - low or abs(high)) * 0.15, high)
-    bottom = found[0]
-    top = min(found[-1], high + (high - bottom) * 0.04)
-    found = [mark for mark in found if mark <= top]
-    while len(found) > max((rows + 1) // 2, 2):
-        found = found[::-1][::2][::-1] if chart.ideal == "level" else found[::2]
-    return found, bottom, top
+    marks = ticks(chart.least if chart.least is not None else low - (high - low or abs(high)) * 0.15, high)
+    bottom = marks[0]
+    top = min(marks[-1], high + (high - bottom) * 0.04)
+    marks = [mark for mark in marks if mark <= top]
+    while len(marks) > max((rows + 1) // 2, 2):
+        marks = marks[::-1][::2][::-1] if chart.ideal == "level" else marks[::2]
+    return marks, bottom, top
 
 
 def _plot(

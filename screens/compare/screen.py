@@ -1,4 +1,4 @@
-"""Compare: which GPUs, how many, how long, at what price, from the own runs beside published tables."""
+"""Compare: which GPUs, how many, how long, at what price, from own runs and published tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CompareScreen(BaseScreen):
     MODE = "compare"
     HELP = """\
 Which GPUs, how many, how long, at what price? Each line is a GPU model and count at one piece of work; only the same work
-stands side by side. ● measured (repeats are one line), ○ published, ◌ extrapolated, ◇ simulated; ± is a 95% interval.
+is compared. ● measured (repeats are one line), ○ published, ◌ extrapolated, ◇ simulated; ± is a 95% interval.
 
 space takes a line out or in, a all or none, b makes it the baseline (▸). w chooses the work, f shows other work too,
 marked. p leaves the published tables out. left and right go through the columns. c turns the chart: tok/s, efficiency,
@@ -85,13 +85,13 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
         yield Static(id="answer")
         yield FigureTable(ticks=True, id="table")
         yield Static(id="about")
-        yield Static(id="said")
+        yield Static(id="notice")
 
     async def _mount_footer(self) -> None:
         """The table comes first: see `_fill`."""
 
     async def _fill(self) -> None:
-        """Chart, ladder, fields and the keys' names come behind the table: they cost more to make than all the rest."""
+        """Chart, ladder, fields and the footer's keys come after the table: they take longer to make than everything else."""
         if not self.is_attached or self._below is not None:  # the user may have left already
             return
         from lorawatch.screens.compare.below import CompareBelow
@@ -99,13 +99,13 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
 
         self._below = CompareBelow(self.picture, id="below")
         self._fields = CompareFields(self._words, id="fields")
-        await self.mount(self._below, self._fields, before="#said")
+        await self.mount(self._below, self._fields, before="#notice")
         await super()._mount_footer()
         self._fields.hint(self.picture.hints)
 
     def on_mount(self) -> None:
         self.query_one("#table").focus()
-        if self._loaded.is_set():  # sooner than the answer could be heard
+        if self._loaded.is_set():  # before the answer could arrive
             self._asking = False
             self.action_reload()
 
@@ -155,7 +155,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             case TokenCounter.KEY, _:
                 self._take_count(message)
             case _, LorawatchError() as error:
-                self._say(f"✗ {model.told(error)}", wrong=True)
+                self._say(f"✗ {model.error_line(error)}", wrong=True)
 
     def _take_history(self, loaded: Loaded) -> None:
         if self._gathered is None:
@@ -194,7 +194,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             self._count_again()
 
     def _draw_answer(self) -> None:
-        """Whole sentences, as many as there is room for: a figure is never cut."""
+        """Whole sentences, as many as there is room for; a figure is never cut."""
         text = layout.whole_sentences(self.picture.answer, self.app.console, *self.size)
         if self.picture.work and self.size.height >= layout.HIGH and not self.has_class("single"):
             text.append(f"\n{self.picture.work}", "not bold dim")
@@ -207,9 +207,9 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
 
     def _say(self, words: str, *, wrong: bool = False) -> None:
         style = f"bold {self.app.theme_variables.get('text-error', '')}".strip() if wrong else ""
-        box = self.query_one("#said", Static)
+        box = self.query_one("#notice", Static)
         box.update(Text(clean(words), style))
-        box.set_class(bool(words), "said")
+        box.set_class(bool(words), "shown")
 
     # --- choosing
 
@@ -248,7 +248,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             lambda key: self._compare(baseline=key) if key is not None else None,
         )
 
-    # --- what is seen
+    # --- the parts on the screen
 
     @property
     def _view(self) -> str:
@@ -266,7 +266,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
         self.call_after_refresh(self._keep_focus)
 
     def _keep_focus(self) -> None:
-        """What is hidden has no focus, and then the keys of what is seen would do nothing."""
+        """Move the focus away from a hidden part, so that the keys of the visible ones work."""
         if self.focused is None or not self.focused.is_on_screen:
             self.set_focus(next((w for w in self.query("#table, #ladder, #notes, #tokens") if w.is_on_screen), None))
 
@@ -307,7 +307,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             self.action_back()
 
     def _count_again(self) -> None:
-        """A file's tokens are those of the model that the compared work trains, which may be another one now."""
+        """Count a file again where the compared work trains another model: tokens depend on its tokenizer."""
         if self._counted is not None and self._fields is not None and self._fields.values["tokens"] == self._counted[0]:
             self._count(self._counted[0])
 
@@ -327,7 +327,7 @@ goes back. e writes the comparison into a file: .html, .csv, .json, .md or .txt.
             return  # something else was typed meanwhile
         if message.error is not None:
             self._counted = None
-            fields.say("tokens", model.told(message.error), wrong=True)
+            fields.say("tokens", model.error_line(message.error), wrong=True)
         elif message.value is not None:
             path, counted = message.value
             fields.say("tokens", f"{path.name}: {counted.words}")

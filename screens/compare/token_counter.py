@@ -1,4 +1,4 @@
-"""Counts a data file's tokens beside everything else, since that may take minutes."""
+"""Counts a data file's tokens in the background, since that may take minutes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TokenCounter:
-    """One count at a time, in a process of its own; it ends with the screen, and where another count is asked for."""
+    """One count at a time, in a process of its own; it ends with the screen, and when another count is asked for."""
 
     KEY = "count"
 
@@ -46,7 +46,7 @@ class TokenCounter:
         self._background.ask(node, self.KEY, work)
 
     def close(self) -> None:
-        """End the count that is on its way."""
+        """End the running count."""
         self._cancelled.set()
         if self._background is not None:
             self._background.close()

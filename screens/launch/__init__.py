@@ -1,1 +1,1 @@
-"""Launch: a recipe as a form or as YAML, the GPUs, a start."""
+"""Launch: a recipe as a form or as YAML, the choice of GPUs, and the start."""

@@ -1,4 +1,4 @@
-"""One of a few values in one line: `‹ bfloat16 ›`."""
+"""A choice of a few values in one line: `‹ bfloat16 ›`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Cycle(Widget, can_focus=True):
     """Left and right, space, enter or a click go through the values.
 
     Args:
-        choices: The values in order. Another value may be shown, too: a file may say anything.
-        default: Shown dim while there is no value of its own.
+        choices: The values in order. Another value is shown too, since a file may have any.
+        default: Shown dim while no value is set.
     """
 
     DEFAULT_CSS = """
@@ -50,7 +50,7 @@ class Cycle(Widget, can_focus=True):
         self.set_choices(choices, default)
 
     def set_choices(self, choices: Sequence[str], default: str) -> None:
-        """Choose among these from now on."""
+        """Replace the choices."""
         self.choices, self._default = tuple(choices), default
         self.refresh(layout=True)
 

@@ -1,4 +1,4 @@
-"""Where the run goes: this machine's GPUs with what is free on each, or a number of ranks on the CPU."""
+"""Where the run goes: this machine's GPUs with the free memory of each, or a number of ranks on the CPU."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class GpuUse:
-    """How much of a GPU is taken now; a missing reading is None.
+    """How much of a GPU is in use now; a missing reading is None.
 
     Attributes:
-        by: Who takes it, for people; empty where nobody is known.
-        stale_s: Age of the readings where they are too old to be believed.
+        by: Who uses it, as text; empty where that is not known.
+        stale_s: Age of the readings where they are too old to rely on.
     """
 
     used_bytes: int | None = None
@@ -53,12 +53,12 @@ class GpuUse:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody else computes there."""
+        """Whether another program computes there."""
         return bool(self.by) or (self.used_bytes or 0) >= BUSY_BYTES or (self.utilization_pct or 0.0) >= BUSY_PCT
 
 
 def gpu_words(gpu: Gpu, use: GpuUse | None, sku_width: int) -> tuple[str, str, str]:
-    """A line of the list: index and SKU, what is free, and a word where a person should look twice."""
+    """A line of the list: index and SKU, what is free, and a warning where there is one."""
     name = f"{gpu.gpu_index:>2} {clean(gpu.sku).removeprefix('NVIDIA '):<{sku_width}}"
     total = gpu.memory_total_bytes
     if use is None:
@@ -80,7 +80,7 @@ def _gib(value: float | None) -> str:
 
 
 class Ticks(SelectionList[int]):
-    """A selection list whose ticks are told by a glyph, and not by colour alone."""
+    """A selection list that shows ticks by a glyph, not by colour alone."""
 
     def render_line(self, y: int) -> Strip:
         segments = list(super().render_line(y))
@@ -96,7 +96,7 @@ class GpuList(Vertical):
 
     Messages:
         Chosen: The user chose; `gpus` as a recipe's `launch.gpus` takes it.
-        Ready: Once, when it is known what there is to choose from.
+        Ready: Posted once, when the choices are known.
     """
 
     DEFAULT_CSS = """
@@ -112,7 +112,7 @@ class GpuList(Vertical):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("a", "all", "All GPUs", show=False)]
 
     class Chosen(Message):
-        """What a recipe's `launch.gpus` is to be."""
+        """The value for the recipe's `launch.gpus`."""
 
         def __init__(self, gpus: str | list[int]) -> None:
             super().__init__()
@@ -130,7 +130,7 @@ class GpuList(Vertical):
 
     @property
     def services(self) -> AppServices:
-        """The app with what all screens share."""
+        """The app's shared services."""
         return cast("AppServices", self.app)
 
     def compose(self) -> ComposeResult:
@@ -168,7 +168,7 @@ class GpuList(Vertical):
             self.show_use(message.value)
 
     def show_use(self, use: Mapping[str, GpuUse]) -> None:
-        """Show what is taken on each GPU, by UUID."""
+        """Show what is in use on each GPU, by UUID."""
         if not self.gpus or use == self._use:
             return
         before, self._use = self._use, use
@@ -179,7 +179,7 @@ class GpuList(Vertical):
         listing.refresh()
 
     def show_chosen(self, placement: Placement | None) -> None:
-        """Tick where the run goes; None where the recipe does not say it rightly, which leaves the ticks alone."""
+        """Tick where the run goes; None where the recipe's value is not valid; the ticks then stay as they are."""
         if placement is None or not self.ready or len(self.children) == 0:
             return
         if not self.gpus:
@@ -219,15 +219,15 @@ class GpuList(Vertical):
 
 
 def read_use(snapshot: Snapshot) -> dict[str, GpuUse]:
-    """What is taken on each GPU, and by whom: a live run's id, or a process's name and user. Milliseconds."""
+    """What is in use on each GPU, and by whom: a live run's id, or a process's name and user. Milliseconds."""
     runs = _runs_by_gpu() if snapshot.gpus else {}
-    found = {}
+    by_uuid = {}
     for now in snapshot.gpus:
         uuid = now.gpu.gpu_uuid
         stale = stale_age(now.fast_age_s)
         by = f"run {runs[uuid]}" if uuid in runs else _processes([p.pid for p in now.processes])
-        found[uuid] = GpuUse(now.values.memory_used_bytes, now.values.utilization_pct, by, now.lost, stale)
-    return found
+        by_uuid[uuid] = GpuUse(now.values.memory_used_bytes, now.values.utilization_pct, by, now.lost, stale)
+    return by_uuid
 
 
 def _runs_by_gpu() -> dict[str, str]:
@@ -237,14 +237,14 @@ def _runs_by_gpu() -> dict[str, str]:
     from lorawatch.system import home
     from lorawatch.watching.watcher import live_runs
 
-    found: dict[str, str] = {}
+    runs: dict[str, str] = {}
     for run_id in live_runs():
         try:
             info = RunDir(home.runs_folder() / run_id).info()
         except (OSError, msgspec.MsgspecError):
             continue
-        found |= {g.gpu_uuid: run_id for g in info.gpus if g.used}
-    return found
+        runs |= {g.gpu_uuid: run_id for g in info.gpus if g.used}
+    return runs
 
 
 def _processes(pids: Sequence[int]) -> str:

@@ -1,5 +1,5 @@
-"""What Launch asks of the disk, the history and the shell, and the words for it. Plain data; slow, so asked behind the
-screen."""
+"""What Launch needs from the disk, the history and the shell, as plain data and text. Slow: runs off the screen's
+thread."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _CLI = tuple(own_module("lorawatch"))
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe to begin with.
+    """A recipe to start from.
 
     Attributes:
-        text: Its YAML, clean of control characters.
-        source: Where it comes from, for people: built-in, a run's id, a file.
+        text: Its YAML, without control characters.
+        source: Where it comes from: built-in, a run's id, a file.
         identity: Equal for equal recipes, whatever GPUs they ran on.
     """
 
@@ -53,7 +53,7 @@ class Choice:
 
 
 class StartFailed(UsageError):
-    """No run came of a start.
+    """A start failed before a run began.
 
     Attributes:
         lines: The log's relevant lines, each log under its path.
@@ -64,67 +64,67 @@ class StartFailed(UsageError):
         self.lines = tuple(lines)
 
 
-# --- recipes to begin with
+# --- recipes to start from
 
 
 def builtin_choices() -> list[Choice]:
-    """The recipes that come with lorawatch, as their files are."""
+    """The built-in recipes, as in their files."""
     folder = resources.files("lorawatch.assets") / "recipes"
-    found = []
+    choices = []
     for name in loading.builtin_names():
         text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
-        found.append(Choice(name, text, "built-in", identity(loading.load(name).to_dict())))
-    return sorted(found, key=lambda c: c.name != "demo")
+        choices.append(Choice(name, text, "built-in", identity(loading.load(name).to_dict())))
+    return sorted(choices, key=lambda c: c.name != "demo")
 
 
 def recent_choices() -> list[Choice]:
     """The recipes of the latest runs whose directories are there, each once."""
     folder = paths.runs_folder()
     roots = sorted(folder.iterdir(), reverse=True)[:200] if folder.is_dir() else []
-    found: dict[bytes, Choice] = {}
+    choices: dict[bytes, Choice] = {}
     for root in roots:
         try:
             data = RunDir(root).info().recipe
-            if not data or (key := identity(data)) in found:
+            if not data or (key := identity(data)) in choices:
                 continue
             text = loading.read_text(root / "recipe.yaml")
         except (OSError, msgspec.MsgspecError):
             continue
-        found[key] = Choice(str(data.get("name") or "run"), clean(text), root.name, key)
-        if len(found) >= RECENT:
+        choices[key] = Choice(str(data.get("name") or "run"), clean(text), root.name, key)
+        if len(choices) >= RECENT:
             break
-    return list(found.values())
+    return list(choices.values())
 
 
 def history_choices() -> list[Choice]:
-    """Every recipe of the history; that a run's directory was deleted does not matter.
+    """Every recipe of the history; also of runs whose directory was deleted.
 
     Raises:
         HistoryError: The history cannot be read now.
     """
     from lorawatch.storage.queries import distinct_recipes
 
-    found = []
+    choices = []
     for row in distinct_recipes(deadline_s=0.3):
         data = row["recipe"]
         runs = f" · {row['runs']} runs" if row["runs"] > 1 else ""
         text = clean(yaml_text.write_yaml({"name": data.get("name", "run"), **data}))
-        found.append(Choice(str(data.get("name") or "run"), text, row["run_id"] + runs, identity(data)))
-    return found
+        choices.append(Choice(str(data.get("name") or "run"), text, row["run_id"] + runs, identity(data)))
+    return choices
 
 
 def identity(data: Mapping[str, Any]) -> bytes:
-    """What makes a recipe the same as another: everything but the GPUs it is to run on."""
+    """A key that is equal for equal recipes: everything but the GPUs."""
     launch = data.get("launch")
     rest = {k: v for k, v in launch.items() if k != "gpus"} if isinstance(launch, dict) else {}
     return msgspec.json.encode({**data, "launch": rest}, order="deterministic", enc_hook=str)
 
 
 def read_recipe_file(name: str) -> Choice:
-    """A recipe file as it is; whether it is valid shows once it is in the editor.
+    """A recipe file as it is; it is checked once it is in the editor.
 
     Raises:
-        RecipeError: It cannot be read, or is no text, or far too large for a recipe.
+        RecipeError: It cannot be read, is not text, or is far too large for a recipe.
     """
     path = expanded(name)
     try:
@@ -136,16 +136,16 @@ def read_recipe_file(name: str) -> Choice:
     return Choice(path.stem, clean(text), str(path), str(path.absolute()).encode())
 
 
-# --- what a text says
+# --- checking a text
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A recipe's text, looked at as a whole.
+    """A recipe's text with the result of its check.
 
     Attributes:
-        data: What it says, valid or not; None where it is not YAML.
-        wrong: What is wrong, by path.
+        data: The parsed data, valid or not; None where it is not YAML.
+        wrong: Error messages by path.
         error: The first mistake, `path` its key and `line` its line where they are known.
         valid: The recipe; None where something is wrong.
         placement: Where it would run; None while the machine is not known.
@@ -161,12 +161,12 @@ class Checked:
 
 
 def check(text: str, gpus: Sequence[Gpu] | None) -> Checked:
-    """What a recipe's text says, on a machine with these GPUs; None while they are not known."""
+    """Check a recipe's text for a machine with these GPUs; None while they are not known."""
     try:
         data = edit.mapping(text)
     except LorawatchError as error:
-        found = re.search(r"line (\d+)", error.message)
-        return Checked(None, {}, error, line=int(found[1]) if found else None)
+        match = re.search(r"line (\d+)", error.message)
+        return Checked(None, {}, error, line=int(match[1]) if match else None)
     wrong = problems(data)
     path = ""
     try:
@@ -186,7 +186,7 @@ def check(text: str, gpus: Sequence[Gpu] | None) -> Checked:
         return Checked(data, wrong, error, path, edit.line_of(text, path))
 
 
-# --- what a run would take, as lines
+# --- what a run needs, as lines
 
 
 def plan_line(wanted: schema.Recipe, placement: Placement) -> str:
@@ -201,13 +201,13 @@ def plan_line(wanted: schema.Recipe, placement: Placement) -> str:
 
 
 def step_tokens(wanted: schema.Recipe, ranks: int) -> int:
-    """Positions that a step computes on all ranks where no example is shorter than the sequence length."""
+    """Positions that a step computes on all ranks if every example fills the sequence length."""
     train = wanted.train
     return ranks * train.batch_size_per_gpu * train.gradient_accumulation * wanted.data.sequence_length
 
 
 def fit_lines(wanted: schema.Recipe, placement: Placement, gpus: Sequence[Gpu]) -> list[str]:
-    """Whether the run fits the memory of these GPUs, and what would make it fit; nothing where nobody can tell."""
+    """Whether the run fits the memory of these GPUs, and what would make it fit; nothing where that is not known."""
     totals = [g.memory_total_bytes for g in gpus if g.memory_total_bytes]
     if placement.device != "cuda" or not totals:
         return []
@@ -219,7 +219,7 @@ def fit_lines(wanted: schema.Recipe, placement: Placement, gpus: Sequence[Gpu]) 
     try:
         workload = memory.workload(wanted, together)
     except LorawatchError as error:
-        return [f"VRAM: not reckoned: {error.message}"]
+        return [f"VRAM: not estimated: {error.message}"]
     least = min(totals)
     return [
         f"VRAM: {memory_words(estimate(workload), least, wanted.train.engine)}",
@@ -228,7 +228,7 @@ def fit_lines(wanted: schema.Recipe, placement: Placement, gpus: Sequence[Gpu]) 
 
 
 def measured(wanted: schema.Recipe, sku: str | None) -> list[dict[str, Any]]:
-    """What the history measured for this workload on this SKU, a row a number of ranks.
+    """The history's measurements of this workload on this SKU, a row for each number of ranks.
 
     Raises:
         HistoryError: The history cannot be read now.
@@ -239,7 +239,7 @@ def measured(wanted: schema.Recipe, sku: str | None) -> list[dict[str, Any]]:
 
 
 def history_line(rows: Sequence[Mapping[str, Any]], sku: str | None, wanted: schema.Recipe, ranks: int) -> str:
-    """What was measured on this configuration, and the times that follow from it."""
+    """The measured rate of this configuration, and the times computed from it."""
     short = clean(sku).removeprefix("NVIDIA ") if sku else "CPU"
     row = next((r for r in rows if r["ranks"] == ranks), None)
     if row is None:
@@ -260,10 +260,10 @@ def history_line(rows: Sequence[Mapping[str, Any]], sku: str | None, wanted: sch
 
 
 def disk_line() -> str:
-    """What is free where runs are kept.
+    """The free disk space of the runs' folder.
 
     Raises:
-        UsageError: The file system does not say.
+        UsageError: The file system does not report it.
     """
     home = there = paths.home()
     while not there.exists():
@@ -279,13 +279,13 @@ def disk_line() -> str:
 
 
 def start(text: str, tags: Sequence[str], closing: threading.Event) -> str:
-    """Start a recorder on this recipe, exactly as a shell would, and wait until it has the run. Returns the run's id.
+    """Start a recorder on this recipe, exactly as a shell would, and wait until it has taken the run. Returns the run's id.
 
     Args:
-        closing: Set when the program is being left; what was started goes on.
+        closing: Set when the user leaves the program; a started command continues.
 
     Raises:
-        StartFailed: Nothing runs; with the command's words, and the log's lines where it came as far as a run directory.
+        StartFailed: Nothing runs; has the command's message, and the log's lines where a run directory was made.
     """
     folder = paths.home() / "launch"
     file = folder / f"{time.time_ns()}.yaml"
@@ -302,34 +302,36 @@ def start(text: str, tags: Sequence[str], closing: threading.Event) -> str:
         raise StartFailed(f"the recorder did not start: {error.strerror or error}: {error.filename}") from None
     while True:
         try:
-            out, said = process.communicate(timeout=0.2)
+            out, errors = process.communicate(timeout=0.2)
             break
         except subprocess.TimeoutExpired:
-            if closing.is_set():  # the command goes on, and needs its file
-                raise StartFailed("lorawatch was left meanwhile") from None
+            if closing.is_set():  # the command continues and needs its file
+                raise StartFailed("lorawatch was left before the run began") from None
     file.unlink(missing_ok=True)
     try:
         run_id = str(msgspec.json.decode(out)["run_ids"][0])
     except (msgspec.MsgspecError, KeyError, IndexError, TypeError):
-        told = clean((said or out).strip().removeprefix("lorawatch: ").replace(str(file), "recipe"))
+        reason = clean((errors or out).strip().removeprefix("lorawatch: ").replace(str(file), "recipe"))
         raise StartFailed(
-            told[-4000:] or f"the command ended with status {process.returncode}, without a word"
+            reason[-4000:] or f"the command ended with status {process.returncode}, without a message"
         ) from None
     _wait_for_recorder(RunDir(paths.runs_folder() / run_id), closing)
     return run_id
 
 
 def _wait_for_recorder(run: RunDir, closing: threading.Event) -> None:
-    """Until the recorder's first heartbeat; that it was started is written down before.
+    """Wait for the recorder's first heartbeat; its start is recorded before.
 
     Raises:
-        StartFailed: Its process has gone before that.
+        StartFailed: Its process ended before that.
     """
     deadline = time.monotonic() + TAKE_OVER_S
     while not closing.wait(0.1):
         alive = _recorder_lives(run.run_id)
         try:
-            if run.state().heartbeat_at is not None:  # read after the look at the process: it may have ended in between
+            if (
+                run.state().heartbeat_at is not None
+            ):  # read after the check of the process: it may have ended in between
                 return
         except (OSError, msgspec.MsgspecError):
             pass
@@ -337,8 +339,8 @@ def _wait_for_recorder(run: RunDir, closing: threading.Event) -> None:
             raise StartFailed(f"the recorder of run {run.run_id} ended before it began", log_lines(run))
         if time.monotonic() > deadline:
             raise StartFailed(
-                f"the recorder of run {run.run_id} has not begun within {TAKE_OVER_S:.0f} s",
-                log_lines(run), hint="the machine may be very busy: 1 shows the run if it begins after all",
+                f"the recorder of run {run.run_id} did not begin within {TAKE_OVER_S:.0f} s",
+                log_lines(run), hint="the machine may be very busy: 1 shows the run if it begins later",
             )  # fmt: skip
 
 
@@ -356,26 +358,26 @@ def _recorder_lives(run_id: str) -> bool:
 
 
 def log_lines(run: RunDir) -> list[str]:
-    """The relevant end of each log of a run that did not come to its first step, under the log's path."""
+    """The relevant end of each log of a run that did not reach its first step, under the log's path."""
     from lorawatch.recorder.logs import tail
 
     lines = []
     attempts = sorted(run.logs.glob("attempt_*/rank-*.log"))
     for path in (run.logs / "recorder.log", run.logs / "command.log", run.logs / "torchrun.log", *attempts):
-        said = [clean(line.rsplit("\r", 1)[-1])[:400] for line in tail(path).splitlines() if line.strip()]
-        if said:
-            lines += [f"{path}:", *(f"  {line}" for line in relevant(said))]
+        last_lines = [clean(line.rsplit("\r", 1)[-1])[:400] for line in tail(path).splitlines() if line.strip()]
+        if last_lines:
+            lines += [f"{path}:", *(f"  {line}" for line in relevant(last_lines))]
     return lines
 
 
 def relevant(lines: Sequence[str]) -> Sequence[str]:
     """The last traceback to its end, or else the last lines."""
     begin = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("Traceback ")), None)
-    found = lines[-_LOG_LINES:] if begin is None else lines[begin:]
-    return found if len(found) <= 2 * _LOG_LINES else [found[0], "  …", *found[-_LOG_LINES:]]
+    shown = lines[-_LOG_LINES:] if begin is None else lines[begin:]
+    return shown if len(shown) <= 2 * _LOG_LINES else [shown[0], "  …", *shown[-_LOG_LINES:]]
 
 
-def told(error: LorawatchError) -> str:
-    """All that is known of a failed start, as text."""
+def error_text(error: LorawatchError) -> str:
+    """A failed start as text: the error, its hint and the log."""
     lines = error.lines if isinstance(error, StartFailed) else ()
     return "\n".join([clean(str(error)), *(["", *lines] if lines else [])])

@@ -1,4 +1,4 @@
-"""Asks for a recipe file: paths are completed as they are typed, and what cannot be read is said on the spot."""
+"""Asks for a recipe file: paths are completed as they are typed, and a file that cannot be read is reported at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def completions(text: str) -> list[str]:
     typed, _, start = text.rpartition("/")
     folder = expanded((typed or "/") if "/" in text else ".")
     prefix = f"{typed}/" if "/" in text else ""
-    found = []
+    matches = []
     try:
         with os.scandir(folder) as entries:
             for count, entry in enumerate(entries):
@@ -39,12 +39,12 @@ def completions(text: str) -> list[str]:
                 if not name.startswith(start) or (name.startswith(".") and not start.startswith(".")):
                     continue
                 if entry.is_dir():
-                    found.append(f"{prefix}{name}/")
+                    matches.append(f"{prefix}{name}/")
                 elif name.endswith((".yaml", ".yml")):
-                    found.append(prefix + name)
+                    matches.append(prefix + name)
     except OSError:
         return []
-    return sorted(found)
+    return sorted(matches)
 
 
 class OpenFile(ModalScreen[Choice]):
@@ -109,7 +109,7 @@ class OpenFile(ModalScreen[Choice]):
         self.query_one("#matches", Static).update(Text(words + (f"\n  … {more} more" if more > 0 else "")))
 
     def action_complete(self) -> None:
-        """Go as far as all the matches agree."""
+        """Complete the path as far as all matches agree."""
         box = self.query_one(Input)
         common = os.path.commonprefix(self._matches)  # noqa: RUF071  characters are what is typed
         if len(common) > len(box.value):

@@ -1,4 +1,4 @@
-"""The recipe as a form: a line a key with its value and what it means, or what is wrong with it, as you type.
+"""The recipe as a form: a line for each key with its value and its meaning, or what is wrong with it, as you type.
 
 All lines are one widget, and one input moves to the line under the cursor: an input a key would make every visit of the
 screen slower.
@@ -31,7 +31,7 @@ _NARROW_NOTE = 22
 
 
 class Row:
-    """A key's line: where it is, what it says, what is wrong with it."""
+    """A key's line: its position, its value, what is wrong with it."""
 
     def __init__(self, y: int, key: Field) -> None:
         self.y = y
@@ -49,11 +49,11 @@ class Row:
 
     @property
     def cycles(self) -> bool:
-        """Whether its value is chosen rather than typed."""
+        """Whether its value is chosen from a list, not typed."""
         return self.key.kind == "choice"
 
     def means(self, text: str) -> bool:
-        """Whether the text means the row's value: what a person is typing is not rewritten in another style."""
+        """Whether the text means the row's value; then it is not rewritten while the user types."""
         if self.value is ABSENT or not text.strip():
             return self.value is ABSENT and not text.strip()
         return bool(read(self.key, text) == self.value)
@@ -154,7 +154,7 @@ class FormLines(Widget):
         self.go_to(rows[at % len(rows) if abs(lines) == 1 else min(max(at, 0), len(rows) - 1)])
 
     def _value_width(self, row: Row) -> int:
-        """Where there is little room, a value has the whole line until something is wrong with it."""
+        """Where there is little room, a value has the whole line unless something is wrong with it."""
         room = max(self.size.width - self.left - 1, 4)
         if self.size.width >= _ROOMY:
             usual = min(max(self.size.width // 3, 22), 40)
@@ -248,11 +248,11 @@ class RecipeForm(Vertical):
         if row.wrong:
             words.append(f"✗ {row.wrong}. ", f"bold {self.app.theme_variables.get('text-error', '')}".strip())
         elif row.absent:
-            words.append(f"not in the recipe: {key.default} counts. ")
+            words.append(f"not in the recipe: {key.default} is used. ")
         words.append(key.help or ("" if row.wrong else key.allowed))
         self.query_one("#help", Static).update(words)
 
-    # --- what the user does
+    # --- the user's input
 
     def on_form_lines_moved(self, event: FormLines.Moved) -> None:
         event.stop()

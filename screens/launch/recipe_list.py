@@ -1,4 +1,4 @@
-"""The recipes to begin with, each with the changes the user has made to it."""
+"""The recipes to start from, each with the user's changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROUPS = ("file", "builtin", "recent", "history")
 
 
 class RecipeList(OptionList):
-    """Files first, then built-in recipes, those of the latest runs, and every other of the history; each once.
+    """Files first, then built-in recipes, those of the latest runs, and all others of the history; each once.
 
     Messages:
         Chosen: Another recipe is under the cursor, or the same one has its first text back.
@@ -27,7 +27,7 @@ class RecipeList(OptionList):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("r", "original", "Original", show=False)]
 
     class Chosen(Message):
-        """This is the text to go on with."""
+        """The text to edit."""
 
         def __init__(self, text: str) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Launch: choose a recipe, change it in a form or as YAML, see what it will take, and start it as a shell would."""
+"""Launch: choose a recipe, change it in a form or as YAML, see what it needs, and start it as a shell would."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 class LaunchScreen(BaseScreen):
-    """A list of recipes, the chosen one as a form and as YAML, the GPUs, and what the run would take.
+    """A list of recipes, the chosen one as a form and as YAML, the GPUs, and what the run needs.
 
-    The YAML text is the one truth: the form and the GPU list change it, and show what it says.
+    The YAML text is the only source: the form and the GPU list change it and show its values.
     """
 
     MODE = "launch"
@@ -95,7 +95,7 @@ not stop it. If it does not start, its words and the log's last lines are shown;
         self._editor: TextArea | None = None
         self._gpus: GpuList | None = None
 
-    # --- what the screen is made of
+    # --- the screen's widgets
 
     def compose_body(self) -> ComposeResult:
         self.add_class("show-form")
@@ -111,7 +111,7 @@ not stop it. If it does not start, its words and the log's last lines are shown;
         self.call_after_refresh(self._fill_middle)
 
     async def _fill_middle(self) -> None:
-        """Form, editor and GPU list come behind the first frame: they cost more to make than all the rest."""
+        """Form, editor and GPU list come after the first frame: they take longer to make than everything else."""
         if not self.is_attached:  # the user may have left already
             return
         from textual.widgets import TextArea
@@ -205,29 +205,29 @@ not stop it. If it does not start, its words and the log's last lines are shown;
             else:
                 text = edit.set_value(self._text, path, value, [key.path for key in recipe_fields()])
         except LorawatchError as error:
-            self.notify(f"the YAML must be mended first (ctrl+e): {error.message}", severity="warning", markup=False)
+            self.notify(f"the YAML must be fixed first (ctrl+e): {error.message}", severity="warning", markup=False)
             return
         self._set_text(text)
         self._list.edited(text)
 
     def _check(self) -> None:
-        """What the text says, what is wrong with it, and where it would run: shown everywhere."""
+        """Check the text, and show its values, its errors and its GPUs everywhere."""
         if not self._list.knows("builtin"):  # nothing is chosen yet
             return
         machine = self.services.machine if self._gpus is not None and self._gpus.ready else None
-        found = self._checked = model.check(self._text, machine)
+        checked = self._checked = model.check(self._text, machine)
         if self._form is not None:
-            broken = found.data is None
-            self._form.border_title = "form: the YAML must be mended first" if broken else "form"
-            if found.data is not None:
-                self._form.show(found.data, found.wrong)
+            broken = checked.data is None
+            self._form.border_title = "form: the YAML must be fixed first" if broken else "form"
+            if checked.data is not None:
+                self._form.show(checked.data, checked.wrong)
         if self._gpus is not None:
-            self._gpus.show_chosen(found.placement)
-        if found.error is not None:
-            where = f"line {found.line}: " if found.line and found.path else ""
-            self._say(f"✗ {where}{str(found.error).removeprefix('recipe: ')}", "error")
-        elif found.valid is not None and found.placement is not None:
-            self._ask_history(found.valid)
+            self._gpus.show_chosen(checked.placement)
+        if checked.error is not None:
+            where = f"line {checked.line}: " if checked.line and checked.path else ""
+            self._say(f"✗ {where}{str(checked.error).removeprefix('recipe: ')}", "error")
+        elif checked.valid is not None and checked.placement is not None:
+            self._ask_history(checked.valid)
             self._show_verdict()
 
     def _used(self) -> list[Gpu]:
@@ -244,7 +244,7 @@ not stop it. If it does not start, its words and the log's last lines are shown;
             self._asked, self._history = asked, ""
             self.services.background.ask(self, "measured", lambda: (asked, model.measured(valid, sku)))
 
-    # --- what is said below
+    # --- the lines below
 
     def _show_verdict(self) -> None:
         valid, placement = self._checked.valid, self._checked.placement
@@ -260,7 +260,7 @@ not stop it. If it does not start, its words and the log's last lines are shown;
 
     def _show_failure(self, error: LorawatchError) -> None:
         self._say("✗ not started: " + error.message.partition("\n")[0] + "\n  escape goes back to the recipe", "error")
-        box = VerticalScroll(Static(Text(model.told(error))), id="failure")
+        box = VerticalScroll(Static(Text(model.error_text(error))), id="failure")
         box.border_title = "not started"
         self.add_class("failed", "editing")
         self.query_one("#middle").mount(box)
@@ -295,7 +295,7 @@ not stop it. If it does not start, its words and the log's last lines are shown;
     def action_other_view(self) -> None:
         self._close_failure()
         if self._checked.data is None and self.has_class("show-text"):
-            self.notify("the YAML must be mended before the form can show it", severity="warning")
+            self.notify("the YAML must be fixed before the form can show it", severity="warning")
             return
         self.toggle_class("show-form", "show-text")
         self._focus_view()

@@ -1,1 +1,1 @@
-"""Live: what runs now."""
+"""Live: the current run."""

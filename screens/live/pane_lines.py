@@ -110,14 +110,14 @@ def _body(pane: Pane, width: int, rows: int, left: int, large: bool, frame: Fram
     metrics = _metrics(pane)
     small = [m for m in metrics if m.size == "small"]
     great = [m for m in metrics if m.size == "large"]
-    apart = rows >= (_LARGE_ROWS if large else 2) * len(great) + len(small)
-    room = rows - (len(small) if apart else bool(small))
+    own_lines = rows >= (_LARGE_ROWS if large else 2) * len(great) + len(small)
+    room = rows - (len(small) if own_lines else bool(small))
     share = max(room // max(len(great), 1), 1)
     extra = max(room - share * len(great), 0)
     lines: list[Line] = []
     for index, metric in enumerate(great):
         lines += _block(pane, metric, width, share + (index < extra), left, large, frame)
-    if apart:
+    if own_lines:
         for metric in small:
             lines += _block(pane, metric, width, 1, left, False, frame)
     elif small:
@@ -163,8 +163,8 @@ def _words(pane: Pane, metric: Metric, rows: int, peak: float | None, mark: str,
         lines: list[Line] = [[(label, "label")]]
         lines += [[(text, _strength(pane))] for text in _digits(_number(pane, metric))]
         bound = f"of {metric.write(limit)}{metric.suffix}" if limit else ""
-        said = "  ".join(w for w in (bound, most) if w)
-        lines.append([(said, "dim")])
+        below = "  ".join(w for w in (bound, most) if w)
+        lines.append([(below, "dim")])
         if mark:
             lines.append([(mark, "warning")])
             if rows == _LARGE_ROWS:

@@ -1,6 +1,8 @@
-"""The lines above the panes: which run, how far it is, what it reaches."""
+"""The lines above the panes: the run, its progress and its figures."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from rich.text import Text
 from textual.widgets import Static
@@ -9,15 +11,21 @@ from lorawatch.run.directory import ENDED
 from lorawatch.screens.shared.braille import braille
 from lorawatch.text.numbers import duration, number
 from lorawatch.text.run_summary import evaluation_words
-from lorawatch.watching.frame import Frame, Head
+from lorawatch.watching.frame import Frame, Head, Replaying
 from lorawatch.watching.words import energy_words, joules, power_words, tok_s_words
 
 _GLYPH = {"running": "▶", "starting": "◌", "queued": "◌", "stopping": "■", "completed": "✓", "stopped": "■", "failed": "✗",
           "lost": "✗"}  # fmt: skip
+_COLOUR = {"failed": "error", "lost": "error", "stopping": "warning", "stopped": "warning", "starting": "primary"}
+_NAME_LETTERS = 32
+_WIDE = 100  # columns from which the loss curve and a whole evaluation have room side by side
+_BESIDE_BAR = 46  # columns left free for the words before and behind the progress bar
+_LONGEST_BAR, _SHORTEST_BAR = 60, 8
+_LOSS_COLUMNS = 24
 
 
 class RunHead(Static):
-    """State, progress and the run's figures; with no run, what the panes show instead."""
+    """State, progress and the run's figures; without a run, a line about this machine."""
 
     DEFAULT_CSS = """
     RunHead { height: auto; max-height: 6; padding: 0 1; }
@@ -55,69 +63,90 @@ def _machine(text: Text, frame: Frame) -> None:
 
 
 def _run(text: Text, frame: Frame, head: Head, width: int, colours: dict[str, str]) -> None:
-    colour = {"failed": "error", "lost": "error", "stopping": "warning", "stopped": "warning", "starting": "primary"}
+    """The run in three lines: its name and state, its progress, its figures."""
+    _title_line(text, frame, head, colours)
+    text.append("\n")
+    _progress_line(text, head, width, colours)
+    text.append("\n")
+    if head.message and head.state in ENDED:
+        colour = colours["warning" if head.state == "stopped" else "error"]
+        text.append(head.message.splitlines()[0] + "\n", _style(colour))
+    text.append("   ".join(figures(head, width)), "bold")
+
+
+def _title_line(text: Text, frame: Frame, head: Head, colours: dict[str, str]) -> None:
     state = head.state.upper() + (f" {head.failure}" if head.failure else "")
     text.append(f"{_GLYPH.get(head.state, '·')} {head.run_id} ", "bold")
-    text.append(f"{head.name[:32]}  ", "bold")
-    text.append(state, _style(colours[colour.get(head.state, "success")], bold=True))
+    text.append(f"{head.name[:_NAME_LETTERS]}  ", "bold")
+    text.append(state, _style(colours[_COLOUR.get(head.state, "success")], bold=True))
     if frame.replay is not None:
-        replay = frame.replay
-        how = "paused" if replay.paused else f"{replay.speed:g}×"
         text.append("  ")
-        text.append(f" REPLAY {duration(replay.position_s)}/{duration(replay.length_s)} {how} ", "reverse")
+        text.append(_replay_words(frame.replay), "reverse")
     if head.attempt:
         text.append(f"  attempt {head.attempt}", _style(colours["warning"]))
     if len(frame.others) > 1:
-        text.append(f"  run {frame.others.index(head.run_id) + 1 if head.run_id in frame.others else '–'} of "
-                    f"{len(frame.others)} live", "dim")  # fmt: skip
-    text.append("\n")
+        position = frame.others.index(head.run_id) + 1 if head.run_id in frame.others else "–"
+        text.append(f"  run {position} of {len(frame.others)} live", "dim")
+
+
+def _replay_words(replay: Replaying) -> str:
+    speed = "paused" if replay.paused else f"{replay.speed:g}×"
+    return f" REPLAY {duration(replay.position_s)}/{duration(replay.length_s)} {speed} "
+
+
+def _progress_line(text: Text, head: Head, width: int, colours: dict[str, str]) -> None:
+    """The step, with a bar where the number of steps is known; then the estimated and the elapsed time."""
     if head.steps_total:
         share = min(head.step / head.steps_total, 1.0)
-        room = max(min(width - 46, 60), 8)
-        full = int(share * room)
+        bar = max(min(width - _BESIDE_BAR, _LONGEST_BAR), _SHORTEST_BAR)
+        full = int(share * bar)
         text.append(f"step {head.step}/{head.steps_total} ")
         text.append("━" * full, _style(colours["primary"]))
-        text.append("━" * (room - full), "dim")
+        text.append("━" * (bar - full), "dim")
         text.append(f" {100 * share:.0f}%")
     elif head.step:
         text.append(f"step {head.step}")
     else:
         text.append(head.phase, "dim")
-    if head.state not in ENDED:
-        text.append(f"  ETA {duration(head.eta_s)}" if head.eta_s else "")
+    if head.state not in ENDED and head.eta_s:
+        text.append(f"  ETA {duration(head.eta_s)}")
     text.append(f"  {duration(head.elapsed_s)}", "dim")
     if head.state == "starting" and head.steps_total:
         text.append(f"  {head.phase}", "dim")
-    text.append("\n")
-    if head.message and head.state in ENDED:
-        text.append(
-            head.message.splitlines()[0] + "\n", _style(colours["error" if head.state != "stopped" else "warning"])
-        )
-    text.append("   ".join(figures(head, width)), "bold")
 
 
 def figures(head: Head, width: int) -> list[str]:
-    """The run's figures: while it lives of its recent steps, after its end the same as `lorawatch show` has."""
-    found = []
+    """The run's figures: of its recent steps while it is running, after its end the same as in `lorawatch show`."""
+    return [*_rates(head, wide=width >= _WIDE or head.eval_step is None), *_energies(head)]
+
+
+def _rates(head: Head, wide: bool) -> Iterator[str]:
+    """Rates and losses of the steps; before the first step only the power.
+
+    Args:
+        wide: Whether there is room for the loss curve and the whole evaluation.
+    """
     if head.step:
-        found.append(tok_s_words(head))
+        yield tok_s_words(head)
         if head.tok_per_j is not None:
-            found.append(f"{head.tok_per_j:.1f} tok/J")
-        if head.power_w is not None:
-            found.append(power_words(head))
-        wide = width >= 100 or head.eval_step is None
-        found.append(f"loss {number(head.loss, 4)}" + (_loss_curve(head) if wide else ""))
-        if head.eval_step is not None:
-            found.append(f"eval {_evaluation(head, head.eval_step, wide)}")
-        if head.mfu is not None:
-            found.append(f"MFU {100 * head.mfu:.0f}%")
-    elif head.power_w is not None:
-        found.append(power_words(head))
+            yield f"{head.tok_per_j:.1f} tok/J"
+    if head.power_w is not None:
+        yield power_words(head)
+    if not head.step:
+        return
+    yield f"loss {number(head.loss, 4)}" + (_loss_curve(head) if wide else "")
+    if head.eval_step is not None:
+        yield f"eval {_evaluation(head, head.eval_step, wide)}"
+    if head.mfu is not None:
+        yield f"MFU {100 * head.mfu:.0f}%"
+
+
+def _energies(head: Head) -> Iterator[str]:
+    """The energy of the run's GPUs, and of all GPUs where it differs."""
     if head.energy_j is not None:
-        found.append(energy_words(head))
+        yield energy_words(head)
     if head.energy_all_j is not None and head.energy_all_j != head.energy_j:
-        found.append(f"all GPUs {number(head.power_all_w)} W {joules(head.energy_all_j)}")
-    return found
+        yield f"all GPUs {number(head.power_all_w)} W {joules(head.energy_all_j)}"
 
 
 def _evaluation(head: Head, step: int, wide: bool) -> str:
@@ -132,7 +161,7 @@ def _loss_curve(head: Head) -> str:
     curve = head.loss_curve
     if curve is None or len(curve.low) < 2:
         return ""
-    columns = curve.columns(curve.start, curve.end, 24)
+    columns = curve.columns(curve.start, curve.end, _LOSS_COLUMNS)
     known = [c for c in columns if c is not None]
     if not known:
         return ""

@@ -1,4 +1,4 @@
-"""Live: what runs now, GPU by GPU; a replay of what ran; or, with no run, this machine."""
+"""Live: the current run, GPU by GPU; a replay of an ended run; or, without a run, this machine."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _MARKS = {"info": ("·", "dim"), "warning": ("!", "bold"), "error": ("✗", "bol
 
 
 class LiveScreen(BaseScreen):
-    """The run that lives (or is replayed), with a pane a GPU, its events and its log."""
+    """The live (or replayed) run, with a pane for each GPU, its events and its log."""
 
     MODE = "live"
     HELP = """\
-A pane for each GPU (or CPU rank) of the run that lives now. Without a run the panes show this machine.
+A pane for each GPU (or CPU rank) of the live run. Without a run the panes show this machine.
 
 The curves span the whole run (of a long loading the end); each column is solid up to the lowest value in its time and
 dotted from there to the highest. The dotted line above a curve is its limit: the power limit, or the card's memory.
@@ -89,7 +89,7 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
         yield Horizontal(id="below")
 
     async def _fill_below(self) -> None:
-        """Events and log come behind the first frame: they cost more to make than all the rest."""
+        """Events and log come after the first frame: they take longer to make than everything else."""
         if not self.is_attached:  # the user may have left already
             return
         from textual.widgets import Log, RichLog
@@ -158,7 +158,7 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
     # --- keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """A replay has its keys, a live run has others; the footer names those that do something."""
+        """A replay and a live run have different keys; the footer names those that have an effect."""
         if action in _REPLAY_ACTIONS:
             return self._in_replay()
         if action == "stop":
@@ -170,7 +170,7 @@ Alerts: ◄ straggler (a rank's step takes over 1.25 × the fastest's), ▼ thro
         return True
 
     def _own_command(self) -> bool:
-        """What a user's own command saves is its own affair."""
+        """Whether the run is a user's own command, which saves nothing on request."""
         return self.frame is not None and self.frame.head is not None and self.frame.head.own_command
 
     def _may_stop(self) -> bool:

@@ -1,4 +1,4 @@
-"""The axis of a run's curves: which part of it is seen, its ticks, and what stands where the cursor is."""
+"""The axis of a run's curves: the part that is shown, its ticks, and the values under the cursor."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _TIME_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 30
 
 @dataclass(frozen=True)
 class View:
-    """What of the curves is looked at.
+    """The part of the curves that is shown.
 
     Attributes:
         begin, end: The part of the axis.
         cursor: A place on it.
         rank: One rank; None for all together.
-        each: A row a rank.
+        each: Whether each rank has a row.
         metric: Only this curve.
         top: The first of the rows of ranks.
         note: Words for the heading.
@@ -52,7 +52,7 @@ def columns(curve: Thinned, begin: float, end: float, count: int) -> list[Column
     """The curve between two places as `count` equal columns of (lowest, highest); None where nothing was recorded.
 
     A bin wider than a column fills every column it covers, and a value holds until the next where that is not much
-    farther away than usual.
+    further away than usual.
     """
     result = Bins(count)
     step = (end - begin) / count if count else 0.0
@@ -136,13 +136,13 @@ def _since(seconds: float, step: float) -> str:
 
 
 def place_words(
-    curves: Curves, mine: Mapping[int | None, Mapping[str, Thinned]], view: View, cells: int, width: int
+    curves: Curves, series: Mapping[int | None, Mapping[str, Thinned]], view: View, cells: int, width: int
 ) -> str:
     """Step and time under the cursor."""
     at, span = cell_of(view, cells), (view.end - view.begin) / cells
-    other = next((s[name] for s in mine.values() for name in ("step", "at") if name in s), None)
-    found = columns(other, view.begin, view.end, 2 * cells) if other is not None else []
-    here = [c for c in found[under_cursor(other, view, cells)] if c is not None] if other is not None else []
+    other = next((s[name] for s in series.values() for name in ("step", "at") if name in s), None)
+    cells_of_other = columns(other, view.begin, view.end, 2 * cells) if other is not None else []
+    here = [c for c in cells_of_other[under_cursor(other, view, cells)] if c is not None] if other is not None else []
     low, high = (min(c[0] for c in here), max(c[1] for c in here)) if here else (None, None)
     if curves.axis == "step":
         first = math.floor(view.begin + at * span + 1e-9 if span >= 1 else view.cursor)
@@ -165,7 +165,7 @@ def _steps(first: int, last: int) -> str:
 
 
 def _beside(steps: Thinned | None, when: float) -> str:
-    """Words for a time in which no step ended for long."""
+    """Text for a time far from the end of any step."""
     if steps is None:
         return "no step"
     before = [high for i, high in enumerate(steps.high) if high == high and steps.start + i * steps.width <= when]

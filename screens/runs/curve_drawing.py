@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING
 
 from lorawatch.run.metrics import PLOTS, Plot
 from lorawatch.screens.runs.curve_axis import Column, Line, View, axis_line, cell_of, columns, place_words, under_cursor
-from lorawatch.screens.shared.braille import braille, dot
+from lorawatch.screens.shared.braille import DOTS, braille, dot
 from lorawatch.text.numbers import MISSING
 
 if TYPE_CHECKING:
     from lorawatch.storage.curves import Curves, Thinned
 
 _FULL = "⣿"
+_CURSOR = "│"
 EVALUATED, LOWEST = "◆", "★"
+_OTHER_CURVES = " · m for the other curves"
+_AXIS_LINES = 2  # the axis and what stands under the cursor, below the plots
+_NOTE_HEIGHT = 10  # lines from which a heading has room
+_WIDE = 60  # columns from which names and figures are written out
+_GUTTER, _NARROW_GUTTER = 19, 16
+_RANK_NAME, _SHORT_RANK_NAME = 9, 5
+_FIGURE, _SHORT_FIGURE = 12, 8
+_WIDE_BLOCK, _NARROWEST_BLOCK = 28, 22  # a metric's columns: for a long figure; the fewest that show a curve
+_FEWEST_CELLS = 2
+_TALLEST_RANK = 12
+_NAN_ROOM = 12  # letters from which a value stands beside NaN
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,19 @@ class _Mark:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A curve's columns, two a cell; those under the cursor; the cells in which it was no number; evaluations by cell."""
+class _Cells:
+    """A curve as the cells of a plot.
+
+    Attributes:
+        extremes, means: Two columns a cell.
+        under_cursor: The columns that the cursor is on.
+        bad: The cells in which it was no number.
+        marks: Evaluations by cell.
+    """
 
     extremes: list[Column]
     means: list[Column]
-    here: slice
+    under_cursor: slice
     bad: frozenset[int]
     marks: Mapping[int, _Mark] = field(default_factory=dict)
 
@@ -59,55 +78,74 @@ class Drawing:
     ranks: int = 1
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """What is drawn, and in how many columns and lines."""
+
+    series: Mapping[int | None, Mapping[str, Thinned]]
+    marks: Mapping[int | None, Sequence[_Mark]]
+    metrics: Sequence[Plot]
+    view: View
+    width: int
+    height: int
+
+    def cells(self, rank: int | None, metric: Plot, cells: int) -> _Cells:
+        return _cells_of(self.series[rank], metric, self.view, cells, self.marks[rank])
+
+
 def draw(curves: Curves, view: View, width: int, height: int) -> Drawing:
     """The curves in a box of so many cells."""
-    of = {m.name: m for m in PLOTS}
-    mine = _series(curves, view)
-    shown = [m for m in PLOTS if any(m.name in s or (m.name == "loss" and "loss_bad" in s) for s in mine.values())]
-    if view.metric in of and of[view.metric] in shown:
-        shown = [of[view.metric]]
-    if not shown:
+    series = _series(curves, view)
+    metrics = _recorded(series, view)
+    if not metrics:
         return Drawing([[("", "")], [("  nothing of this was recorded", "label")]])
     drawing = Drawing()
     note = [(" " + view.note, "label")]
-    if height >= 10:
+    if height >= _NOTE_HEIGHT:
         drawing.lines.append(note)
-    room = height - len(drawing.lines) - 2
-    marks = {rank: _marks(curves, rank) for rank in mine}
-    left_out = (
-        _rows(drawing, mine, marks, shown, view, width, room)
-        if view.each
-        else _stack(drawing, mine[view.rank], marks[view.rank], shown, view, width, room)
-    )
-    if shown[0].name == "loss" and (legend := _legend(marks, view)):
+    marks = {rank: _marks(curves, rank) for rank in series}
+    room = height - len(drawing.lines) - _AXIS_LINES
+    scene = _Scene(series, marks, metrics, view, width, room)
+    left_out = _rank_rows(drawing, scene) if view.each else _stack(drawing, scene)
+    if metrics[0].name == "loss" and (legend := _legend(marks, view)):
         note.append((legend, "eval"))
     note.append((left_out, "value"))
-    drawing.lines += [[("", "")] for _ in range(height - 2 - len(drawing.lines))]
-    del drawing.lines[max(height - 2, 0) :]
+    above_axis = max(height - _AXIS_LINES, 0)
+    drawing.lines += [[("", "")] for _ in range(above_axis - len(drawing.lines))]
+    del drawing.lines[above_axis:]
     left, cells = drawing.plots[0]
     drawing.lines.append(axis_line(curves, view, left, cells, len(drawing.plots) == 1))
-    drawing.lines.append([(place_words(curves, mine, view, cells, width), "value")])
+    drawing.lines.append([(place_words(curves, series, view, cells, width), "value")])
     return drawing
 
 
+def _recorded(series: Mapping[int | None, Mapping[str, Thinned]], view: View) -> list[Plot]:
+    """The metrics that some rank has values of; only the chosen one where it is among them."""
+    names = {name for of_rank in series.values() for name in of_rank}
+    if "loss_bad" in names:
+        names.add("loss")
+    metrics = [metric for metric in PLOTS if metric.name in names]
+    return [metric for metric in metrics if metric.name == view.metric] or metrics
+
+
 def _marks(curves: Curves, rank: int | None) -> list[_Mark]:
-    """The evaluations of a rank; of ranks that train together rank 0 has told them for all."""
-    found = curves.evaluations.get(rank or 0) or curves.evaluations.get(0) or []
-    lowest = min((e.loss for e in found), default=math.nan)
+    """The evaluations of a rank; for ranks that train together rank 0 journals them."""
+    evaluations = curves.evaluations.get(rank or 0) or curves.evaluations.get(0) or []
+    lowest = min((e.loss for e in evaluations), default=math.nan)
     # One after a step stands in the middle of that step.
-    return [_Mark(e.step + 0.5 if curves.axis == "step" else e.at, e.loss, e.loss == lowest) for e in found]
+    return [_Mark(e.step + 0.5 if curves.axis == "step" else e.at, e.loss, e.loss == lowest) for e in evaluations]
 
 
 def _legend(marks: Mapping[int | None, Sequence[_Mark]], view: View) -> str:
     """What the marks are: of one row the last one up to the cursor, and the lowest."""
-    (mine, *others) = marks.values()
-    if not mine:
+    (first, *others) = marks.values()
+    if not first:
         return ""
     if others:
         return f" · {EVALUATED} eval loss, {LOWEST} the lowest"
-    before = [mark.loss for mark in mine if mark.place <= view.cursor + 0.5]
+    before = [mark.loss for mark in first if mark.place <= view.cursor + 0.5]
     here = f" {before[-1]:.4g}" if before else ""
-    return f" · {EVALUATED} eval loss{here} · {LOWEST} lowest {min(mark.loss for mark in mine):.4g}"
+    return f" · {EVALUATED} eval loss{here} · {LOWEST} lowest {min(mark.loss for mark in first):.4g}"
 
 
 def _series(curves: Curves, view: View) -> Mapping[int | None, Mapping[str, Thinned]]:
@@ -117,117 +155,170 @@ def _series(curves: Curves, view: View) -> Mapping[int | None, Mapping[str, Thin
     return {view.rank: curves.series.get(view.rank, {})}
 
 
-def _stack(
-    drawing: Drawing, mine: Mapping[str, Thinned], marks: Sequence[_Mark], shown: Sequence[Plot], view: View, width: int,
-    room: int,
-) -> str:  # fmt: skip
+# ---- one curve above the other
+
+
+def _stack(drawing: Drawing, scene: _Scene) -> str:
     """One curve above the other. Returns how to see what there is no room for."""
-    seen = shown[: max(room, 1)]
-    share, more = divmod(room, len(seen))
-    left = 19 if width >= 60 else 16
-    cells = max(width - left, 2)
+    metrics = scene.metrics[: max(scene.height, 1)]
+    share, more = divmod(scene.height, len(metrics))
+    left = _GUTTER if scene.width >= _WIDE else _NARROW_GUTTER
+    cells = max(scene.width - left, _FEWEST_CELLS)
     drawing.plots.append((left, cells))
-    at = cell_of(view, cells)
-    for number, plot in enumerate(seen):
-        rows = max(share + (number < more), 1)
-        found = _found(mine, plot, view, cells, marks)
-        low, high = _span([found.extremes, found.levels])
-        tall = rows - (rows > 3)
-        room_for = left - 2 if tall > 2 else left - 3 - len(plot.label.partition(" ")[0])
-        value, mean = _value(plot, found, at, room_for), _mean(plot, found, at)
-        words: dict[int, Line] = {
-            0: _ends(plot.label, plot.write(high), left, "label", "label"),
-            tall - 1: _ends("", plot.write(low), left, "label", "label"),
-            1: _ends(mean if mean and tall > 3 else value, "", left, "value", "label"),
-        }
-        if mean and tall > 3:
-            words[2] = _ends(value, "", left, "value", "label")
-        if tall == 2:
-            words = {
-                0: _ends(plot.label.partition(" ")[0], value, left, "label", "value"),
-                1: _ends("", f"{plot.write(low)}–{plot.write(high)}", left, "label", "label"),
-            }
-        elif tall == 1:
-            words = {0: _ends(plot.label.partition(" ")[0], value, left, "label", "value")}
-        body = _body(found, tall, low, high, at, plot.part)
-        for y in range(rows):
-            gutter = words.get(y, [(" " * left, "")])
-            drawing.lines.append(gutter + (body[y] if y < tall else [(" " * at, ""), ("│", "line")]))
-    return " · m for the other curves" if len(seen) < len(shown) else ""
+    cursor = cell_of(scene.view, cells)
+    for number, metric in enumerate(metrics):
+        lines = max(share + (number < more), 1)
+        plot_rows = _without_gap(lines)
+        curve = scene.cells(scene.view.rank, metric, cells)
+        span = _span([curve.extremes, curve.levels])
+        gutter = _gutter(metric, curve, span, cursor, plot_rows, left)
+        plot = _plot(curve, plot_rows, span, cursor, metric.part)
+        drawing.lines += [beside + row for beside, row in zip(gutter, plot, strict=True)]
+        gap: Line = [(" " * (left + cursor), ""), (_CURSOR, "line")]
+        drawing.lines += [gap] * (lines - plot_rows)
+    return _OTHER_CURVES if len(metrics) < len(scene.metrics) else ""
 
 
-def _rows(
-    drawing: Drawing, mine: Mapping[int | None, Mapping[str, Thinned]], marks: Mapping[int | None, Sequence[_Mark]],
-    shown: Sequence[Plot], view: View, width: int, room: int,
-) -> str:  # fmt: skip
+def _gutter(metric: Plot, curve: _Cells, span: tuple[float, float], cursor: int, rows: int, width: int) -> list[Line]:
+    """What stands left of each row of a plot: the label, the ends of its scale, and the value under the cursor.
+
+    From four rows on there is room for the mean too; with two the scale shares a line, with one it is left out.
+    """
+    low, high = (metric.write(end) for end in span)
+    if rows <= 2:
+        name = metric.label.partition(" ")[0]
+        value = _value(metric, curve, cursor, width - 3 - len(name))
+        scale = _ends("", f"{low}–{high}", width, "label", "label")
+        return [_ends(name, value, width, "label", "value"), scale][:rows]
+    mean = _mean(metric, curve, cursor) if rows > 3 else ""
+    value = _value(metric, curve, cursor, width - 2)
+    figures = [_ends(text, "", width, "value", "label") for text in (mean, value) if text]
+    empty: Line = [(" " * width, "")]
+    top, bottom = _ends(metric.label, high, width, "label", "label"), _ends("", low, width, "label", "label")
+    return [top, *figures, *[empty] * (rows - 2 - len(figures)), bottom]
+
+
+def _without_gap(lines: int) -> int:
+    """Rows of a plot: one line stays empty below it where there is room for that."""
+    return lines - 1 if lines > 3 else lines
+
+
+# ---- a row a rank
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The columns of a row of plots: the rank's name, then for each metric its figure and its plot.
+
+    Attributes:
+        name: Columns of the rank's name.
+        block: Columns of a metric, the gap behind it included.
+        figure: Columns of the value under the cursor.
+        cells: Columns of a plot.
+        lines: Lines of a rank.
+    """
+
+    name: int
+    block: int
+    figure: int
+    cells: int
+    lines: int
+
+    def plot_at(self, number: int) -> int:
+        """The first column of a metric's plot."""
+        return self.name + number * self.block + self.figure + 1
+
+
+def _rank_rows(drawing: Drawing, scene: _Scene) -> str:
     """A row a rank: the same times stand below each other, and a curve has one scale for all ranks.
 
     Returns how to see what there is no room for.
     """
-    left = 9 if width >= 60 else 5
-    curves = len(shown)
-    shown = shown[: max((width - left) // 22, 1)]
-    wide = (width - left) // len(shown)
-    figure = 12 if wide >= 28 else 8
-    cells = max(wide - figure - 2, 2)
-    rows = max(min((room - 1) // max(len(mine), 1), 12), 1)
-    heading: Line = [(" " * left, "")]
-    spans, found = {}, {}
-    for number, plot in enumerate(shown):
-        drawing.plots.append((left + number * wide + figure + 1, cells))
-        for rank in mine:
-            found[rank, plot.name] = _found(mine[rank], plot, view, cells, marks[rank])
-        here = [found[rank, plot.name] for rank in mine]
-        spans[plot.name] = _span([*(f.extremes for f in here), *(f.levels for f in here)])
-        scale = "–".join(plot.write(v) for v in spans[plot.name])
-        heading.append((f"{plot.label:>{figure}} {scale}"[: wide - 1].ljust(wide), "label"))
-    drawing.lines.append(heading)
-    at = cell_of(view, cells)
-    drawing.ranks = max((room - 1) // rows, 1)
-    visible = list(mine)[view.top : view.top + drawing.ranks]
+    name = _RANK_NAME if scene.width >= _WIDE else _SHORT_RANK_NAME
+    metrics = scene.metrics[: max((scene.width - name) // _NARROWEST_BLOCK, 1)]
+    grid = _grid(scene, name, len(metrics))
+    drawing.plots += [(grid.plot_at(number), grid.cells) for number in range(len(metrics))]
+    curves = {(rank, m.name): scene.cells(rank, m, grid.cells) for rank in scene.series for m in metrics}
+    spans = {}
+    for metric in metrics:
+        of_ranks = [curves[rank, metric.name] for rank in scene.series]
+        spans[metric.name] = _span([*(c.extremes for c in of_ranks), *(c.levels for c in of_ranks)])
+    drawing.lines.append(_heading(metrics, spans, grid))
+    drawing.ranks = max((scene.height - 1) // grid.lines, 1)
+    visible = list(scene.series)[scene.view.top : scene.view.top + drawing.ranks]
+    cursor = cell_of(scene.view, grid.cells)
     for rank in visible:
-        tall = rows - (rows > 3)
-        blocks = [
-            _body(found[rank, m.name], tall, *spans[m.name], at, m.part) + [[(" " * cells, "")]] * (rows - tall)
-            for m in shown
-        ]
-        for y in range(rows):
-            line: Line = [
-                ((f" rank {rank}" if left > 5 else f" {rank}").ljust(left)[:left] if y == 0 else " " * left, "name")
-            ]
-            for plot, block in zip(shown, blocks, strict=True):
-                value = _value(plot, found[rank, plot.name], at, figure) if y == 0 else ""
-                used = sum(len(t) for t, _ in block[y])
-                line += [(f"{value:>{figure}} ", "value"), *block[y], (" " * (wide - figure - 1 - used), "")]
-            drawing.lines.append(line)
-    hidden = f" · ranks {visible[0]}–{visible[-1]} seen, up and down for the others" if len(visible) < len(mine) else ""
-    return hidden + (" · m for the other curves" if len(shown) < curves else "")
+        blocks = [_block(metric, curves[rank, metric.name], spans[metric.name], cursor, grid) for metric in metrics]
+        for number, parts in enumerate(zip(*blocks, strict=True)):
+            line: Line = [(_rank_name(rank, name) if number == 0 else " " * name, "name")]
+            drawing.lines.append(line + [text for part in parts for text in part])
+    others = len(visible) < len(scene.series)
+    hidden = f" · ranks {visible[0]}–{visible[-1]} seen, up and down for the others" if others else ""
+    return hidden + (_OTHER_CURVES if len(metrics) < len(scene.metrics) else "")
 
 
-def _found(mine: Mapping[str, Thinned], plot: Plot, view: View, cells: int, marks: Sequence[_Mark]) -> _Found:
-    curve, bad = mine.get(plot.name), mine.get("loss_bad") if plot.name == "loss" else None
-    seen = _cells(marks, view, cells) if plot.name == "loss" else {}
+def _grid(scene: _Scene, name: int, metrics: int) -> _Grid:
+    block = (scene.width - name) // metrics
+    figure = _FIGURE if block >= _WIDE_BLOCK else _SHORT_FIGURE
+    lines = (scene.height - 1) // max(len(scene.series), 1)
+    return _Grid(name, block, figure, max(block - figure - 2, _FEWEST_CELLS), max(min(lines, _TALLEST_RANK), 1))
+
+
+def _heading(metrics: Sequence[Plot], spans: Mapping[str, tuple[float, float]], grid: _Grid) -> Line:
+    """Each metric's label and scale, above its plots."""
+    line: Line = [(" " * grid.name, "")]
+    for metric in metrics:
+        scale = "–".join(metric.write(end) for end in spans[metric.name])
+        line.append((f"{metric.label:>{grid.figure}} {scale}"[: grid.block - 1].ljust(grid.block), "label"))
+    return line
+
+
+def _block(metric: Plot, curve: _Cells, span: tuple[float, float], cursor: int, grid: _Grid) -> list[Line]:
+    """A rank's lines of one metric: the value under the cursor in the first of them, and the plot."""
+    plot_rows = _without_gap(grid.lines)
+    gap: Line = [(" " * grid.cells, "")]
+    plot = [*_plot(curve, plot_rows, span, cursor, metric.part), *[gap] * (grid.lines - plot_rows)]
+    lines = []
+    for number, row in enumerate(plot):
+        value = _value(metric, curve, cursor, grid.figure) if number == 0 else ""
+        used = grid.figure + 1 + sum(len(text) for text, _ in row)
+        lines.append([(f"{value:>{grid.figure}} ", "value"), *row, (" " * (grid.block - used), "")])
+    return lines
+
+
+def _rank_name(rank: int | None, width: int) -> str:
+    return (f" rank {rank}" if width > _SHORT_RANK_NAME else f" {rank}").ljust(width)[:width]
+
+
+# ---- a curve's cells
+
+
+def _cells_of(series: Mapping[str, Thinned], metric: Plot, view: View, cells: int, marks: Sequence[_Mark]) -> _Cells:
+    is_loss = metric.name == "loss"
+    curve, bad_loss = series.get(metric.name), series.get("loss_bad") if is_loss else None
+    by_cell = _marks_by_cell(marks, view, cells) if is_loss else {}
+    bad = frozenset() if bad_loss is None else _places(bad_loss, view, cells)
     if curve is None:
         nothing: list[Column] = [None] * (2 * cells)
-        return _Found(nothing, nothing, slice(0), frozenset() if bad is None else _places(bad, view, cells), seen)
+        return _Cells(nothing, nothing, slice(0), bad, by_cell)
     means = replace(curve, low=curve.mean, high=curve.mean)
-    return _Found(
+    return _Cells(
         columns(curve, view.begin, view.end, 2 * cells),
         columns(means, view.begin, view.end, 2 * cells),
         under_cursor(curve, view, cells),
-        frozenset() if bad is None else _places(bad, view, cells),
-        seen,
+        bad,
+        by_cell,
     )
 
 
-def _cells(marks: Sequence[_Mark], view: View, cells: int) -> dict[int, _Mark]:
+def _marks_by_cell(marks: Sequence[_Mark], view: View, cells: int) -> dict[int, _Mark]:
     """The marks that are seen, by cell; of several in one the lowest, else the last."""
-    found: dict[int, _Mark] = {}
+    by_cell: dict[int, _Mark] = {}
     for mark in marks:
         cell = math.floor((mark.place - view.begin) / (view.end - view.begin) * cells)
-        if 0 <= cell < cells and not (cell in found and found[cell].lowest):
-            found[cell] = mark
-    return found
+        if 0 <= cell < cells and not (cell in by_cell and by_cell[cell].lowest):
+            by_cell[cell] = mark
+    return by_cell
 
 
 def _places(curve: Thinned, view: View, cells: int) -> frozenset[int]:
@@ -237,9 +328,13 @@ def _places(curve: Thinned, view: View, cells: int) -> frozenset[int]:
     return frozenset(math.floor((curve.start + (i + 0.5) * curve.width - view.begin) / step) for i in known)
 
 
-def _span(found: Iterable[Sequence[Column]]) -> tuple[float, float]:
-    known = [c for cs in found for c in cs if c is not None]
-    return (min(c[0] for c in known), max(c[1] for c in known)) if known else (math.nan, math.nan)
+def _span(curves: Iterable[Sequence[Column]]) -> tuple[float, float]:
+    """The lowest and the highest value; not a number where there is none."""
+    known = [column for curve in curves for column in curve if column is not None]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else (math.nan, math.nan)
+
+
+# ---- words
 
 
 def _ends(text: str, right: str, width: int, text_part: str, right_part: str) -> Line:
@@ -250,66 +345,84 @@ def _ends(text: str, right: str, width: int, text_part: str, right_part: str) ->
     return [(" " + text, text_part), ((right + " ").rjust(width - 1 - len(text)), right_part)]
 
 
-def _value(plot: Plot, found: _Found, at: int, room: int) -> str:
-    """What the curve says under the cursor: one value, or from the lowest to the highest."""
-    here = [c for c in found.extremes[found.here] if c is not None]
-    if at in found.bad:
-        return "NaN" if not here or room < 12 else "NaN, " + plot.write(max(c[1] for c in here))
+def _value(metric: Plot, curve: _Cells, cursor: int, room: int) -> str:
+    """The value under the cursor, or the lowest and the highest of several, in so many letters."""
+    here = [c for c in curve.extremes[curve.under_cursor] if c is not None]
+    if cursor in curve.bad:
+        return "NaN" if not here or room < _NAN_ROOM else "NaN, " + metric.write(max(high for _, high in here))
     if not here:
         return MISSING
-    low, high = plot.write(min(c[0] for c in here)), plot.write(max(c[1] for c in here))
+    low, high = metric.write(min(c[0] for c in here)), metric.write(max(c[1] for c in here))
     both = high if low == high else f"{low}–{high}"
     return both if len(both) <= room else f"≤{high}"
 
 
-def _mean(plot: Plot, found: _Found, at: int) -> str:
+def _mean(metric: Plot, curve: _Cells, cursor: int) -> str:
     """The mean under the cursor; empty where there is only one value."""
-    here = [c for c in found.extremes[found.here] if c is not None]
-    means = [c for c in found.means[found.here] if c is not None]
-    if not means or at in found.bad or plot.write(min(c[0] for c in here)) == plot.write(max(c[1] for c in here)):
+    here = [c for c in curve.extremes[curve.under_cursor] if c is not None]
+    means = [c for c in curve.means[curve.under_cursor] if c is not None]
+    if (
+        not means
+        or cursor in curve.bad
+        or metric.write(min(c[0] for c in here)) == metric.write(max(c[1] for c in here))
+    ):
         return ""
-    return "mean " + plot.write(sum(c[0] + c[1] for c in means) / (2 * len(means)))
+    return "mean " + metric.write(sum(low + high for low, high in means) / (2 * len(means)))
 
 
-def _body(found: _Found, rows: int, low: float, high: float, at: int, part: str) -> list[Line]:
+# ---- a plot
+
+
+def _plot(curve: _Cells, rows: int, span: tuple[float, float], cursor: int, part: str) -> list[Line]:
     """The plot itself, with the cursor, ◆ and ★ where evaluations were, and ✗ where the loss was no number.
 
-    The band from the lowest to the highest is dimmed and the mean is a line in it: where the band fills a cell and goes on
-    above or below, only the mean's dots are drawn in that cell.
+    The band from the lowest to the highest is dimmed and the mean is a line in it.
     """
-    if low != low:
-        blank = [" " * (len(found.extremes) // 2)] * rows
-        bands, means = blank, blank
-    else:
-        bands = braille(_joined(found.extremes), rows, low, high, fill=False)
-        means = braille(_joined(found.means), rows, low, high, fill=False)
+    low, high = span
+    bands, means = _braille(curve.extremes, rows, span), _braille(curve.means, rows, span)
     lines = []
-    none = " " * len(bands[0])
-    for y, (band, mean) in enumerate(zip(bands, means, strict=True)):
-        beside = zip(bands[y - 1] if y else none, bands[y + 1] if y + 1 < rows else none, strict=True)
-        chars = [
-            m if b == _FULL and m != " " and (above != " " or below != " ") else b
-            for b, m, (above, below) in zip(band, mean, beside, strict=True)
-        ]
-        parts = [part if m != " " else part + "-band" for m in mean]
-        for cell, mark in found.marks.items():
-            if y == rows - 1 - dot(mark.loss, low, high, 4 * rows) // 4:
+    for y in range(rows):
+        chars = _band_with_mean(bands, means, y)
+        parts = [part + "-band" if mean == " " else part for mean in means[y]]
+        for cell, mark in curve.marks.items():
+            if y == rows - 1 - dot(mark.loss, low, high, DOTS * rows) // DOTS:
                 chars[cell], parts[cell] = mark.glyph, "eval"
-        for index in found.bad if y == 0 else ():
-            if 0 <= index < len(chars):
-                chars[index], parts[index] = "✗", "bad"
-        chars[at], parts[at] = ("│", "line") if chars[at] == " " else (chars[at], "cursor")
-        line: Line = []
-        for key, run in groupby(zip(chars, parts, strict=True), key=itemgetter(1)):
-            line.append(("".join(c for c, _ in run), key))
-        lines.append(line)
+        for cell in curve.bad if y == 0 else ():
+            if 0 <= cell < len(chars):
+                chars[cell], parts[cell] = "✗", "bad"
+        chars[cursor], parts[cursor] = (_CURSOR, "line") if chars[cursor] == " " else (chars[cursor], "cursor")
+        lines.append(_runs(chars, parts))
     return lines
 
 
-def _joined(found: Sequence[Column]) -> list[Column]:
+def _braille(curve: Sequence[Column], rows: int, span: tuple[float, float]) -> list[str]:
+    """A curve as text lines; empty ones where there is no value at all."""
+    if math.isnan(span[0]):
+        return [" " * (len(curve) // 2)] * rows
+    return braille(_joined(curve), rows, *span, fill=False)
+
+
+def _band_with_mean(bands: Sequence[str], means: Sequence[str], y: int) -> list[str]:
+    """A row of the band; where it fills a cell and goes on above or below, only the mean's dots are drawn there."""
+    empty = " " * len(bands[y])
+    above = bands[y - 1] if y else empty
+    below = bands[y + 1] if y + 1 < len(bands) else empty
+    return [
+        mean if band == _FULL and mean != " " and (up != " " or down != " ") else band
+        for band, mean, up, down in zip(bands[y], means[y], above, below, strict=True)
+    ]
+
+
+def _runs(chars: Sequence[str], parts: Sequence[str]) -> Line:
+    """Neighbouring characters of one part as one text."""
+    grouped = groupby(zip(chars, parts, strict=True), key=itemgetter(1))
+    return [("".join(char for char, _ in run), part) for part, run in grouped]
+
+
+def _joined(curve: Sequence[Column]) -> list[Column]:
     """Neighbouring columns made to touch, so that a curve is a line and not a cloud of dots."""
-    result = list(found)
-    for index, (before, here) in enumerate(pairwise(found), 1):
+    result = list(curve)
+    for index, (before, here) in enumerate(pairwise(curve), 1):
         if before is not None and here is not None:
             if here[0] > before[1]:
                 result[index] = before[1], here[1]

@@ -1,4 +1,4 @@
-"""What of a run's curves is looked at, and which curves are needed for that; no drawing, no terminal."""
+"""The view of a run's curves, and which curves it needs; no drawing, no terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lorawatch.storage.curves import Axis, Curves, Thinned
 
 EACH = -1
-_LEAST = {"time": 0.05, "step": 4.0}  # s, steps: the closest look
+_LEAST = {"time": 0.05, "step": 4.0}  # s, steps: the closest zoom
 _MARGIN = 0.5  # of a window, read beside it on either side, so that a small move needs no question
 
 
@@ -26,7 +26,7 @@ class Question:
 
 
 class CurveLook:
-    """Axis, ranks, window and cursor, over what has been read. Until an answer is there the old curves stay.
+    """Axis, ranks, window and cursor of the view. Until an answer arrives the old curves stay.
 
     Args:
         ask: Takes a question; `take` gets its answer, whenever that comes.
@@ -54,16 +54,16 @@ class CurveLook:
         self._asked: tuple[float, float] | None = None
         self._answered: tuple[float, float] | None = None
 
-    # --- what there is
+    # --- the curves
 
     @property
     def question(self) -> Question:
-        """The whole run, as it is looked at now."""
+        """The whole run in the present view."""
         return Question(self.axis, self.part is not None)
 
     @property
     def whole(self) -> Curves | None:
-        """The whole run's curves, as they are looked at now."""
+        """The whole run's curves in the present view."""
         return self._all.get((self.axis, self.part is not None))
 
     @property
@@ -101,11 +101,11 @@ class CurveLook:
     def take(self, question: Question, curves: Curves) -> None:
         """An answer; the whole run as it is looked at now replaces what was known in other views, which is older."""
         key = (question.axis, question.each_rank)
-        mine = (self.axis, self.part is not None)
+        view_key = (self.axis, self.part is not None)
         if question.window is not None:
-            if key == mine:
+            if key == view_key:
                 self._fine, self._answered = curves, question.window
-        elif key != mine:
+        elif key != view_key:
             self._all[key] = curves
         else:
             before = self.whole
@@ -115,7 +115,7 @@ class CurveLook:
         self.settle()
 
     def give_up(self) -> None:
-        """What was wished for does not exist."""
+        """The wanted view does not exist."""
         self._wish = self.axis, self.part
 
     def ask_again(self) -> None:
@@ -124,7 +124,7 @@ class CurveLook:
         self.settle()
 
     def settle(self) -> None:
-        """Go over to the wished view if its curves are there, and ask for what is missing."""
+        """Switch to the wanted view if its curves have been read, and ask for missing ones."""
         axis, part = self._wish
         if (axis, part is not None) not in self._all:
             if self._all:
@@ -138,7 +138,7 @@ class CurveLook:
         self._ask_detail()
 
     def _ask_detail(self) -> None:
-        """Ask for the window in its own bins, unless the whole run's are as fine as can be."""
+        """Ask for the window in its own bins, unless the whole run's are as fine as possible."""
         whole = self.whole
         if whole is None or self.window is None:
             return
@@ -153,7 +153,7 @@ class CurveLook:
         self._asked = wide if wide[1] - wide[0] < whole.end - whole.begin else (begin, end)
         self._ask(Question(self.axis, self.part is not None, self._asked))
 
-    # --- what is looked at
+    # --- the view
 
     def turn_axis(self) -> None:
         """Over steps instead of over time, and back."""
@@ -181,7 +181,7 @@ class CurveLook:
         self.metric = order[(order.index(self.metric) + 1) % len(order)] if self.metric in order else None
 
     def view(self) -> View | None:
-        """What is to be drawn; None before there is anything."""
+        """The view to draw; None before the first answer."""
         whole = self.whole
         if whole is None:
             return None
@@ -191,7 +191,7 @@ class CurveLook:
         )
 
     def _words(self, whole: Curves) -> str:
-        """What is seen."""
+        """The view in words."""
         ranks = len(self.ranks)
         who = {None: "all ranks together", EACH: f"each of {ranks} ranks"}.get(
             self.part, f"rank {self.rank} of {ranks}"
@@ -207,7 +207,7 @@ class CurveLook:
         return " · ".join(words)
 
     def place(self, whole: Curves) -> float:
-        """Where the cursor is, within what is seen."""
+        """The cursor's place, within the window."""
         begin, end = self.window or (whole.begin, whole.end)
         place = _last_step(whole) if self.cursor is None else self.cursor
         return min(max(place, begin), end - (end - begin) * 1e-6)
@@ -228,7 +228,7 @@ class CurveLook:
         self._ask_detail()
 
     def go(self, place: float) -> None:
-        """The cursor to this place; what is seen moves along."""
+        """Move the cursor to this place; the window follows."""
         whole = self.whole
         if whole is None:
             return
@@ -277,7 +277,7 @@ def _last_step(curves: Curves) -> float:
 
 
 def _through(other: Thinned, place: float, *, forth: bool) -> float:
-    """What stands at this place of the other axis; where nothing does, at the next place (or the one before)."""
+    """The value at this place of the other axis; without one, that of the next place (or the one before)."""
     last = len(other.low) - 1
     index = min(max(int((place - other.start) / other.width), 0), last)
     up, down = range(index, last + 1), range(index, -1, -1)

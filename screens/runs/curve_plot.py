@@ -1,4 +1,4 @@
-"""A run's curves to look into: over time or steps, together or by rank, with a cursor and zoom."""
+"""A run's curves: over time or steps, together or by rank, with a cursor and zoom."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WHEEL = 0.7
 
 
 class CurvePlot(Widget, can_focus=True):
-    """Draws what `look` says, and asks the screen for the curves that it lacks."""
+    """Draws the view of `look`, and asks the screen for missing curves."""
 
     class Wanted(Message):
         """The plot needs an answer to this question; `take` gets it."""
@@ -73,7 +73,7 @@ class CurvePlot(Widget, can_focus=True):
         self._drawing: Drawing | None = None
 
     def take(self, question: Question, curves: Curves | None) -> None:
-        """The answer to a question; None where the history has nothing of the kind."""
+        """The answer to a question; None where the history has no such curves."""
         if curves is not None:
             self.look.take(question, curves)
         elif self.look.whole is None:
@@ -137,7 +137,7 @@ class CurvePlot(Widget, can_focus=True):
             self._redraw()
 
     def _point(self, x: int) -> bool:
-        """The cursor to this column of the widget; whether there is a plot."""
+        """Move the cursor to this column of the widget. Returns whether there is a plot."""
         view = self.look.view()
         for left, cells in self._drawing.plots if self._drawing else ():
             if view is not None and left <= x < left + cells:

@@ -18,7 +18,7 @@ class LogPage(Vertical):
 
     Attributes:
         shown: What was read last.
-        wanted: The name of the log that is to be read; empty before any was.
+        wanted: The name of the log to read; empty before the first.
     """
 
     DEFAULT_CSS = """
@@ -46,7 +46,7 @@ class LogPage(Vertical):
             self.show(self._newer)
 
     def turn(self, forth: bool) -> None:
-        """Want the next log, or the one before."""
+        """Select the next log, or the one before."""
         names = self.shown.names if self.shown else ()
         if names:
             at = names.index(self.wanted) if self.wanted in names else 0

@@ -1,4 +1,4 @@
-"""What a run's page asks the history and the run directory, and the text of its pages."""
+"""The queries of a run's page to the history and the run directory, and the text of its pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EVENTS = 500
 EVALUATIONS = 200
-STRAGGLER = 1 / 1.25  # of the fastest's rate, as Live's alert has it
+STRAGGLER = 1 / 1.25  # of the fastest rank's rate, as in Live's alert
 _OF_STEPS = (
     ("rank", 4), ("tok/s", 7), ("of fastest", 10), ("p50 ms", 7), ("p95 ms", 7), ("wait ms", 7), ("max GiB", 7),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The rows of the list of runs: what its columns show, sort by and take of the room."""
+"""The rows of the list of runs: what its columns show, their sort keys and their widths."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Column:
 
     Attributes:
         key: The row's value that it shows and sorts by.
-        least, most: Characters it has, and those it grows to where there is room.
-        right: Whether it is written to the right.
+        least, most: Its least width, and the width it grows to where there is room.
+        right: Whether it is set to the right.
         down: Whether sorting begins with the highest.
     """
 
@@ -45,7 +45,7 @@ COLUMNS = (  # the first ones fit 80 columns; left and right scroll to the other
 
 
 def load_runs() -> list[dict[str, Any]]:
-    """All runs of the history, latest first, each with the text that the filter looks into as `search`."""
+    """All runs of the history, latest first, each with the text for the filter as `search`."""
     from lorawatch.run.liveness import note
     from lorawatch.storage.queries import list_runs
 
@@ -64,21 +64,21 @@ def load_runs() -> list[dict[str, Any]]:
 
 
 def widths(room: int) -> list[int]:
-    """Characters of each column in a table so wide; where not all fit, each has its least."""
-    found = [c.least for c in COLUMNS]
-    spare = room - sum(found) - 2 * len(COLUMNS)
+    """The width of each column in a table of `room` characters; where not all fit, each has its least."""
+    letters = [c.least for c in COLUMNS]
+    spare = room - sum(letters) - 2 * len(COLUMNS)
     while spare > 0:
-        growing = [i for i, c in enumerate(COLUMNS) if found[i] < c.most]
+        growing = [i for i, c in enumerate(COLUMNS) if letters[i] < c.most]
         if not growing:
             break
         for index in growing[:spare]:
-            found[index] += 1
+            letters[index] += 1
         spare -= len(growing[:spare])
-    return found
+    return letters
 
 
 def sort_key(row: dict[str, Any], key: str) -> Any:
-    """What a column sorts by; None for what is not known, which comes last in either order."""
+    """The sort key of a column; None for an unknown value, which comes last in either order."""
     value = row[key]
     if key == "sku":
         return (where_words(row).partition("×")[2].lower(), row["gpu_count"] or row["world_size"] or 0)
@@ -92,7 +92,7 @@ def sort_key(row: dict[str, Any], key: str) -> Any:
 def cells(row: dict[str, Any], *, narrow: bool) -> list[str]:
     """The row's texts, in the order of `COLUMNS`."""
     state = state_words(row)
-    if narrow and row["failure"]:  # the glyph says that it failed
+    if narrow and row["failure"]:  # the glyph shows that it failed
         state = f"{state[0]} {one_line(row['failure'])}"
     return [
         one_line(row["run_id"]), one_line(row["name"]), state, where_words(row), number(row["tok_s"]),

@@ -180,16 +180,16 @@ its tags, d deletes it (asked first), g reads again."""
         self._retry_plot = self._retry_plot or key in ("view", "detail")
         self._read_in(RETRY_S)
 
-    def _take_run(self, found: dict[str, Any]) -> None:
+    def _take_run(self, pages: dict[str, Any]) -> None:
         title = self.query_one("#title", Static)
-        row = self.row = found["row"]
+        row = self.row = pages["row"]
         if row is None:
             title.update(Text(f"run {self.run_id} is not in the history yet; v shows it live"))
             self._read_in(RETRY_S)
             return
         title.update(Text(title_words(row)))
-        self._put("figures", found["figures"])
-        self._put("recipe", found["recipe"])
+        self._put("figures", pages["figures"])
+        self._put("recipe", pages["recipe"])
         if row["state"] not in ENDED:
             self._read_in(refresh_pause_s(time.monotonic() - self._asked_at))
 

@@ -58,13 +58,13 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
     RunsScreen DataTable { height: 1fr; background: $background; scrollbar-size-vertical: 1; }
     RunsScreen #filter { height: 1; border: none; display: none; background: $surface; padding: 0 1; }
     RunsScreen #filter.open { display: block; }
-    RunsScreen #said { height: auto; padding: 0 1; color: $text-muted; }
+    RunsScreen #notice { height: auto; padding: 0 1; color: $text-muted; }
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._rows: list[dict[str, Any]] = []
-        self._found: list[dict[str, Any]] = []
+        self._matching_rows: list[dict[str, Any]] = []
         self._cells: dict[str, list[str]] = {}
         self._sort = COLUMNS[0]
         self._down = COLUMNS[0].down
@@ -75,7 +75,7 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
     def compose_body(self) -> ComposeResult:
         yield Input(placeholder="filter: words of id, recipe, state, GPU, tags", id="filter")
         yield RunTable(cursor_type="row", zebra_stripes=True, fixed_columns=1)
-        yield Static("reading the history …", id="said")
+        yield Static("reading the history …", id="notice")
 
     def on_mount(self) -> None:
         table = self.query_one(DataTable)
@@ -95,7 +95,7 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
         self.services.background.ask(self, "runs", load_runs)
 
     def _reload_in(self, seconds: float) -> None:
-        """Read again after a while, once, if anybody looks."""
+        """Read again later, once, if the screen is visible."""
         if self._timer is not None:
             self._timer.stop()
         self._timer = self.set_timer(seconds, self._reload_if_seen)
@@ -130,23 +130,23 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
 
     def _matching(self) -> list[dict[str, Any]]:
         words = self.query_one("#filter", Input).value.lower().split()
-        found = [r for r in self._rows if all(w in r["search"] for w in words)] if words else self._rows
-        known = [(k, r) for r in found if (k := sort_key(r, self._sort.key)) is not None]
+        matches = [r for r in self._rows if all(w in r["search"] for w in words)] if words else self._rows
+        known = [(k, r) for r in matches if (k := sort_key(r, self._sort.key)) is not None]
         known.sort(key=lambda pair: pair[0], reverse=self._down)
-        return [r for _, r in known] + [r for r in found if sort_key(r, self._sort.key) is None]
+        return [r for _, r in known] + [r for r in matches if sort_key(r, self._sort.key) is None]
 
     def _draw(self) -> None:
         """Bring the table up to date; rows that stay where they are change only where they say something else."""
         table = self.query_one(DataTable)
         chosen, scrolled = self.chosen(), table.scroll_offset
-        before = [r["run_id"] for r in self._found[: len(self._cells)]]
-        self._found = self._matching()
+        before = [r["run_id"] for r in self._matching_rows[: len(self._cells)]]
+        self._matching_rows = self._matching()
         layout = (self._sort, self._down, self.size.width)
         count = max(len(self._cells), SHOWN) if layout == self._drawn_for else SHOWN
-        same = layout == self._drawn_for and before == [r["run_id"] for r in self._found[:count]]
+        same = layout == self._drawn_for and before == [r["run_id"] for r in self._matching_rows[:count]]
         with self.app.batch_update():
             if same:
-                for row in self._found[:count]:
+                for row in self._matching_rows[:count]:
                     self._change(table, row)
             else:
                 self._drawn_for = layout
@@ -168,7 +168,7 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
             table.move_cursor(row=table.get_row_index(chosen))
 
     def _append(self, table: DataTable[Text], count: int) -> None:
-        for row in self._found[len(self._cells) : len(self._cells) + count]:
+        for row in self._matching_rows[len(self._cells) : len(self._cells) + count]:
             texts = self._cells[row["run_id"]] = cells(row, narrow=self.size.width < 110)
             table.add_row(*map(self._text, COLUMNS, texts), key=row["run_id"])
 
@@ -193,25 +193,25 @@ r replays a run. t changes its tags; d deletes it with its directory (asked firs
         table = self.query_one(DataTable)
         shown = len(self._cells)
         last = max(table.cursor_row, int(table.scroll_y) + table.size.height)
-        if self._drawn_for and last >= shown - 10 and shown < len(self._found):
+        if self._drawn_for and last >= shown - 10 and shown < len(self._matching_rows):
             with self.app.batch_update():
                 self._append(table, SHOWN)
             self._say_count()
 
     def _say_count(self) -> None:
-        total, found, shown = len(self._rows), len(self._found), len(self._cells)
+        total, matching, shown = len(self._rows), len(self._matching_rows), len(self._cells)
         if not total:
-            said = "no run yet: 3 launches the first, or lorawatch --record in a shell"
-        elif found > shown:
-            said = f"{shown:,} of {found:,} runs shown; more come as you scroll, / narrows them"
-        elif found < total:
-            said = f"{found:,} of {total:,} runs; escape shows all"
+            words = "no run yet: 3 launches the first, or lorawatch --record in a shell"
+        elif matching > shown:
+            words = f"{shown:,} of {matching:,} runs shown; more come as you scroll, / narrows them"
+        elif matching < total:
+            words = f"{matching:,} of {total:,} runs; escape shows all"
         else:
-            said = f"{total:,} run{'s' if total != 1 else ''}"
-        self._say(said)
+            words = f"{total:,} run{'s' if total != 1 else ''}"
+        self._say(words)
 
     def _say(self, words: str) -> None:
-        self.query_one("#said", Static).update(Text(words))
+        self.query_one("#notice", Static).update(Text(words))
 
     def chosen(self) -> str | None:
         """The id under the cursor."""

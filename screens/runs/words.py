@@ -24,10 +24,10 @@ def one_line(text: object) -> str:
 def where_words(row: Mapping[str, Any]) -> str:
     """`4×RTX PRO 4500`, `2×cpu`, `2×H100 80GB HBM3 separate`."""
     sku = one_line(row["sku"] or "").removeprefix("NVIDIA ")
-    apart = " separate" if row.get("coupling") == "separate" else ""
+    separate = " separate" if row.get("coupling") == "separate" else ""
     if sku:
-        return f"{row['gpu_count']}×{sku}{apart}"
-    return f"{row['world_size'] or 1}×{row['device'] or 'process'}{apart}"
+        return f"{row['gpu_count']}×{sku}{separate}"
+    return f"{row['world_size'] or 1}×{row['device'] or 'process'}{separate}"
 
 
 def state_words(row: Mapping[str, Any]) -> str:
@@ -39,7 +39,7 @@ def state_words(row: Mapping[str, Any]) -> str:
 
 
 def ask_tags(screen: BaseScreen, run_id: str, tags: Sequence[str]) -> None:
-    """Let the user type a run's tags; the change is answered to the screen as `changed`."""
+    """Let the user type a run's tags; the screen gets the answer `changed`."""
     from textual.widgets import Input
 
     from lorawatch.screens.shared.confirm import Ask
@@ -63,10 +63,10 @@ def ask_tags(screen: BaseScreen, run_id: str, tags: Sequence[str]) -> None:
 
 
 def ask_delete(screen: BaseScreen, run_id: str, before: Callable[[], None] | None = None) -> None:
-    """Ask whether the run shall go, and delete it; the deletion is answered to the screen as `deleted`.
+    """Ask whether to delete the run, and delete it; the screen gets the answer `deleted`.
 
     Args:
-        before: Called when the user has said yes.
+        before: Called when the user has confirmed.
     """
     from lorawatch.screens.shared.confirm import Confirm
 

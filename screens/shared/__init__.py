@@ -1,1 +1,1 @@
-"""What several screens are made of."""
+"""Widgets and helpers that several screens use."""

@@ -1,4 +1,4 @@
-"""Questions that take a while (the history, the disk, the driver), answered off the screen's thread."""
+"""Slow questions (to the history, the disk, the driver), answered on a thread of their own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answered(Message, bubble=False):
 class Background:
     """One thread that does the screens' slow work in order; a newer question of the same key replaces one that waits.
 
-    Work must return within half a second or so, or look at `closing`: quitting waits no longer than that.
+    Work must return within about half a second, or check `closing`: quitting waits no longer than that.
     """
 
     def __init__(self) -> None:
@@ -81,17 +81,17 @@ class Background:
             except HistoryDamaged as damage:
                 error = damage
                 self._rebuild(damage)
-            except LorawatchError as told:
-                error = told
+            except LorawatchError as failure:
+                error = failure
             except Exception as unexpected:  # noqa: BLE001 - it is shown where it was asked for
                 error = LorawatchError(f"{type(unexpected).__name__}: {unexpected}")
             if not self.closing.is_set() and node.is_running:
                 node.post_message(Answered(key, value, error))
 
     def _rebuild(self, damage: HistoryDamaged) -> None:
-        """Make a damaged history again, on a thread of its own; who asked is answered with the damage, and asks again.
+        """Rebuild a damaged history on a thread of its own. The question is answered with the error, and asked again later.
 
-        Quitting does not wait for it: whatever reads the history next goes on with it.
+        Quitting does not wait for it: the next reader of the history continues the rebuild.
         """
         if self._rebuilding is None or not self._rebuilding.is_alive():
             self._rebuilding = threading.Thread(target=_rebuild, args=(damage,), name="rebuild", daemon=True)
@@ -101,5 +101,5 @@ class Background:
 def _rebuild(damage: HistoryDamaged) -> None:
     from lorawatch.storage.repair import repair
 
-    with contextlib.suppress(LorawatchError):  # the next question says what is wrong
+    with contextlib.suppress(LorawatchError):  # the next question reports the error
         repair(damage)

@@ -1,4 +1,4 @@
-"""What all screens have in common: the bar on top, the footer, help, and a word where the terminal is too small."""
+"""The parts of every screen: the bar on top, the footer, help, and a message where the terminal is too small."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALLEST = (40, 12)
 
 
 class Keys(Footer):
-    """The footer, which lets go of the keys that it no longer shows.
+    """A footer that releases the keys that it no longer shows.
 
     Textual's stays bound to them, some 300 objects a key and time that the keys change, until one of its own settings does.
     """
@@ -39,14 +39,14 @@ class BaseScreen(Screen[None]):
 
     HELP: ClassVar[str] = ""
     MODE: ClassVar[str] = ""
-    """The top bar's entry that is lit."""
+    """The highlighted entry of the top bar."""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-medium"), (140, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = []
 
     @property
     def services(self) -> AppServices:
-        """The app with what all screens share."""
+        """The app's shared services."""
         return cast("AppServices", self.app)
 
     def compose(self) -> ComposeResult:
@@ -55,13 +55,13 @@ class BaseScreen(Screen[None]):
         yield Static(id="too-small")
 
     def on_mount(self) -> None:
-        """Keys are named behind the first frame: a footer is a widget a key."""
+        """The footer's keys come after the first frame, since it makes a widget for each key."""
         self.call_after_refresh(self._mount_footer)
 
     async def _mount_footer(self) -> None:
         if self.is_attached:  # the user may have left already
             await self.mount(Keys(show_command_palette=False))
-            self.refresh_bindings()  # a footer shows nothing before it is told of keys
+            self.refresh_bindings()  # a footer shows nothing before its bindings are refreshed
 
     def compose_body(self) -> ComposeResult:
         """The widgets between the top bar and the footer."""

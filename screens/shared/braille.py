@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+DOTS = 4
+"""Rows of dots a cell."""
 _LEFT = (0x40, 0x04, 0x02, 0x01)  # dots 7, 3, 2, 1: from the bottom up
 _RIGHT = (0x80, 0x20, 0x10, 0x08)
 
@@ -20,7 +22,7 @@ def braille(
         fill: Draw from the bottom up to the lowest value, and every other dot from there to the highest, so that the
             envelope shows without a second colour; else only from the lowest to the highest.
     """
-    dots = rows * 4
+    dots = rows * DOTS
     width = (len(columns) + 1) // 2
     grid = [[0] * width for _ in range(rows)]
     for index, column in enumerate(columns):
@@ -32,7 +34,7 @@ def braille(
         marks = _RIGHT if index % 2 else _LEFT
         for here in range(0 if fill else first, last + 1):
             if not fill or here <= first or here == last or (here + index) % 2:
-                grid[rows - 1 - here // 4][index // 2] |= marks[here % 4]
+                grid[rows - 1 - here // DOTS][index // 2] |= marks[here % DOTS]
     return ["".join(chr(0x2800 + cell) if cell else " " for cell in line) for line in grid]
 
 

@@ -1,4 +1,4 @@
-"""A question before something that cannot be taken back."""
+"""Questions before an action, and the help page."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Help(ModalScreen[None]):
 
 
 def paragraphs(text: str) -> str:
-    """Text without its line breaks, but for empty lines: it is broken where it is shown."""
+    """Text without its line breaks, but for empty lines: it is wrapped where it is shown."""
     return "\n\n".join(" ".join(p.split()) for p in text.split("\n\n"))
 
 

@@ -1,4 +1,4 @@
-"""A table of figures that are never cut: whole columns come and go, and a line's provenance is told by glyph and style."""
+"""A table whose figures are never cut: whole columns are shown or hidden, and glyph and style show a line's provenance."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Line:
     """A line of the table.
 
     Attributes:
-        key: What the cursor stays with when the table changes.
-        label: The first cell, which is always seen; `short` takes its place where all is too wide.
-        cells: The others, a column each.
+        key: Identifies the line, so that the cursor stays on it when the table changes.
+        label: The first cell, which is always shown; `short` replaces it where there is little room.
+        cells: The other cells, one for each column.
         kind: Its provenance, a key of `GLYPHS`.
         chosen: Whether it is ticked.
-        base: Whether the others are measured against it.
-        other: Whether it is other work than they are.
+        base: Whether it is the baseline.
+        other: Whether it is of other work.
     """
 
     key: str
@@ -58,7 +58,7 @@ EMPTY = Table()
 
 
 def elide(text: str, width: int) -> str:
-    """The text in so many cells: its middle goes, since both ends tell it from its neighbours."""
+    """The text in `width` cells; its middle is cut, since names differ at their ends."""
     if cell_len(text) <= width:
         return text
     if width < 3:
@@ -139,8 +139,8 @@ class FigureTable(Widget, can_focus=True):
         """Show this table; the cursor stays on its line, and the columns on theirs.
 
         Args:
-            title: Of the border, which also says what of the table is not seen.
-            more: Stands behind it.
+            title: The border's title, which also counts hidden lines and columns.
+            more: Text behind it.
         """
         here = self.current
         if table.headings != self.table.headings:
@@ -162,7 +162,7 @@ class FigureTable(Widget, can_focus=True):
 
     @property
     def natural_width(self) -> int:
-        """Columns in which everything is seen."""
+        """The width in which every column fits."""
         label = max([cell_len(self.table.headings[0]), *(cell_len(x.short or x.label) for x in self.table.lines)])
         return self._lead + label + sum(w + _GAP for w in self._widths()) + 1
 
@@ -173,24 +173,24 @@ class FigureTable(Widget, can_focus=True):
         self._settle()
 
     def _settle(self) -> None:
-        """The cursor is seen, and the border says what is not."""
+        """Scroll to the cursor, and update the border's counts."""
         rows = max(self.size.height - 1, 1)
         total = len(self.table.lines)
         self.top = max(min(self.top, self.cursor, total - rows), self.cursor - rows + 1, 0)
         _, shown = self._fitting()
         columns = len(self.table.headings) - 1
         self.first = min(self.first, max(columns - 1, 0))
-        said = [self.title]
+        parts = [self.title]
         if total > rows:
             seen = f"{self.top + 1}–{min(self.top + rows, total)} of {total}"
-            said = [seen] if self.size.width < 60 else [self.title, seen]
+            parts = [seen] if self.size.width < 60 else [self.title, seen]
         before, after = self.first, columns - self.first - len(shown)
         hidden = before + max(after, 0)
         if hidden:
             words = f"{hidden} column{'s' if hidden != 1 else ''}"
-            said.append(f"{'← ' if before else ''}{words}{' →' if after > 0 else ''}")
-        said += [self.more] if self.more else []
-        self.border_title = " · ".join(said).replace("[", r"\[")
+            parts.append(f"{'← ' if before else ''}{words}{' →' if after > 0 else ''}")
+        parts += [self.more] if self.more else []
+        self.border_title = " · ".join(parts).replace("[", r"\[")
         self.refresh()
 
     def _fitting(self) -> tuple[int, list[int]]:
@@ -202,17 +202,17 @@ class FigureTable(Widget, can_focus=True):
         if longest + sum(w + _GAP for w in widths) > room:
             longest = short
         label = min(longest, max(room * 9 // 20, 16))
-        found: list[int] = []
+        fitting: list[int] = []
         left = room - label
         for index in range(self.first, len(widths)):
-            if widths[index] + _GAP > left and found:
+            if widths[index] + _GAP > left and fitting:
                 break
-            found.append(index)
+            fitting.append(index)
             left -= widths[index] + _GAP
-        return label, found
+        return label, fitting
 
     def _text(self, line: Line, index: int) -> str:
-        """A cell as it is shown: words lose what stands after a comma where there is little room, figures nothing."""
+        """A cell as it is shown: where there is little room, text loses the part after a comma; figures are never cut."""
         text = line.cells[index]
         return text if self.table.right[index + 1] or self.size.width >= _NARROW else text.partition(",")[0]
 
@@ -285,7 +285,7 @@ class FigureTable(Widget, can_focus=True):
         self.post_message(self.Moved(self))
 
     def action_columns(self, direction: int) -> None:
-        """Move by one column, but not past the last that is seen whole."""
+        """Move by one column, but not past the last that is shown whole."""
         after = self.first + len(self._fitting()[1]) < len(self.table.headings) - 1
         if direction < 0 or after:
             self.first = max(self.first + direction, 0)

@@ -1,4 +1,4 @@
-"""What screens ask of the app that shows them."""
+"""The app's services for its screens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class AppServices(Protocol):
-    """What all screens share; `LorawatchApp` has it."""
+    """Services that all screens share; `LorawatchApp` implements them."""
 
     host: str
     machine: tuple[Gpu, ...]

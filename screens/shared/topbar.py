@@ -1,4 +1,4 @@
-"""The line on top of every screen: the modes, and which machine this is."""
+"""The line on top of every screen: the modes and the machine's name."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def extrapolate(plan: Plan, report: Report) -> None:
         checked = checked or bool(found)
         if plan.cpu and found:
             print(
-                "       on one CPU the ranks share its cores, which no step-time model tells: Compare refuses it",
+                "       on one CPU the ranks share its cores, which the step-time model does not cover: Compare refuses it",
                 flush=True,
             )
     if not checked:

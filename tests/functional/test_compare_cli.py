@@ -205,7 +205,7 @@ def test_runs_are_chosen_by_recipe_and_tag_and_a_choice_without_a_run_is_refused
     assert [(r["name"], r["provenance"]) for r in only] == [("bigger", "measured")]
     assert refused(compare("--name", "nope", "--tag", "lab")) == (
         "lorawatch: no recorded run has recipe 'nope' and tag 'lab'\n"
-        "  recipes there are: exxact-8b, bigger; lorawatch runs lists the runs\n"
+        "  known recipes: exxact-8b, bigger; lorawatch runs lists the runs\n"
     )
 
 

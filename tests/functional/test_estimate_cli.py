@@ -125,5 +125,5 @@ def test_bad_input_is_told(args: list[str], words: str) -> None:
 
 def test_a_shape_that_is_not_known_still_tells_the_rest() -> None:
     told = lorawatch("estimate", "exxact-8b", "--set", "model.name=somebody/unknown").stdout
-    assert "memory is not reckoned" in told
+    assert "memory is not estimated" in told
     assert "the nearest" in told

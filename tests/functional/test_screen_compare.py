@@ -245,7 +245,7 @@ def test_what_has_no_epoch_is_said_to_have_none() -> None:
         screen = await opened(pilot, app)
         await pilot.press("p")
         await until(pilot, lambda: labels(screen) == ["2 × H100 SXM separate"])
-        assert "No time of an epoch can be told" in screen_text(app)
+        assert "There is no epoch time for this choice" in screen_text(app)
         assert "fastest" not in screen_text(app)
 
     drive(act)
@@ -286,7 +286,7 @@ def test_other_work_stands_apart_unless_it_is_forced() -> None:
     async def act(pilot: Pilot[Any], app: LorawatchApp) -> None:
         screen = await opened(pilot, app)
         assert of(screen).work["batch per GPU"] == "2", "the latest run's work"
-        assert len(of(screen).apart) == 1
+        assert len(of(screen).other_work) == 1
         await pilot.press("w")
         await until(pilot, lambda: bool(app.screen.query(OptionList)) and "which work" in screen_text(app))
         text = screen_text(app)
@@ -744,7 +744,7 @@ def test_what_cannot_be_written_is_said_and_no_file_is_lost(tmp_path: Path) -> N
             await pilot.press("enter")
 
         await export(str(tmp_path / "x.pdf"))
-        await until(pilot, lambda: "tells no format; end it in .html" in screen_text(app))
+        await until(pilot, lambda: "has no known extension; use one of .html" in screen_text(app))
         await export(str(tmp_path / "no" / "where.csv"))
         await until(pilot, lambda: "cannot be written: No such file or directory" in screen_text(app))
         await export("/proc/x.csv")

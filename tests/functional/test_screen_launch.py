@@ -156,7 +156,7 @@ def test_yaml_and_form_are_kept_in_step_and_broken_yaml_says_where() -> None:
         editor.text = good.replace("{rank: 8", "{rank: [8")
         await until(pilot, lambda: "recipe, line " in verdict(app))
         await pilot.press("ctrl+e")
-        await until(pilot, lambda: any("must be mended" in n.message for n in app._notifications))
+        await until(pilot, lambda: any("must be fixed" in n.message for n in app._notifications))
         assert editor.has_focus
         editor.text = good.replace("gpus: all", "gpus: 5")
         await until(pilot, lambda: "GPU 5 is not in this machine" in verdict(app) or "✓ 1 GPU" in verdict(app))
@@ -313,7 +313,7 @@ def test_a_file_is_opened_with_its_path_completed(tmp_path: Path) -> None:
         await until(pilot, lambda: isinstance(app.screen, LaunchScreen) and "line 4: expected" in verdict(app))
         editor = app.screen.query_one("#text", TextArea)
         assert editor.has_focus
-        assert editor.cursor_location[0] == 3, "broken YAML is mended as YAML, where it broke"
+        assert editor.cursor_location[0] == 3, "broken YAML is fixed as YAML, where it broke"
         await pilot.press("ctrl+o", "escape")
         await until(pilot, lambda: isinstance(app.screen, LaunchScreen))
         assert "name: mine" in text(app)

@@ -54,7 +54,7 @@ def order(table: DataTable[Any]) -> list[str]:
 
 
 def said(app: LorawatchApp) -> str:
-    return str(app.screen.query_one("#said", Static).render())
+    return str(app.screen.query_one("#notice", Static).render())
 
 
 def three() -> None:

@@ -30,7 +30,7 @@ def test_no_command_that_only_watches_loads_torch(args: list[str]) -> None:
 def test_help_alone_loads_neither_the_history_nor_the_driver() -> None:
     code = (
         "import sys\nfrom lorawatch.cli.main import run\nrun(['--help'])\n"
-        "print('LOADED', [m for m in ('duckdb', 'pynvml', 'msgspec', 'psutil', 'rich', 'yaml') if m in sys.modules])\n"
+        "print('LOADED', [m for m in ('duckdb', 'jinja2', 'pynvml', 'msgspec', 'psutil', 'rich', 'yaml') if m in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "LOADED []" in result.stdout

@@ -73,7 +73,7 @@ def test_runs_that_failed_or_measured_nothing_are_excluded_with_the_reason() -> 
     assert [e.why for e in excluded] == [
         "failed (cuda_oom) after step 7",
         "stopped",
-        *["it has no measured steps that tell their tokens"] * 3,
+        *["it has no measured steps that report their tokens"] * 3,
     ]
 
 
@@ -82,7 +82,7 @@ def test_unfinished_runs_may_be_asked_for_and_are_marked() -> None:
     (found,), excluded = measured([a_run(), failed, a_run(state="failed", tok_s=None)], {"w": EXXACT}, unfinished=True)
     assert found.runs == 2
     assert "with a run that failed (cuda_oom): its steps until then" in found.marks
-    assert [e.why for e in excluded] == ["it has no measured steps that tell their tokens"]
+    assert [e.why for e in excluded] == ["it has no measured steps that report their tokens"]
 
 
 def test_what_differs_within_repeats_is_marked() -> None:
@@ -226,7 +226,7 @@ def test_rows_of_one_table_that_differ_in_work_are_configurations_of_their_own()
     assert len({c.key for c in found}) == 4
     comparison = compare(found)
     assert [(r.configuration.count, r.speedup.value) for r in comparison.rows if r.speedup] == [(1, 1.0), (2, 1.9)]
-    assert len(comparison.apart) == 2
+    assert len(comparison.other_work) == 2
 
 
 def test_a_table_that_does_not_tell_its_work_is_shown_only_when_forced() -> None:
@@ -235,18 +235,18 @@ def test_a_table_that_does_not_tell_its_work_is_shown_only_when_forced() -> None
     comparison = compare([*own, *table])
     assert [r.configuration.provenance for r in comparison.rows] == ["measured"]
     assert (
-        "left out, other work: Blog (1 × RTX 4090): model not told; precision not told; LoRA not told; "
-        "sequence length not told; batch per GPU not told"
+        "left out, other work: Blog (1 × RTX 4090): model not stated; precision not stated; LoRA not stated; "
+        "sequence length not stated; batch per GPU not stated"
     ) in notes(comparison)
     forced = compare([*own, *table], force=True)
-    assert row(forced, "1 × RTX 4090", "published").other_work[0] == "model not told"
+    assert row(forced, "1 × RTX 4090", "published").other_work[0] == "model not stated"
 
 
 def test_what_a_table_does_not_tell_and_is_assumed_is_marked() -> None:
     work = {k: dict(v) for k, v in (builtin_rows()[0].work or {}).items()}
     del work["train"]["engine"]
     (table,) = published([PublishedRow("Blog", "RTX 4090", 1, tok_s=9000.0, work=work)])
-    assert table.marks == ("its table does not tell engine: taken to be lorawatch's default",)
+    assert table.marks == ("its table does not state engine: assumed to be lorawatch's default",)
 
 
 def test_broken_published_rows_are_no_configurations() -> None:
@@ -356,7 +356,7 @@ def test_an_unknown_baseline_is_refused_with_those_there_are() -> None:
     with pytest.raises(UsageError) as refused:
         compared(a_run(), a_run(2), baseline="H100")
     assert str(refused.value) == (
-        "no configuration 'H100' to measure against\n  there are: 1 × RTX PRO 4500, 2 × RTX PRO 4500"
+        "no configuration 'H100' to compare with\n  there are: 1 × RTX PRO 4500, 2 × RTX PRO 4500"
     )
 
 
@@ -400,7 +400,7 @@ def test_what_cannot_be_fitted_says_why() -> None:
         "1000 × RTX PRO 4500: not extrapolated: 1000 GPUs are too far from the 2 that were measured: at most 16",
     )
     assert compared(a_run(sku=None), a_run(2, 1900, sku=None), extrapolate=[4]).refused == (
-        "CPU: not extrapolated: ranks on one CPU share its cores, which no step-time model tells",
+        "CPU: not extrapolated: ranks on one CPU share its cores, which the step-time model does not cover",
     )
     faster = compared(a_run(), a_run(2, 2500), extrapolate=[4]).refused
     assert "steps became faster from 1 to 2 GPUs" in faster[0]
@@ -431,7 +431,7 @@ def test_a_price_that_nothing_takes_is_said() -> None:
         "the price 9000 of a 'RTX PRO 6000' is not used: the GPUs here are RTX PRO 4500",
     )
     assert compared(a_run(), prices=Prices(host_price=3000)).refused == (
-        "the host's price 3000 is not used: it counts beside a price of the GPUs",
+        "the host's price 3000 is not used: it is added to a price of the GPUs",
     )
 
 
@@ -472,7 +472,7 @@ def test_the_published_benchmark_is_answered() -> None:
         "4 × RTX PRO 4500 (published) is the fastest: 77.8 min for 50M tokens, 3.86 times as fast as one, "
         "96.5% scaling efficiency.",
         "Of other models 2 × RTX PRO 6000 Server Edition (published) is the fastest: 87.3 min.",
-        "Nobody has measured it, but by a fitted model 8 × RTX PRO 6000 Server Edition (extrapolated) would take 22.5 min.",
+        "Not measured: by a fitted model, 8 × RTX PRO 6000 Server Edition (extrapolated) would take 22.5 min.",
         "2 × RTX PRO 6000 Server Edition (published) takes the least energy: 0.96 kWh, 0.29 at 0.3 a kWh.",
         "4 × RTX PRO 4500 (published) is the cheapest: 1.01 for energy and its share of the hardware's price.",
         "2 × RTX PRO 6000 Server Edition (published) costs more to buy than 4 × RTX PRO 4500 (published) and would pay it "
@@ -484,11 +484,11 @@ def test_intervals_stand_in_the_answer_and_noise_is_called_noise() -> None:
     said = answer(a_run(tok_s=1000, ci95=20), a_run(sku=PRO_5000, tok_s=990, ci95=20))
     assert said[:2] == (
         "1 × RTX PRO 4500 is the fastest: 13.9 h (13.6 to 14.2 h) for 50M tokens.",
-        "Of other models 1 × RTX PRO 5000 is the fastest: 14.0 h (13.8 to 14.3 h), which noise cannot tell from the above.",
+        "Of other models 1 × RTX PRO 5000 is the fastest: 14.0 h (13.8 to 14.3 h), within the noise of the one above.",
     )
     clear = answer(a_run(tok_s=1000, ci95=20), a_run(sku=PRO_5000, tok_s=900, ci95=20))
     assert clear[1] == "Of other models 1 × RTX PRO 5000 is the fastest: 15.4 h (15.1 to 15.8 h)."
-    more = "; noise cannot tell it from 1 × RTX PRO 4500."
+    more = "; the difference from 1 × RTX PRO 4500 is within the noise."
     assert answer(a_run(tok_s=1000, ci95=90), a_run(2, 1090, ci95=90))[0].endswith(more)
     assert "noise" not in answer(a_run(tok_s=1000, ci95=90), a_run(2, 1900, ci95=90))[0]
 

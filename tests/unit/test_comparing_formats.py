@@ -20,6 +20,7 @@ from lorawatch.comparing.gather import gather
 from lorawatch.comparing.html import page
 from lorawatch.comparing.rows import Comparison, Prices
 from lorawatch.comparing.sheets import csv_cell, escaped
+from lorawatch.comparing.templates import render
 from lorawatch.comparing.words import kilowatt_hours, money, tokens_words
 from lorawatch.published.rows import PublishedRow
 
@@ -92,7 +93,7 @@ def test_a_small_table_to_the_letter() -> None:
         "2 × RTX PRO 4500 separate  measured  1,950 ± 10      975  1.95 ± 0.02×  97.5 ± 1.1%            —              —  "
         "          —  1.95 ± 0.02×      7.12 h\n"
         "\n"
-        "time of one epoch of so many tokens\n"
+        "time of one epoch by number of tokens\n"
         "configuration           5M     50M    500M      5B\n"
         "────────────────  ────────  ──────  ──────  ──────\n"
         "1 × RTX PRO 4500  83.3 min  13.9 h  5.79 d  57.9 d\n"
@@ -349,7 +350,7 @@ def test_a_page_of_one_configuration_has_no_chart_of_its_efficiency() -> None:
 
 def test_a_chart_draws_each_figure_with_its_interval_and_no_interval_leaves_it() -> None:
     series = [charts.Series("A", (charts.Dot(1, 100.0, 10.0, "measured"), charts.Dot(2, 190.0, 500.0, "extrapolated")))]
-    text = charts.lines("tok/s", series, ideal=True)
+    text = render("line_chart.svg.j2", chart=charts.line_chart("tok/s", series, ideal=True))
     assert text.count("<circle") == 2
     assert text.count('class="ideal"') == 1
     assert "<title>A: 1 GPU, 100 (measured)</title>" in text
@@ -357,12 +358,13 @@ def test_a_chart_draws_each_figure_with_its_interval_and_no_interval_leaves_it()
     heights = [float(y) for y in re.findall(r' y[12]="([-\d.]+)"', text)]
     assert min(heights) >= 0
     assert max(heights) <= 320
-    assert charts.lines("empty", [charts.Series("A", ())]) == ""
-    assert charts.bars("empty", []) == ""
+    assert charts.line_chart("empty", [charts.Series("A", ())]) is None
+    assert charts.bar_chart("empty", []) is None
 
 
 def test_a_long_label_is_cut_and_told_in_full() -> None:
-    text = charts.bars("t", [("x" * 99, 1.0, "1 h", "measured"), ("short", 0.0, "0 h", "published")])
+    bars = charts.bar_chart("t", [("x" * 99, 1.0, "1 h", "measured"), ("short", 0.0, "0 h", "published")])
+    text = render("bar_chart.svg.j2", chart=bars)
     assert f">{'x' * 49}…<title>{'x' * 99}</title></text>" in text
 
 

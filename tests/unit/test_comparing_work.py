@@ -97,9 +97,9 @@ def test_a_table_that_does_not_tell_its_work_agrees_with_nothing_but_itself() ->
     half = {"model": {"name": "Llama-3.1-8B-Instruct"}, "lora": {"rank": 16}}
     told = published_facts(half, "Blog")
     assert differences(told, facts(EXXACT)) == [
-        "precision not told",
-        "sequence length not told",
-        "batch per GPU not told",
+        "precision not stated",
+        "sequence length not stated",
+        "batch per GPU not stated",
     ]
     assert differences(told, published_facts(half, "Blog")) == []
     assert differences(told, published_facts(half, "Other blog")) != []
@@ -107,7 +107,7 @@ def test_a_table_that_does_not_tell_its_work_agrees_with_nothing_but_itself() ->
     assert len(differences(nothing, facts(EXXACT))) == 5
     assert (
         words(nothing)
-        == "engine reference · not told: model, precision, LoRA, sequence length, batch per GPU (by Blog)"
+        == "engine reference · not stated: model, precision, LoRA, sequence length, batch per GPU (by Blog)"
     )
 
 

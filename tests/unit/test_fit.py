@@ -85,7 +85,7 @@ def test_an_unknown_shape_is_told_with_what_can_be_named(name: str, reason: str)
     [
         ('{"model_type": "gpt2"}', "model_type 'gpt2' is none of llama, mistral, qwen2, qwen3"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size is 'wide', not a whole number"),
-        ("[]", "its config.json is no mapping"),
+        ("[]", "its config.json is not a mapping"),
         ("{", "config.json: Expecting"),
     ],
 )
@@ -117,11 +117,11 @@ def test_what_is_not_modelled_is_told_instead_of_a_wrong_number() -> None:
 def test_where_memory_ran_out_what_would_fit_is_told_and_less_where_the_estimate_has_it_fit() -> None:
     recipe = loading.load("exxact-8b", ["train.batch_size_per_gpu=8"])
     told = memory.shortage(recipe, 1, 24 * GIB)
-    assert told.startswith("the run needs about 42.6 GiB, and 24.0 GiB are there for it; what would fit: ")
+    assert told.startswith("the run needs about 42.6 GiB, and 24.0 GiB are available; what would fit: ")
     assert "train.batch_size_per_gpu 1 instead of 8: " in told
     assert "model.quantization nf4" in told
     again = memory.shortage(recipe, 1, 80 * GIB)
-    assert "80.0 GiB are there for it; what needs less: train.batch_size_per_gpu 6 instead of 8: " in again
+    assert "80.0 GiB are available; what needs less: train.batch_size_per_gpu 6 instead of 8: " in again
     assert "a larger GPU or a smaller model" in memory.shortage(recipe, 1, 4 * GIB)
 
 

@@ -43,3 +43,13 @@ def test_constraints_pin_every_direct_dependency() -> None:
     for requirement in [*project["dependencies"], *extras]:
         name = requirement.split(">")[0].split("=")[0].split("<")[0].strip().lower().replace("_", "-")
         assert name in pinned, f"{name} has no tested pin in constraints.txt"
+
+
+def test_every_data_file_is_installed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for folder, package in (("assets", "lorawatch.assets"), ("storage", "lorawatch.storage")):
+        patterns = setuptools["package-data"][package]
+        for path in (ROOT / folder).rglob("*"):
+            name = path.relative_to(ROOT / folder)
+            if path.is_file() and path.suffix not in (".py", ".pyc") and name.parts[0] != "screenshots":
+                assert any(name.match(pattern) for pattern in patterns), name

@@ -399,7 +399,7 @@ def test_a_source_is_replaced_only_when_that_is_asked_for() -> None:
     assert len(list_published()) == 26
     own = [PublishedRow(source="Exxact", sku="A", gpu_count=1, tok_s=1.0)]
     for refused in (replace_source, lambda r: check_source(r, replace=True)):
-        with pytest.raises(UsageError, match="lorawatch carries"):
+        with pytest.raises(UsageError, match="lorawatch ships"):
             refused(own)
     assert len(list_published()) == 26
 

@@ -90,7 +90,7 @@ def test_what_a_run_may_have_is_what_others_leave_of_the_card(monkeypatch: pytes
     needed = estimate(memory.workload(recipe))
     words = shortage.advice(recipe, 1, device)
     assert words.startswith(
-        f"the run needs about {needed.device_bytes / gib:.1f} GiB, and {(total - others) / gib:.1f} GiB are there for it; "
+        f"the run needs about {needed.device_bytes / gib:.1f} GiB, and {(total - others) / gib:.1f} GiB are available; "
         "what would fit: train.batch_size_per_gpu 5 instead of 8: "
     )
     assert "; or train.gradient_checkpointing true: " in words

@@ -6,19 +6,19 @@ from typing import Literal
 
 import msgspec
 
-Voice = Literal["base", "adapter", "both"]
+ChatTarget = Literal["base", "adapter", "both"]
 """Who answers: the model as it was, as the run made it, or one after the other."""
 
 
-Which = Literal["last", "best"]
+AdapterChoice = Literal["last", "best"]
 """The adapter at the run's end, or the one whose evaluation had the lowest loss."""
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
     """What `python -m lorawatch.training.chat` is told; the prompt comes by its standard input."""
 
-    voice: Voice = "adapter"
-    adapter: Which = "last"
+    target: ChatTarget = "adapter"
+    adapter: AdapterChoice = "last"
     interactive: bool = False
     """A conversation on a terminal."""
     max_tokens: int = 256
@@ -35,7 +35,7 @@ class MergeRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     folder: str
     """Absolute."""
-    adapter: Which = "last"
+    adapter: AdapterChoice = "last"
     dtype: str | None = None
     """None: as the base weights."""
     force: bool = False
@@ -45,7 +45,7 @@ class MergeReport(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What `python -m lorawatch.training.merge` says at its end."""
 
     run_id: str
-    adapter: Which
+    adapter: AdapterChoice
     """Which of the run's adapters was merged."""
     step: int | None = None
     """Of that adapter, where it is known."""

@@ -15,10 +15,10 @@ from lorawatch.errors import RecipeError
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, float | None], Tensor]
 """Queries, keys and values of (positions of all rows, heads, size of a head), cumulative lengths, scale; like the queries."""
 # Rounding moves answers by well under a hundredth of what another document does, also in BF16.
-_APART = 0.2
+_MAX_ORDER_DIFFERENCE = 0.2
 
 
-def within_documents(longest: int, device: torch.device) -> Callable[..., tuple[Tensor, None]]:
+def document_attention(longest: int, device: torch.device) -> Callable[..., tuple[Tensor, None]]:
     """Causal attention inside documents, as one of transformers' attention functions.
 
     It is told by `cu_seq_lens_q`, as transformers names it, where documents begin in a batch's rows, taken end to end.
@@ -43,10 +43,10 @@ def within_documents(longest: int, device: torch.device) -> Callable[..., tuple[
     ) -> tuple[Tensor, None]:
         mask = None  # rows that are one document each
         if cu_seq_lens_q is not None:
-            if kernel is not None and not dropout and _takes(query, value):
+            if kernel is not None and not dropout and _kernel_supports(query, value):
                 q, k, v = (t.transpose(1, 2).flatten(0, 1).to(value.dtype) for t in (query, key, value))
                 return kernel(q, k, v, cu_seq_lens_q, scaling).view(query.transpose(1, 2).shape), None
-            mask = same_document(cu_seq_lens_q, query.shape[0], query.shape[2])
+            mask = same_document_mask(cu_seq_lens_q, query.shape[0], query.shape[2])
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -76,13 +76,13 @@ def variable_length_kernel(longest: int, device: torch.device) -> Kernel | None:
     return kernel
 
 
-def _takes(query: Tensor, value: Tensor) -> bool:
+def _kernel_supports(query: Tensor, value: Tensor) -> bool:
     """Whether the kernel takes tensors of this kind (torch's flash_api.cpp)."""
     size = query.shape[-1]
     return value.dtype in (torch.float16, torch.bfloat16) and size == value.shape[-1] <= 256 and size % 8 == 0
 
 
-def same_document(cumulative: Tensor, rows: int, length: int) -> Tensor:
+def same_document_mask(cumulative: Tensor, rows: int, length: int) -> Tensor:
     """Whether a position may look at another: an earlier one, or itself, of its own document.
 
     Args:
@@ -97,7 +97,7 @@ def same_document(cumulative: Tensor, rows: int, length: int) -> Tensor:
     return (document.unsqueeze(-1) == document.unsqueeze(-2)) & causal
 
 
-def check_apart(model: Any) -> None:
+def check_documents_separate(model: Any) -> None:
     """See that a model keeps the documents of a packed row apart: each gets the same answer before and behind another.
 
     Models differ in what they make of positions that begin anew, and some carry a state on from one document to the next.
@@ -120,7 +120,7 @@ def check_apart(model: Any) -> None:
         with torch.no_grad():
             together = model(input_ids=ids.to(device)).logits.float()
             packed = model(input_ids=ids.to(device), position_ids=position_ids.to(device)).logits.float()
-        if _unlike(packed) <= _APART * _unlike(together):
+        if _order_difference(packed) <= _MAX_ORDER_DIFFERENCE * _order_difference(together):
             return
     except (TypeError, ValueError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -132,7 +132,7 @@ def check_apart(model: Any) -> None:
     )
 
 
-def _unlike(answers: Tensor) -> float:
+def _order_difference(answers: Tensor) -> float:
     """How much the answers to both documents differ by which comes first."""
     return max(
         float((a - b).abs().max()) for a, b in ((answers[0, 7:], answers[1, :9]), (answers[1, 9:], answers[0, :7]))

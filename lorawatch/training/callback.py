@@ -25,12 +25,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir
 from lorawatch.run.records import Evaluation, Event, Step
 from lorawatch.text.numbers import rank_words
-from lorawatch.training.counts import BatchCounts
+from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
-from lorawatch.training.gate import Gate
 from lorawatch.training.meter import Reading, StepMeter
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
+from lorawatch.training.start_barrier import StartBarrier
 from lorawatch.training.stopping import ANSWER_S, Agreement
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         observer: Observer | None = None,
         counts: BatchCounts | None = None,
         facts: ModelFacts | None = None,
-        gate: Gate | None = None,
+        gate: StartBarrier | None = None,
         checkpoint_every: int | None = None,
         on_nan: Literal["stop", "continue"] = "continue",
         evaluates: bool = False,
@@ -106,12 +106,12 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             if not root:
                 _log.info("lorawatch: %s is not set, so nothing is recorded", RUN_DIR_VARIABLE)
                 return
-            self._observer = Observer(RunDir(Path(root)), Place.from_environment()).start()
+            self._observer = Observer(RunDir(Path(root)), RankInfo.from_environment()).start()
         observer = self._observer
         device = torch.device(args.device)
         if self._facts is None and model is not None:
             self._facts = model_facts(model, getattr(args, "max_length", None))
-        observer.append(rank_started(observer.place, device, state.max_steps or None, self._facts))
+        observer.append(rank_started(observer.rank_info, device, state.max_steps or None, self._facts))
         if self._gate is not None:
             observer.phase("waiting", "until all ranks are ready")
             self._gate.wait()
@@ -147,14 +147,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         step, last = state.global_step, state.max_steps
         self._meter.end_step(step, self._learning_rate)
         observer = self._observer
-        separate = observer.place.separate
+        separate = observer.rank_info.separate
         asked = observer.saving.step_completed(step, last)
-        self._tell_unanswered(observer, observer.saving, "checkpoint", "no checkpoint is saved")
-        if asked and separate and observer.place.rank == 0:
+        self._emit_unanswered(observer, observer.saving, "checkpoint", "no checkpoint is saved")
+        if asked and separate and observer.rank_info.rank == 0:
             words = "no checkpoint is saved: ranks that train separately keep none"
             observer.append(Event(at=time.time(), kind="checkpoint_refused", severity="warning", message=words))
         stops = observer.stopping.step_completed(step, last)
-        self._tell_unanswered(observer, observer.stopping, "stop", "the ranks cannot stop together")
+        self._emit_unanswered(observer, observer.stopping, "stop", "the ranks cannot stop together")
         if stops:
             self.stopped_at = step
             control.should_training_stop = True
@@ -173,7 +173,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._observer.phase("saving", "checkpoint")
         return control
 
-    def _tell_unanswered(self, observer: Observer, agreement: Agreement, what: str, words: str) -> None:
+    def _emit_unanswered(self, observer: Observer, agreement: Agreement, what: str, words: str) -> None:
         silent, agreement.unanswered = agreement.unanswered, []
         if silent:
             who = rank_words(silent)
@@ -219,7 +219,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         finally:
             self._meter = meter
 
-    def look(self) -> None:
+    def read_back(self) -> None:
         """Read back all steps so far, now; on a GPU the caller has waited for it."""
         if self._observer is not None:
             self._observer.tick()
@@ -262,11 +262,11 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             return
         for r in readings:
             if r.loss is not None and not math.isfinite(r.loss) and self.not_finite is None:
-                self._loss_broke(observer, r.step, r.loss)
+                self._journal_bad_loss(observer, r.step, r.loss)
             observer.append(
                 Step(
-                    attempt=observer.place.attempt,
-                    rank=observer.place.rank,
+                    attempt=observer.rank_info.attempt,
+                    rank=observer.rank_info.rank,
                     step=r.step,
                     ended_at=r.ended_at,
                     duration_s=r.duration_s,
@@ -286,14 +286,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
 
     def _journal_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         observer = self._observer
-        if observer is None or not (observer.place.rank == 0 or observer.place.separate):
+        if observer is None or not (observer.rank_info.rank == 0 or observer.rank_info.separate):
             return
         loss, tokens = metrics["eval_loss"], metrics.get("eval_label_tokens")
         took_s = metrics.get("eval_runtime", -1.0)  # by the clock of the day, which may be set back meanwhile
         observer.append(
             Evaluation(
-                attempt=observer.place.attempt,
-                rank=observer.place.rank,
+                attempt=observer.rank_info.attempt,
+                rank=observer.rank_info.rank,
                 step=step,
                 ended_at=time.time(),
                 duration_s=took_s if took_s >= 0 else None,
@@ -302,7 +302,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             )
         )
 
-    def _loss_broke(self, observer: Observer, step: int, loss: float) -> None:
+    def _journal_bad_loss(self, observer: Observer, step: int, loss: float) -> None:
         self.not_finite = (step, loss)
         stops = self._on_nan == "stop"
         self._stop_wanted = stops and not self._closing
@@ -311,8 +311,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
                 at=time.time(),
                 kind="nan_loss",
                 severity="error" if stops else "warning",
-                rank=observer.place.rank,
-                message=f"rank {observer.place.rank}'s loss is {loss} at step {step}"
+                rank=observer.rank_info.rank,
+                message=f"rank {observer.rank_info.rank}'s loss is {loss} at step {step}"
                 + ("" if stops else "; training goes on"),
             )
         )

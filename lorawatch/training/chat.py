@@ -17,13 +17,13 @@ import msgspec
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.run.adapters import adapter_words, recipe_of
 from lorawatch.run.directory import RunDir
-from lorawatch.run.requests import ChatRequest, Voice
+from lorawatch.run.requests import ChatRequest, ChatTarget
 from lorawatch.system import terminal
 from lorawatch.text.sanitize import clean
 from lorawatch.training.streaming import SafeStream, TokenText
 
 if TYPE_CHECKING:
-    from lorawatch.training.tuned import Tuned
+    from lorawatch.training.finetuned_model import FinetunedModel
 
 HELP = "ctrl-D leaves, ctrl-C ends an answer; /base, /adapter and /both choose who answers, /new begins anew"
 
@@ -39,21 +39,25 @@ class Chat:
     """
 
     def __init__(
-        self, tuned: Tuned, request: ChatRequest, write: Callable[[str], None], tell: Callable[[str], None]
+        self,
+        finetuned_model: FinetunedModel,
+        request: ChatRequest,
+        write: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
-        self._tuned, self._request, self._write, self._tell = tuned, request, write, tell
-        self.voice: Voice = request.voice
+        self._tuned, self._request, self._write, self._notify = finetuned_model, request, write, notify
+        self.target: ChatTarget = request.target
         self._messages: list[dict[str, str]] = []
-        self._raw = request.raw or tuned.tokenizer.chat_template is None
+        self._raw = request.raw or finetuned_model.tokenizer.chat_template is None
         if self._raw and not request.raw:
-            tell("the model's tokenizer has no chat template: the prompt is continued as it is")
+            notify("the model's tokenizer has no chat template: the prompt is continued as it is")
 
     @property
     def has_adapter(self) -> bool:
         """Whether the adapter can be asked, and not the base alone."""
         return hasattr(self._tuned.model, "disable_adapter")
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin a new conversation."""
         self._messages.clear()
 
@@ -68,20 +72,20 @@ class Chat:
         said = {"role": "user", "content": prompt.encode("utf-8", "replace").decode()}
         before = [] if self._raw else list(self._messages)
         ids = self._encode([*before, said])
-        room = self._room(ids.shape[1])
-        for voice in ("base", "adapter") if self.voice == "both" else (self.voice,):
-            if self.voice == "both":
-                self._write(f"{voice}:\n")
+        room = self._max_new_tokens(ids.shape[1])
+        for target in ("base", "adapter") if self.target == "both" else (self.target,):
+            if self.target == "both":
+                self._write(f"{target}:\n")
             answer: list[str] = []
             cut = ""
             try:
-                cut = self._answer(ids, room, voice == "adapter", answer)
+                cut = self._answer(ids, room, target == "adapter", answer)
             finally:
-                self._write("\n\n" if self.voice == "both" and voice == "base" else "\n")
+                self._write("\n\n" if self.target == "both" and target == "base" else "\n")
                 if answer:
                     self._messages = [*before, said, {"role": "assistant", "content": "".join(answer)}]
             if cut:
-                self._tell(cut)
+                self._notify(cut)
 
     def _answer(self, ids: Any, room: int, adapter: bool, answer: list[str]) -> str:
         """Write an answer to these tokens; `answer` gets its text, as the model said it.
@@ -160,7 +164,7 @@ class Chat:
                 ) from error
         return found["input_ids"].to(device)
 
-    def _room(self, prompt_tokens: int) -> int:
+    def _max_new_tokens(self, prompt_tokens: int) -> int:
         """Tokens that an answer may have."""
         from lorawatch.training.facts import context_length
 
@@ -177,44 +181,46 @@ class Chat:
         return min(self._request.max_tokens, limit - prompt_tokens)
 
 
-def converse(chat: Chat, read: Callable[[str], str], write: Callable[[str], None], tell: Callable[[str], None]) -> int:
+def converse(
+    chat: Chat, read: Callable[[str], str], write: Callable[[str], None], notify: Callable[[str], None]
+) -> int:
     """Take turns until the user leaves. Returns the process's exit status.
 
     Args:
         read: Gives a typed line for a prompt; EOFError or KeyboardInterrupt where the user leaves.
     """
-    tell(HELP)
+    notify(HELP)
     while True:
         try:
-            line = read(f"{chat.voice}> ").strip()
+            line = read(f"{chat.target}> ").strip()
         except (EOFError, KeyboardInterrupt) as left:
             write("\n")
             return 0 if isinstance(left, EOFError) else 130
         if not line:
             continue
         if line.startswith("/"):
-            _command(chat, line, tell)
+            _command(chat, line, notify)
             continue
         try:
             chat.ask(line)
         except KeyboardInterrupt:
-            tell("broken off")
+            notify("broken off")
         except UsageError as error:
-            tell(str(error))
+            notify(str(error))
 
 
-def _command(chat: Chat, line: str, tell: Callable[[str], None]) -> None:
-    voices: dict[str, Voice] = {"/base": "base", "/adapter": "adapter", "/both": "both"}
+def _command(chat: Chat, line: str, notify: Callable[[str], None]) -> None:
+    voices: dict[str, ChatTarget] = {"/base": "base", "/adapter": "adapter", "/both": "both"}
     if line == "/new":
-        chat.forget()
-        tell("a new conversation")
+        chat.reset()
+        notify("a new conversation")
     elif line in voices:
         if voices[line] != "base" and not chat.has_adapter:
-            tell("this run has no adapter, or it was started with --base: the base answers")
+            notify("this run has no adapter, or it was started with --base: the base answers")
             return
-        chat.voice = voices[line]
+        chat.target = voices[line]
     else:
-        tell(HELP if line in ("/help", "/?") else f"no such command; {HELP}")
+        notify(HELP if line in ("/help", "/?") else f"no such command; {HELP}")
 
 
 def _run(run: RunDir, request: ChatRequest) -> int:
@@ -224,21 +230,21 @@ def _run(run: RunDir, request: ChatRequest) -> int:
         if not prompt:
             raise UsageError("the prompt is empty", hint='lorawatch chat RUN "a question"')
     recipe = recipe_of(run)
-    tell = _tell
+    notify = _notify
     name = clean(recipe.model.name)
-    tell(f"loading {name}" + ("" if request.voice == "base" else f" with {adapter_words(run, request.adapter)}"))
-    from lorawatch.training import tuned  # torch's import starts here
+    notify(f"loading {name}" + ("" if request.target == "base" else f" with {adapter_words(run, request.adapter)}"))
+    from lorawatch.training import finetuned_model  # torch's import starts here
 
-    loaded = tuned.load(run, recipe, adapter=request.voice != "base", which=request.adapter, cpu=request.cpu)
-    tell(f"on the {'GPU' if loaded.device.type == 'cuda' else 'CPU'}, {loaded.precision}"
+    loaded = finetuned_model.load(run, recipe, adapter=request.target != "base", which=request.adapter, cpu=request.cpu)
+    notify(f"on the {'GPU' if loaded.device.type == 'cuda' else 'CPU'}, {loaded.precision}"
          + (f" ({loaded.note})" if loaded.note else ""))  # fmt: skip
-    chat = Chat(loaded, request, _write, tell)
+    chat = Chat(loaded, request, _write, notify)
     if not request.interactive:
         chat.ask(prompt)
         return 0
     import readline  # noqa: F401  its import gives `input` line editing
 
-    return converse(chat, input, _write, tell)
+    return converse(chat, input, _write, notify)
 
 
 def _write(text: str) -> None:
@@ -246,7 +252,7 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     sys.stderr.write(f"lorawatch: {text}\n")
     sys.stderr.flush()
 
@@ -262,7 +268,7 @@ def main() -> int:
     try:
         return _run(RunDir(Path(sys.argv[1])), msgspec.json.decode(sys.argv[2], type=ChatRequest))
     except LorawatchError as error:
-        _tell(str(error))
+        _notify(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal and the parent may both have sent one

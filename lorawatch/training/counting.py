@@ -28,13 +28,13 @@ def main() -> int:
         found = SimpleNamespace(folder=files.folder, files=files, config=read_config(files))
         data = tokenize(rows, load_tokenizer(found), length)  # type: ignore[arg-type]
     except LorawatchError as error:
-        _say({"error": error.message, "hint": error.hint, "kind": type(error).__name__})
+        _print_json({"error": error.message, "hint": error.hint, "kind": type(error).__name__})
         return error.exit_code
-    _say({"tokens": data.tokens, "rows": len(data), "cut": data.cut, "dropped": data.dropped})
+    _print_json({"tokens": data.tokens, "rows": len(data), "cut": data.cut, "dropped": data.dropped})
     return 0
 
 
-def _say(answer: dict[str, object]) -> None:
+def _print_json(answer: dict[str, object]) -> None:
     sys.stdout.write(json_text(answer) + "\n")
 
 

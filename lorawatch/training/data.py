@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch.utils.data import Dataset
 
+from lorawatch.analysis.padding import padding_to_longest
 from lorawatch.errors import DataError, RecipeError
 from lorawatch.recipe.schema import Data as DataKeys
 from lorawatch.recipe.schema import Recipe
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.packing import Packing, padding_to_longest, positions
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.packing import Packing, document_positions
 from lorawatch.training.sources import Row, read_rows
 from lorawatch.training.tokenization import FORMS, IGNORED, Example, encode
 
@@ -85,7 +86,7 @@ class TokenizedData(Dataset[Item]):
         self._learned.extend(learned)
         self._ends.append(len(self._ids))
 
-    def held_out(self, rows: int, seed: int) -> tuple[TokenizedData, TokenizedData]:
+    def split_off(self, rows: int, seed: int) -> tuple[TokenizedData, TokenizedData]:
         """The rows in two sets, each in their order here: those that stay, and so many drawn by a seed.
 
         Equal rows (as a data set may repeat them) can be in both.
@@ -141,7 +142,7 @@ class PackedData(Dataset[Item]):
 
     def __init__(self, rows: TokenizedData, length: int) -> None:
         self.rows = rows
-        self.packing = Packing.of(rows.lengths, length)
+        self.packing = Packing.from_lengths(rows.lengths, length)
 
     def __len__(self) -> int:
         return len(self.packing)
@@ -156,9 +157,9 @@ class PackedData(Dataset[Item]):
     @property
     def fingerprint(self) -> str:
         """Equal for equal rows in the same blocks."""
-        return f"{self.rows.fingerprint}-{blake2b(self.packing.layout(), digest_size=8).hexdigest()}"
+        return f"{self.rows.fingerprint}-{blake2b(self.packing.layout_bytes(), digest_size=8).hexdigest()}"
 
-    def words(self, batch_size: int, *, to_longest: bool) -> str:
+    def summary(self, batch_size: int, *, to_longest: bool) -> str:
         """`packed 2,113 rows into 391 blocks of 512: 3.1% padding instead of 47.2% with each row padded to 512`.
 
         Args:
@@ -176,7 +177,7 @@ class PackedData(Dataset[Item]):
         )
 
 
-class Sets(NamedTuple):
+class RecipeDatasets(NamedTuple):
     """A recipe's rows: to train on, and to evaluate on where there are any."""
 
     train: SyntheticData | TokenizedData | PackedData
@@ -200,7 +201,7 @@ class Collator:
         self._counts = counts
         self._packing = packing
 
-    def apart(self) -> Self:
+    def without_counts(self) -> Self:
         """One that makes the same batches, for rows that are not trained on: its counts go nowhere."""
         twin = copy(self)
         twin._counts = BatchCounts()
@@ -208,7 +209,7 @@ class Collator:
 
     def __call__(self, items: Sequence[Item]) -> Item:
         if self._packing is not None and "position_ids" in items[0]:
-            return self._counted(self._filled(items, (len(items), self._packing.length)), items)
+            return self._count(self._fill(items, (len(items), self._packing.length)), items)
         ids = [item["input_ids"] for item in items]
         labels = [item["labels"] for item in items]
         longest = max(len(row) for row in ids)
@@ -226,26 +227,28 @@ class Collator:
                 batch["input_ids"][row, : len(tokens)] = tokens
                 batch["attention_mask"][row, : len(tokens)] = 1
                 batch["labels"][row, : len(tokens)] = learned
-        return self._counted(batch, items)
+        return self._count(batch, items)
 
-    def _filled(self, items: Sequence[Item], shape: tuple[int, int]) -> Item:
+    def _fill(self, items: Sequence[Item], shape: tuple[int, int]) -> Item:
         """A batch of this shape, its rows filled from the left; the rest of them, and whole rows, are padding."""
         batch = {"input_ids": torch.full(shape, self._pad_id), "labels": torch.full(shape, IGNORED)}
         for name, rows in batch.items():
             for row, item in enumerate(items):
                 rows[row, : len(item[name])] = item[name]
         if self._packing is not None and "position_ids" in items[0]:
-            batch["position_ids"] = positions([item["position_ids"] for item in items], shape, self._packing.longest)
+            batch["position_ids"] = document_positions(
+                [item["position_ids"] for item in items], shape, self._packing.longest
+            )
         return batch
 
-    def _counted(self, batch: Item, items: Sequence[Item]) -> Item:
+    def _count(self, batch: Item, items: Sequence[Item]) -> Item:
         rows, length = batch["labels"].shape
         nonpad = sum(len(item["input_ids"]) for item in items)
         self._counts.put((rows, length), nonpad, int((batch["labels"][:, 1:] != IGNORED).sum()))
         return batch
 
 
-def build_data(
+def build_training_data(
     recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int
 ) -> SyntheticData | TokenizedData | PackedData:
     """The rows to train on.
@@ -253,10 +256,10 @@ def build_data(
     Raises:
         DataError, RecipeError: As `build_sets`.
     """
-    return build_sets(recipe, tokenizer, vocabulary, world_size).train
+    return build_datasets(recipe, tokenizer, vocabulary, world_size).train
 
 
-def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> Sets:
+def build_datasets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> RecipeDatasets:
     """The rows to train on, and those to evaluate on.
 
     Raises:
@@ -275,12 +278,12 @@ def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int)
             )
         draw = partial(SyntheticData, sequence_length=data.sequence_length, vocabulary=vocabulary, seed=train.seed)
         rows = draw(train.steps * rows_a_step)
-        if held := _held(data, len(rows)):
+        if held := _held_out_count(data, len(rows)):
             evaluation = draw(held, begin=1 << 40)  # behind every row that a longer training would have
     else:
         tokenized, left = _tokenized(recipe, tokenizer, data.source, data.split, "data.source"), ""
-        if held := _held(data, len(tokenized)):
-            tokenized, evaluation = tokenized.held_out(held, train.seed)
+        if held := _held_out_count(data, len(tokenized)):
+            tokenized, evaluation = tokenized.split_off(held, train.seed)
             left = f" beside the {held} of data.eval_share"
         rows, usable, instead = tokenized, f"{len(tokenized)} usable rows{left}", ""
         if data.packing and len(tokenized):
@@ -297,7 +300,7 @@ def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int)
         key = "data.eval_source" if data.eval_source else "data.source"
         source, split = data.eval_source or data.source, data.eval_split or data.split
         evaluation = _tokenized(recipe, tokenizer, source, split, key)
-    return Sets(rows, evaluation)
+    return RecipeDatasets(rows, evaluation)
 
 
 def _tokenized(recipe: Recipe, tokenizer: Any, source: str, split: str, key: str) -> TokenizedData:
@@ -311,7 +314,7 @@ def _tokenized(recipe: Recipe, tokenizer: Any, source: str, split: str, key: str
     return rows
 
 
-def _held(data: DataKeys, rows: int) -> int:
+def _held_out_count(data: DataKeys, rows: int) -> int:
     """How many rows the share to evaluate on is."""
     held = round(data.eval_share * rows)
     if data.eval_share and not held:

@@ -20,19 +20,19 @@ from torch import Tensor
 from lorawatch.errors import LorawatchError
 from lorawatch.run.adapters import BestAdapter, best_of
 from lorawatch.system import folders
-from lorawatch.training.adapter import save_adapter
-from lorawatch.training.checkpoint import everyone
+from lorawatch.training.adapter_saver import save_adapter
+from lorawatch.training.checkpoint_saver import all_gather
 from lorawatch.training.data import Item, SyntheticData, TokenizedData
 from lorawatch.training.observer import Observer
 from lorawatch.training.tokenization import IGNORED
 
 # Logits of how many positions are widened to FP32 at once: 256 MB of them.
-_WIDENED = 1 << 26
-_TELL_EVERY_S = 5.0
+_MAX_FP32_LOGITS = 1 << 26
+_PROGRESS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
-class Part:
+class RankLoss:
     """What one rank's batches came to.
 
     Attributes:
@@ -46,7 +46,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """An evaluation that saw all its rows.
 
     Attributes:
@@ -60,7 +60,7 @@ class Evaluated:
     duration_s: float
 
 
-def combined(parts: Sequence[Part]) -> tuple[float, int]:
+def mean_loss(parts: Sequence[RankLoss]) -> tuple[float, int]:
     """Mean loss over all ranks' label tokens, whatever each one's share of them, and their number; NaN of none."""
     tokens = sum(part.label_tokens for part in parts)
     total = sum(part.loss_sum for part in parts)
@@ -84,7 +84,7 @@ def check_equal_rows(ranks: Sequence[str]) -> None:
         )
 
 
-def share(rows: int, batch_size: int, rank: int, ranks: int) -> list[range]:
+def rank_batches(rows: int, batch_size: int, rank: int, ranks: int) -> list[range]:
     """A rank's batches of consecutive places, dealt in turn: each row is in one batch of one rank, none is repeated to make
     batches or ranks even."""
     return [range(begin, min(begin + batch_size, rows)) for begin in range(0, rows, batch_size)][rank::ranks]
@@ -104,7 +104,7 @@ def summed_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     row, position = (shifted != IGNORED).nonzero(as_tuple=True)
     wanted = shifted[row, position]
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    piece = max(_WIDENED // logits.shape[-1], 1)
+    piece = max(_MAX_FP32_LOGITS // logits.shape[-1], 1)
     for begin in range(0, len(wanted), piece):
         rows, positions, targets = (
             index[begin : begin + piece].to(logits.device, non_blocking=True) for index in (row, position, wanted)
@@ -133,16 +133,16 @@ class Evaluator:
         if isinstance(data, TokenizedData):
             # Rows of one length share a batch, so that little is padded; the longest first, which take most memory.
             self._rows = sorted(self._rows, key=data.lengths.__getitem__, reverse=True)
-        self._print = f"{data.fingerprint}-{len(data)}"
+        self._fingerprint = f"{data.fingerprint}-{len(data)}"
         self._best: BestAdapter | None = None
-        if observer.place.rank == 0:
+        if observer.rank_info.rank == 0:
             folders.recover(observer.run.best)
-            self._best = self._known()
+            self._best = self._previous_best()
 
     @property
     def fingerprint(self) -> str:
         """Equal for equal rows, and as many."""
-        return self._print
+        return self._fingerprint
 
     def evaluate(
         self,
@@ -151,7 +151,7 @@ class Evaluator:
         collate: Callable[[Sequence[Item]], Item],
         computing: Callable[[], AbstractContextManager[Any]],
         broken: str = "",
-    ) -> Evaluated | None:
+    ) -> EvaluationResult | None:
         """Evaluate the model as it stands.
 
         Args:
@@ -165,34 +165,39 @@ class Evaluator:
             The same on every rank that trains together; None where a rank's part was cut short.
         """
         began = time.monotonic()
-        place = self._observer.place
-        mine = Part(cut=broken) if broken else self._part(step, model, collate, computing)
-        parts = everyone(mine)
+        rank_info = self._observer.rank_info
+        mine = RankLoss(cut=broken) if broken else self._rank_loss(step, model, collate, computing)
+        parts = all_gather(mine)
         cut = next((part.cut for part in parts if part.cut), "")
-        loss, tokens = combined(parts)
-        found = None if cut else Evaluated(step, loss, tokens, time.monotonic() - began)
-        if place.rank == 0:
+        loss, tokens = mean_loss(parts)
+        found = None if cut else EvaluationResult(step, loss, tokens, time.monotonic() - began)
+        if rank_info.rank == 0:
             if found is None:
-                self._observer.tell("evaluation_cut", f"no evaluation after step {step}: {cut}")
+                self._observer.emit_event("evaluation_cut", f"no evaluation after step {step}: {cut}")
             elif not math.isfinite(loss):
-                self._observer.tell(
+                self._observer.emit_event(
                     "evaluation_nan", f"the loss of the evaluation after step {step} is {loss}", "warning"
                 )
             elif self._best is None or loss < self._best.loss or (loss == self._best.loss and step == self._best.step):
-                self._keep(found, model)
-        everyone(None)  # so that no rank's next step waits for the disk of rank 0
+                self._save_best(found, model)
+        all_gather(None)  # so that no rank's next step waits for the disk of rank 0
         return found
 
-    def _part(
+    def _rank_loss(
         self,
         step: int,
         model: Any,
         collate: Callable[[Sequence[Item]], Item],
         computing: Callable[[], AbstractContextManager[Any]],
-    ) -> Part:
-        place, stopping = self._observer.place, self._observer.stopping
+    ) -> RankLoss:
+        rank_info, stopping = self._observer.rank_info, self._observer.stopping
         device = next(model.parameters()).device
-        batches = share(len(self._data), self._batch_size, 0 if place.alone else place.rank, place.together)
+        batches = rank_batches(
+            len(self._data),
+            self._batch_size,
+            0 if rank_info.trains_alone else rank_info.rank,
+            rank_info.model_world_size,
+        )
         # PEFT's wrapper adds nothing here, and what accelerate has put around it would copy the logits to FP32.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -203,10 +208,10 @@ class Evaluator:
         try:
             with torch.no_grad(), computing():
                 for number, places in enumerate(batches):
-                    if stopping.asked:
-                        return Part(cut="the run is to stop")
+                    if stopping.requested:
+                        return RankLoss(cut="the run is to stop")
                     now = time.monotonic()
-                    if now - told >= _TELL_EVERY_S:
+                    if now - told >= _PROGRESS_EVERY_S:
                         told = now
                         self._observer.phase("evaluating", f"after step {step}, {number} of {len(batches)} batches")
                     batch = collate([self._data[row] for row in self._rows[places.start : places.stop]])
@@ -218,35 +223,35 @@ class Evaluator:
         finally:
             for module in in_training:
                 module.training = True
-        return Part(float(total), tokens)
+        return RankLoss(float(total), tokens)
 
-    def _keep(self, found: Evaluated, model: Any) -> None:
+    def _save_best(self, found: EvaluationResult, model: Any) -> None:
         """Save the adapter as the best; one that the disk refuses costs itself."""
         best = BestAdapter(
             step=found.step,
             loss=found.loss,
             label_tokens=found.label_tokens,
-            attempt=self._observer.place.attempt,
+            attempt=self._observer.rank_info.attempt,
             at=time.time(),
-            data=self._print,
+            data=self._fingerprint,
         )
         try:
             save_adapter(self._observer.run.best, model, self._tokenizer, best)
         except Exception as error:  # noqa: BLE001  what writing raises depends on the library that writes
             stays = f"; that of step {self._best.step} stays" if self._best is not None else ""
             words = " ".join(str(error).split())[:300] or type(error).__name__
-            self._observer.tell(
+            self._observer.emit_event(
                 "best_not_saved", f"the best adapter, of step {found.step}, is not saved{stays}: {words}", "warning"
             )
         else:
             self._best = best
 
-    def _known(self) -> BestAdapter | None:
+    def _previous_best(self) -> BestAdapter | None:
         """The best of earlier attempts; None where there is none, or none that could be compared."""
         best = best_of(self._observer.run)
-        if best is None or best.data == self._print:
+        if best is None or best.data == self._fingerprint:
             return best
-        self._observer.tell(
+        self._observer.emit_event(
             "evaluation_rows_changed",
             f"the rows to evaluate on are not those of before: the best adapter so far (step {best.step}) is given up at "
             "the next evaluation",

@@ -15,7 +15,7 @@ import torch
 from lorawatch.analysis.flops import lora_flops_per_token
 from lorawatch.run.records import RankStarted
 from lorawatch.system.processes import ProcessId
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def matmul_parameters(model: torch.nn.Module) -> int:
         if is_linear(module) and ".lora_" not in f".{name}":
             weight = getattr(module, "weight", None)
             if isinstance(weight, torch.Tensor):
-                total += _values(weight)[0]
+                total += _weight_count_and_dtype(weight)[0]
     return total
 
 
-def _values(weight: torch.Tensor) -> tuple[int, torch.dtype]:
+def _weight_count_and_dtype(weight: torch.Tensor) -> tuple[int, torch.dtype]:
     """How many values a weight has and what they are computed in, where it is packed into four bits by bitsandbytes too."""
     state = getattr(weight, "quant_state", None)
     return (weight.numel(), weight.dtype) if state is None else (math.prod(state.shape), state.dtype)
@@ -101,7 +101,7 @@ def model_facts(model: torch.nn.Module, sequence_length: int | None = None) -> M
     """
     lora, magnitudes, total, dtypes = 0, 0, 0, dict[torch.dtype, int]()
     for name, parameter in model.named_parameters():
-        count, held_in = _values(parameter)
+        count, held_in = _weight_count_and_dtype(parameter)
         total += count
         if "lora_" in name:
             lora += count
@@ -110,22 +110,22 @@ def model_facts(model: torch.nn.Module, sequence_length: int | None = None) -> M
             dtypes[held_in] = dtypes.get(held_in, 0) + count
     dtype = str(max(dtypes, key=lambda d: dtypes[d])).removeprefix("torch.") if dtypes else None
     flops = None
-    width, layers = _attention(getattr(model, "config", None))
+    width, layers = _attention_width_and_layers(getattr(model, "config", None))
     if lora and sequence_length and width and layers:
         flops = lora_flops_per_token(matmul_parameters(model), lora - magnitudes, sequence_length, width, layers)
     return ModelFacts(total, lora or None, flops, dtype)
 
 
-def with_span(facts: ModelFacts, config: Any, length: int, span: float) -> ModelFacts:
+def with_attention_span(facts: ModelFacts, config: Any, length: int, span: float) -> ModelFacts:
     """The same sizes where a position attends to as much as in full rows of `span` positions, not of `length`."""
-    width, layers = _attention(config.get_text_config())
+    width, layers = _attention_width_and_layers(config.get_text_config())
     if facts.flops_per_token is None or not width or not layers:
         return facts
     more = lora_flops_per_token(0, 0, span, width, layers) - lora_flops_per_token(0, 0, length, width, layers)
     return replace(facts, flops_per_token=facts.flops_per_token + more)
 
 
-def _attention(config: object) -> tuple[int | None, int | None]:
+def _attention_width_and_layers(config: object) -> tuple[int | None, int | None]:
     """Width of attention (heads × head size) and its layers."""
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None)
@@ -144,15 +144,17 @@ def gpu_identity(device: torch.device) -> tuple[str | None, str | None]:
     return uuid or None, properties.name
 
 
-def rank_started(place: Place, device: torch.device, steps_total: int | None, facts: ModelFacts | None) -> RankStarted:
+def rank_started(
+    rank_info: RankInfo, device: torch.device, steps_total: int | None, facts: ModelFacts | None
+) -> RankStarted:
     """A rank's first line of an attempt."""
     uuid, name = gpu_identity(device)
     return RankStarted(
         at=time.time(),
-        attempt=place.attempt,
-        rank=place.rank,
-        local_rank=place.local_rank,
-        world_size=place.world_size,
+        attempt=rank_info.attempt,
+        rank=rank_info.rank,
+        local_rank=rank_info.local_rank,
+        world_size=rank_info.world_size,
         host=socket.gethostname(),
         pid=os.getpid(),
         device=device.type,

@@ -111,7 +111,7 @@ class Fp8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def convert(model: nn.Module) -> int:
+def convert_frozen_linears(model: nn.Module) -> int:
     """Replace a LoRA model's frozen linear layers; adapters, norms, embeddings and the output head stay as they are.
 
     A layer of sizes that the kernels do not take stays as well.

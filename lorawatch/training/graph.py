@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorawatch.training.passes import Inputs, Part, Passes
 from lorawatch.training.reduction import OverlappedAllReduce
+from lorawatch.training.split_backward import Inputs, Part, StepComputation
 
 Recorded = tuple[Tensor | None, Tensor]
 """What a part fills at each replay: the loss, where it is the first, and its gradients, one behind the other."""
@@ -36,9 +36,11 @@ class GraphedLoss:
         record: How to record.
     """
 
-    def __init__(self, passes: Passes, inputs: Inputs, parameters: Sequence[nn.Parameter], record: Recorder) -> None:
+    def __init__(
+        self, passes: StepComputation, inputs: Inputs, parameters: Sequence[nn.Parameter], record: Recorder
+    ) -> None:
         self._inputs = {name: value.clone() for name, value in inputs.items()}
-        self._recorded = record([partial(_flat, part, self._inputs) for part in passes.parts])
+        self._recorded = record([partial(_flattened, part, self._inputs) for part in passes.parts])
         groups = [[parameters[place] for place in group] for group in passes.groups]
         self._parameters = [parameter for group in groups for parameter in group]
         self._gradients: list[Tensor] = []
@@ -58,7 +60,7 @@ class GraphedLoss:
         """How many graphs a step is."""
         return len(self._recorded)
 
-    def fits(self, inputs: Inputs) -> bool:
+    def accepts(self, inputs: Inputs) -> bool:
         """Whether a batch has the names and shapes of the recorded one."""
         return inputs.keys() == self._inputs.keys() and all(
             value.shape == self._inputs[name].shape for name, value in inputs.items()
@@ -88,7 +90,7 @@ class GraphedLoss:
         return list(torch._foreach_mul(self._gradients, upstream))
 
 
-def _flat(part: Part, inputs: Inputs) -> Recorded:
+def _flattened(part: Part, inputs: Inputs) -> Recorded:
     loss, gradients = part(inputs)
     return loss, torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -134,7 +136,7 @@ def _captured(part: Callable[[], Recorded], pool: Any) -> tuple[Callable[[], Non
 
 
 @contextmanager
-def apart_from_autograd(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+def aliased_parameters(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Within, the model's trained parameters are others that share their memory; yields them in the model's order.
 
     A graph must not meet the autograd nodes that collect the gradients of the real ones: DDP has made those on the

@@ -21,7 +21,7 @@ import msgspec
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.run.adapters import adapter_folder, adapter_step, adapter_words, recipe_of
 from lorawatch.run.directory import RunDir
-from lorawatch.run.requests import MergeReport, MergeRequest, Which
+from lorawatch.run.requests import AdapterChoice, MergeReport, MergeRequest
 from lorawatch.system import terminal
 from lorawatch.text.sanitize import clean, json_text
 
@@ -48,13 +48,13 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
     """
     recipe = recipe_of(run)
     folder = Path(request.folder)
-    check_folder(folder, force=request.force, sources=[adapter_folder(run, which) for which in get_args(Which)])
-    _say(f"loading {clean(recipe.model.name)} with {adapter_words(run, request.adapter)}")
+    check_folder(folder, force=request.force, sources=[adapter_folder(run, which) for which in get_args(AdapterChoice)])
+    _print_status(f"loading {clean(recipe.model.name)} with {adapter_words(run, request.adapter)}")
     step = adapter_step(run, request.adapter)
     import torch
 
+    from lorawatch.training import finetuned_model
     from lorawatch.training import model as models
-    from lorawatch.training import tuned
 
     plan = models.plan_model(recipe)
     if plan.files:
@@ -64,22 +64,22 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
     parameters = plan.facts.parameters - (plan.facts.lora_parameters or 0)
     check_disk(folder, parameters * size)
     # Layer by layer the weights become as wide as the wider of both formats.
-    tuned.check_memory(parameters * max(plan.dtype.itemsize, size))
-    loaded = tuned.load(run, recipe, adapter=True, which=request.adapter, cpu=True, plain=True)
+    finetuned_model.check_memory(parameters * max(plan.dtype.itemsize, size))
+    loaded = finetuned_model.load(run, recipe, adapter=True, which=request.adapter, cpu=True, plain=True)
     ids = loaded.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         expected = loaded.model(input_ids=ids).logits.float()
         with loaded.model.disable_adapter():
             untuned = loaded.model(input_ids=ids).logits.float()
-    _say(f"merging into {dtype}")
+    _print_status(f"merging into {dtype}")
     merged = _merged(loaded.model, getattr(torch, dtype), run)
-    with _in_place(folder) as temporary:
+    with _replacing(folder) as temporary:
         _save(merged, loaded.tokenizer, plan, dtype, temporary)
         del merged, loaded
         gc.collect()
-        _say("reading it back")
+        _print_status("reading it back")
         logits = _logits(temporary, ids)
-        difference = _relative(logits, expected)
+        difference = _relative_difference(logits, expected)
         allowed = max(_ALLOWED[dtype], _ALLOWED[recipe.model.dtype])
         if not difference <= allowed:
             raise LorawatchError(
@@ -93,7 +93,7 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
         run_id=run.run_id, adapter=request.adapter, step=step, folder=str(folder), model=recipe.model.name, dtype=dtype,
         parameters=parameters, size_bytes=written, files=files,
         largest_difference=float((logits - expected).abs().max()), relative_difference=difference,
-        allowed_difference=allowed, adapter_difference=_relative(untuned, expected),
+        allowed_difference=allowed, adapter_difference=_relative_difference(untuned, expected),
         unpacked_from=plan.files.gguf if plan.files else None,
     )  # fmt: skip
 
@@ -222,23 +222,23 @@ def _logits(folder: Path, ids: Any) -> Any:
     """
     import torch
 
-    from lorawatch.training.loading import model_of, tokenizer_of
+    from lorawatch.training.safe_loading import model_from_files, tokenizer_from_files
 
-    again = tokenizer_of(folder)(PROMPT, return_tensors="pt")["input_ids"]
+    again = tokenizer_from_files(folder)(PROMPT, return_tensors="pt")["input_ids"]
     if not torch.equal(again, ids):
         raise LorawatchError("the written tokenizer does not give the tokens of the base's; nothing was written")
-    model = model_of(folder, dtype="auto").eval()
+    model = model_from_files(folder, dtype="auto").eval()
     with torch.inference_mode():
         return model(input_ids=ids).logits.float()
 
 
-def _relative(logits: Any, expected: Any) -> float:
+def _relative_difference(logits: Any, expected: Any) -> float:
     """Root mean square of a difference, over that of what was expected."""
     return float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
 @contextlib.contextmanager
-def _in_place(folder: Path) -> Iterator[Path]:
+def _replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder beside a folder, which takes its place at the end, or goes where anything fails."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
@@ -257,7 +257,7 @@ def _in_place(folder: Path) -> Iterator[Path]:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def _say(text: str) -> None:
+def _print_status(text: str) -> None:
     sys.stderr.write(f"lorawatch: {text}\n")
     sys.stderr.flush()
 
@@ -273,7 +273,7 @@ def main() -> int:
     try:
         report = merge(RunDir(Path(sys.argv[1])), msgspec.json.decode(sys.argv[2], type=MergeRequest))
     except LorawatchError as error:
-        _say(str(error))
+        _print_status(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal and the parent may both have sent one

@@ -36,7 +36,7 @@ class Reading:
 
 
 @dataclass
-class _Batches:
+class _StepTotals:
     """What has been seen of the step that is running; counts are ints, or tensors on the device."""
 
     tokens: int | None = None
@@ -54,7 +54,7 @@ class _Mark:
     event: torch.cuda.Event
     recorded_at: float
     step: int | None = None
-    batches: _Batches = field(default_factory=_Batches)
+    batches: _StepTotals = field(default_factory=_StepTotals)
     learning_rate: float | None = None
     slot: int | None = None
 
@@ -72,7 +72,7 @@ class StepMeter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._cuda = device.type == "cuda"
-        self._now = _Batches()
+        self._now = _StepTotals()
         self._ready: deque[Reading] = deque()
         self._marks: deque[_Mark] = deque()
         self._base_ns = time.perf_counter_ns()
@@ -111,10 +111,10 @@ class StepMeter:
             loss_sum: The sum of their losses, a 0-dimensional detached tensor of its own memory.
         """
         now = self._now
-        now.tokens = _plus(now.tokens, tokens)
-        now.nonpad = _plus(now.nonpad, nonpad)
-        now.labels = _plus(now.labels, labels)
-        now.loss_sum = _plus(now.loss_sum, loss_sum)
+        now.tokens = _add(now.tokens, tokens)
+        now.nonpad = _add(now.nonpad, nonpad)
+        now.labels = _add(now.labels, labels)
+        now.loss_sum = _add(now.loss_sum, loss_sum)
 
     def add_data_wait(self, nanoseconds: int) -> None:
         """Time that the main thread spent waiting for the data loader."""
@@ -131,7 +131,7 @@ class StepMeter:
             step: Its number, from 1.
             learning_rate: What the optimizer used.
         """
-        now, self._now = self._now, _Batches()
+        now, self._now = self._now, _StepTotals()
         if not self._cuda:
             self._end_on_host(step, now, learning_rate)
             return
@@ -227,7 +227,7 @@ class StepMeter:
         except KeyError:  # nothing was allocated yet, or another allocator is in use
             return None, None
 
-    def _end_on_host(self, step: int, seen: _Batches, learning_rate: float | None) -> None:
+    def _end_on_host(self, step: int, seen: _StepTotals, learning_rate: float | None) -> None:
         now_ns = time.perf_counter_ns()
         duration_s = (now_ns - self._base_ns) / 1e9
         self._base_ns = now_ns
@@ -241,7 +241,7 @@ def _reading(
     step: int,
     ended_at: float,
     duration_s: float,
-    seen: _Batches,
+    seen: _StepTotals,
     nonpad: int | None,
     labels: int | None,
     loss_sum: float | None,
@@ -265,7 +265,7 @@ def _reading(
     )
 
 
-def _plus(total: Any, more: Any) -> Any:
+def _add(total: Any, more: Any) -> Any:
     if more is None:
         return total
     return more if total is None else total + more

@@ -23,7 +23,7 @@ from lorawatch.models import hub
 from lorawatch.recipe.schema import Recipe
 from lorawatch.training import fp8, nf4, random_weights
 from lorawatch.training.facts import ModelFacts, context_length, is_linear, linear_layers, model_facts
-from lorawatch.training.loading import config_of, model_from, model_of, tokenizer_of
+from lorawatch.training.safe_loading import config_from_files, model_from_config, model_from_files, tokenizer_from_files
 from lorawatch.training.tokenization import byte_tokenizer
 
 _GIB = 1 << 30
@@ -81,7 +81,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     _check_length(recipe, config)
     stored_nf4 = files is not None and _check_stored(recipe, config)
     with torch.device("meta"), no_init_weights():
-        skeleton = model_from(config, dtype=dtype)
+        skeleton = model_from_config(config, dtype=dtype)
     skeleton.tie_weights()
     products, magnitudes = _adapter_parameters(skeleton, recipe)
     adapters = products + magnitudes
@@ -103,7 +103,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     return ModelPlan(config, files, folder, dtype, facts, kept, kept + adapters * _ADAPTER_BYTES, stored_nf4)
 
 
-def check_memory(plan: ModelPlan, device: torch.device, what_would_fit: Callable[[], str] | None = None) -> None:
+def check_memory(plan: ModelPlan, device: torch.device, out_of_memory_hint: Callable[[], str] | None = None) -> None:
     """See that a GPU has room for the weights before any of them goes there.
 
     Args:
@@ -122,8 +122,8 @@ def check_memory(plan: ModelPlan, device: torch.device, what_would_fit: Callable
         raise NoSuitableGpu(
             f"the model needs {plan.weights_bytes / _GIB:.1f} GiB for weights and adapters alone, but {name} (cuda:"
             f"{device.index or 0}) has {free / _GIB:.1f} of {total / _GIB:.1f} GiB free",
-            hint=what_would_fit()
-            if what_would_fit
+            hint=out_of_memory_hint()
+            if out_of_memory_hint
             else "use a GPU with more free memory (--gpus), end what else runs there (nvidia-smi), or a smaller model",
         )
 
@@ -149,7 +149,7 @@ def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftMod
         ):
             raise RuntimeError(f"{name} is {parameter.dtype}, trainable {parameter.requires_grad}: not a LoRA set-up")
     if recipe.model.quantization == "fp8":
-        fp8.convert(model)
+        fp8.convert_frozen_linears(model)
     return model
 
 
@@ -166,9 +166,9 @@ def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
     torch.manual_seed(recipe.train.seed)
     in_nf4 = recipe.model.quantization == "nf4"
     if plan.files is None:
-        exchange = partial(nf4.quantized, device=device) if in_nf4 else None
-        drawn = random_weights.draw(plan.config, plan.dtype, device, exchange)
-        return nf4.prepare(drawn, device) if in_nf4 else drawn
+        replace_layer = partial(nf4.quantize_linear, device=device) if in_nf4 else None
+        drawn = random_weights.draw_model(plan.config, plan.dtype, device, replace_layer)
+        return nf4.mark_as_4bit(drawn, device) if in_nf4 else drawn
     try:
         base = _read_weights(plan, plan.files, device, in_nf4)
     except OSError as error:
@@ -182,9 +182,9 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, 
     if files.gguf is None:
         extra: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" or in_nf4 else {}
         if in_nf4 and not plan.stored_nf4:
-            extra["quantization_config"] = nf4.config(plan.dtype)
-        base = model_of(files.folder, config=plan.config, dtype=plan.dtype, **extra)
-        return nf4.prepare(base, device) if in_nf4 else base
+            extra["quantization_config"] = nf4.quantization_config(plan.dtype)
+        base = model_from_files(files.folder, config=plan.config, dtype=plan.dtype, **extra)
+        return nf4.mark_as_4bit(base, device) if in_nf4 else base
     unpacked: dict[str, Any] = {}
     try:
         from transformers import GgufConfig
@@ -192,7 +192,7 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, 
         unpacked["quantization_config"] = GgufConfig(dequantize=True)
     except ImportError:
         pass  # older versions always unpack
-    base = model_of(files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked)
+    base = model_from_files(files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked)
     # Unpacked it is a plain model; while it is marked as quantized, the Trainer refuses it and it cannot be saved.
     for mark in ("hf_quantizer", "quantization_method"):
         setattr(base, mark, None)
@@ -200,7 +200,7 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, 
     if hasattr(base.config, "quantization_config"):
         del base.config.quantization_config
     if in_nf4:
-        return nf4.prepare(nf4.quantize(base, [name for name, _, _ in linear_layers(base)], device), device)
+        return nf4.mark_as_4bit(nf4.quantize_layers(base, [name for name, _, _ in linear_layers(base)], device), device)
     return base.to(device)
 
 
@@ -214,7 +214,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
         return byte_tokenizer()
     extra = {"gguf_file": plan.files.gguf} if plan.files and plan.files.gguf else {}
     try:
-        tokenizer = tokenizer_of(plan.folder, **extra)
+        tokenizer = tokenizer_from_files(plan.folder, **extra)
     except LorawatchError:
         raise
     except Exception as error:  # transformers checks it with errors of many kinds
@@ -326,7 +326,7 @@ def read_config(files: hub.ModelFiles) -> Any:
     """
     if files.gguf is None:
         try:
-            return config_of(files.folder)
+            return config_from_files(files.folder)
         except LorawatchError:
             raise
         except Exception as error:  # transformers checks it with errors of many kinds
@@ -338,7 +338,7 @@ def read_config(files: hub.ModelFiles) -> Any:
             f"{files.gguf} is a GGUF file, which the package gguf reads", hint="pip install gguf"
         ) from None
     try:
-        return config_of(files.folder, gguf_file=files.gguf)
+        return config_from_files(files.folder, gguf_file=files.gguf)
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFound(f"{files.folder / files.gguf} cannot be used: {_first_line(error)}") from error
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 
-def config(dtype: torch.dtype) -> Any:
+def quantization_config(dtype: torch.dtype) -> Any:
     """What transformers quantizes pretrained weights by, as it reads them.
 
     Args:
@@ -24,7 +24,7 @@ def config(dtype: torch.dtype) -> Any:
     )
 
 
-def quantized(linear: nn.Module, device: torch.device) -> nn.Module:
+def quantize_linear(linear: nn.Module, device: torch.device) -> nn.Module:
     """A linear layer as one whose weight is NF4, on a device.
 
     Args:
@@ -48,7 +48,7 @@ def quantized(linear: nn.Module, device: torch.device) -> nn.Module:
     return layer
 
 
-def quantize(model: Any, names: list[str], device: torch.device) -> Any:
+def quantize_layers(model: Any, names: list[str], device: torch.device) -> Any:
     """Quantize a model's linear layers one by one, on a device, and bring the rest there too.
 
     Args:
@@ -57,11 +57,11 @@ def quantize(model: Any, names: list[str], device: torch.device) -> Any:
         device: Where it goes.
     """
     for name in names:
-        model.set_submodule(name, quantized(model.get_submodule(name), device))
+        model.set_submodule(name, quantize_linear(model.get_submodule(name), device))
     return model.to(device)
 
 
-def prepare(model: Any, device: torch.device) -> Any:
+def mark_as_4bit(model: Any, device: torch.device) -> Any:
     """Make a model with NF4 layers known as one to PEFT and the Trainer, as one that transformers quantized is."""
     from bitsandbytes.nn import Linear4bit
     from transformers.utils.quantization_config import QuantizationMethod

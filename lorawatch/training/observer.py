@@ -12,7 +12,7 @@ from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalWriter
 from lorawatch.run.records import Event, PhaseChange, Record, Severity, Step
 from lorawatch.system.permissions import make_private
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
 
 _log = logging.getLogger(__name__)
@@ -27,14 +27,14 @@ class Observer:
         interval_s: Time between two looks.
     """
 
-    def __init__(self, run: RunDir, place: Place, *, interval_s: float = 0.1) -> None:
+    def __init__(self, run: RunDir, rank_info: RankInfo, *, interval_s: float = 0.1) -> None:
         self.run = run
-        self.place = place
-        self.stopping = StopAgreement(run.control, place)
-        self.saving = SaveAgreement(run.control, place)
+        self.rank_info = rank_info
+        self.stopping = StopAgreement(run.control, rank_info)
+        self.saving = SaveAgreement(run.control, rank_info)
         self.steps_made = 0
         """Step lines that were queued."""
-        self._journal = JournalWriter(run.rank_journal(place.rank), rank=place.rank)
+        self._journal = JournalWriter(run.rank_journal(rank_info.rank), rank=rank_info.rank)
         self._interval_s = interval_s
         self._watchers: list[Callable[[], None]] = []
         self._cancel = threading.Event()
@@ -59,13 +59,15 @@ class Observer:
     def phase(self, name: str, detail: str | None = None) -> None:
         """Journal what the rank is busy with from now on."""
         self.append(
-            PhaseChange(at=time.time(), attempt=self.place.attempt, rank=self.place.rank, name=name, detail=detail)
+            PhaseChange(
+                at=time.time(), attempt=self.rank_info.attempt, rank=self.rank_info.rank, name=name, detail=detail
+            )
         )
 
-    def tell(self, kind: str, message: str, severity: Severity = "info") -> None:
+    def emit_event(self, kind: str, message: str, severity: Severity = "info") -> None:
         """Journal an event of all ranks that train together, which one of them tells; of a rank that trains for itself
         its own."""
-        rank = self.place.rank if self.place.separate else None
+        rank = self.rank_info.rank if self.rank_info.separate else None
         self.append(Event(at=time.time(), kind=kind, severity=severity, message=message, rank=rank))
 
     def watch(self, tick: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from lorawatch.run.records import ExitRecord, Failure
 from lorawatch.system.files import Reserve
 from lorawatch.text.masking import mask_output
 from lorawatch.text.sanitize import encodable
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
 _RESERVED_BYTES = 32 << 10
 _TRACEBACK_CHARACTERS = 20_000
@@ -58,7 +58,7 @@ _COMMUNICATION_CLASSES = ("DistBackendError", "DistNetworkError", "DistStoreErro
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FailureInfo:
     """What an exception means to the run."""
 
     failure: Failure
@@ -66,7 +66,7 @@ class Verdict:
     exit_code: int | None = None
 
 
-def classify(error: BaseException, what_would_fit: Callable[[], str] | None = None) -> Verdict:
+def classify(error: BaseException, out_of_memory_hint: Callable[[], str] | None = None) -> FailureInfo:
     """Put an exception in one of the recorder's failures.
 
     Args:
@@ -77,38 +77,38 @@ def classify(error: BaseException, what_would_fit: Callable[[], str] | None = No
     sends the reader to the other ranks. Such a record is a consequence where any other rank has another failure.
     """
     if isinstance(error, LossNotFinite):
-        return Verdict("nan_loss", error.hint, error.exit_code)
+        return FailureInfo("nan_loss", error.hint, error.exit_code)
     if isinstance(error, LorawatchError):
-        return Verdict("python_exception", error.hint, error.exit_code)
+        return FailureInfo("python_exception", error.hint, error.exit_code)
     name = type(error).__name__
     text = str(error).lower()
     if name == "OutOfMemoryError":
-        return Verdict("cuda_oom", _oom_hint(str(error), what_would_fit))
+        return FailureInfo("cuda_oom", _oom_hint(str(error), out_of_memory_hint))
     if isinstance(error, MemoryError):
-        return Verdict("host_oom", "the host's memory is full: fewer ranks, or a smaller model.dtype")
+        return FailureInfo("host_oom", "the host's memory is full: fewer ranks, or a smaller model.dtype")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Verdict("disk_full", "free some space where LORAWATCH_HOME lies, or set it to another disk")
+        return FailureInfo("disk_full", "free some space where LORAWATCH_HOME lies, or set it to another disk")
     failure: Failure = "nccl_timeout" if name in _COMMUNICATION_CLASSES else "python_exception"
     if isinstance(error, (RuntimeError, OSError)) or type(error).__module__.partition(".")[0] == "safetensors_rust":
         failure = next((f for f, texts in _TEXTS if any(t in text for t in texts)), failure)
     if failure == "cuda_oom":
-        return Verdict(failure, _oom_hint(str(error), what_would_fit))
+        return FailureInfo(failure, _oom_hint(str(error), out_of_memory_hint))
     hints: dict[Failure, str] = {
         "host_oom": "the host's memory is full: fewer ranks, or a smaller model.dtype",
         "disk_full": "free some space where LORAWATCH_HOME lies, or set it to another disk",
         "gpu_lost": "the driver lost the GPU: see dmesg for an Xid line, and reset the GPU or the host",
         "nccl_timeout": "a collective failed: another rank ended or hung first, see the other ranks' logs",
     }
-    return Verdict(failure, hints.get(failure))
+    return FailureInfo(failure, hints.get(failure))
 
 
-def _oom_hint(text: str, what_would_fit: Callable[[], str] | None) -> str:
+def _oom_hint(text: str, out_of_memory_hint: Callable[[], str] | None) -> str:
     wanted = re.search(r"tried to allocate ([\d.]+ [KMGT]?i?B)", text, re.IGNORECASE)
     free = re.search(r"of which ([\d.]+ [KMGT]?i?B) is free", text, re.IGNORECASE)
     figures = f"it wanted {wanted[1]}" + (f" where {free[1]} was free" if free else "") + ": " if wanted else ""
     advice = "lower train.batch_size_per_gpu or data.sequence_length"
     with contextlib.suppress(Exception):  # a driver in trouble must not hide what ended the run
-        advice = what_would_fit() if what_would_fit else advice
+        advice = out_of_memory_hint() if out_of_memory_hint else advice
     return figures + advice
 
 
@@ -119,15 +119,15 @@ class ExitReport:
     say so.
     """
 
-    def __init__(self, path: Path, place: Place) -> None:
-        self._place = place
+    def __init__(self, path: Path, rank_info: RankInfo) -> None:
+        self._rank_info = rank_info
         self._lock = threading.Lock()
         self._record: ExitRecord | None = None
         self._written = False
         self._reserve = Reserve(path, _RESERVED_BYTES)
         self.step = 0
         """The last step that the rank finished."""
-        self.what_would_fit: Callable[[], str] | None = None
+        self.out_of_memory_hint: Callable[[], str] | None = None
         """Says what to do where a GPU's memory ran out, once it is known what the run needs."""
 
     def ended(self, status: Literal["completed", "stopped"], *, signal: int | None = None) -> None:
@@ -142,15 +142,15 @@ class ExitReport:
 
     def failed(self, error: BaseException) -> int:
         """The rank failed; returns the process's exit status."""
-        verdict = classify(error, self.what_would_fit)
+        verdict = classify(error, self.out_of_memory_hint)
         record = self._new("failed")
         record.failure = verdict.failure
         message = error.message if isinstance(error, LorawatchError) else str(error)
         if verdict.failure == "cuda_oom":
             # What follows are PyTorch's own books and its advice, which the traceback has too.
             message = message.partition("Including non-PyTorch memory")[0]
-        record.exception = _told(f"{type(error).__name__}: {' '.join(message.split())}"[:2000])
-        record.traceback = _told("".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:])
+        record.exception = _safe_text(f"{type(error).__name__}: {' '.join(message.split())}"[:2000])
+        record.traceback = _safe_text("".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:])
         record.hint = verdict.hint
         record.exit_code = verdict.exit_code
         self._keep(record)
@@ -174,7 +174,7 @@ class ExitReport:
 
     def _new(self, status: Literal["completed", "stopped", "failed"]) -> ExitRecord:
         return ExitRecord(
-            rank=self._place.rank, attempt=self._place.attempt, at=time.time(), status=status, step=self.step
+            rank=self._rank_info.rank, attempt=self._rank_info.attempt, at=time.time(), status=status, step=self.step
         )
 
     def _keep(self, record: ExitRecord) -> None:
@@ -182,6 +182,6 @@ class ExitReport:
             self._record = self._record or record
 
 
-def _told(text: str) -> str:
+def _safe_text(text: str) -> str:
     """An error's text as a file may keep it: UTF-8, and without the secrets of this program's command line."""
     return encodable(mask_output(text, sys.argv))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lorawatch.analysis.padding import attention_span
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -31,24 +33,24 @@ class Packing:
     length: int
     longest: int
     tokens: int
-    span: float
+    attention_span: float
     _rows: array[int] = field(repr=False)
     _ends: array[int] = field(repr=False)
     _documents: array[int] = field(repr=False)
 
     @classmethod
-    def of(cls, lengths: Sequence[int], length: int) -> Packing:
+    def from_lengths(cls, lengths: Sequence[int], length: int) -> Packing:
         """Pack rows of these lengths, at least one; none is longer than a block."""
-        blocks = into_blocks(lengths, length)
+        blocks = pack_into_blocks(lengths, length)
         longest = max(lengths)
-        rows, ends, documents = array("q"), array("q"), array("q")
+        rows, ends, max_documents = array("q"), array("q"), array("q")
         for block in blocks:
             rows.extend(block)
             ends.append(len(rows))
             padding = length - sum(lengths[row] for row in block)
-            documents.append(len(block) + -(-padding // longest))
-        span = sum(n * n for n in lengths) / (len(blocks) * length)
-        return cls(length, longest, sum(lengths), span, rows, ends, documents)
+            max_documents.append(len(block) + -(-padding // longest))
+        span = attention_span(lengths, len(blocks) * length)
+        return cls(length, longest, sum(lengths), span, rows, ends, max_documents)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -62,19 +64,19 @@ class Packing:
         """The share of all positions that no row fills."""
         return 1 - self.tokens / (len(self) * self.length)
 
-    def documents(self, rows: int) -> int:
+    def max_documents(self, rows: int) -> int:
         """The most documents that a batch of so many blocks can have, padding and empty blocks included."""
         # Two a block in any case: the engine that compiles does so on blocks of two.
         least = max(-(-self.length // self.longest), 2)
         most = heapq.nlargest(rows, self._documents)
         return sum(max(n, least) for n in most) + (rows - len(most)) * least
 
-    def layout(self) -> bytes:
+    def layout_bytes(self) -> bytes:
         """Equal for the same rows in the same blocks."""
         return self._rows.tobytes() + self._ends.tobytes()
 
 
-def into_blocks(lengths: Sequence[int], length: int) -> list[list[int]]:
+def pack_into_blocks(lengths: Sequence[int], length: int) -> list[list[int]]:
     """Pack rows into few blocks: long ones by best-fit decreasing, as TRL's `bfd` does; short ones, up to an eighth of a
     block, each into the emptiest.
 
@@ -146,20 +148,7 @@ class _Blocks:
             self._spaces |= 1 << space
 
 
-def padding_to_longest(lengths: Sequence[int], rows: int) -> float:
-    """The share of padding to expect where batches of so many rows, drawn at random, are padded to their longest.
-
-    In order of length, row i of n is the longest of a batch of r with probability C(i - 1, r - 1) / C(n, r).
-    """
-    rows = min(rows, len(lengths))
-    probability, longest = rows / len(lengths), 0.0
-    for place, size in zip(range(len(lengths), rows - 1, -1), sorted(lengths, reverse=True), strict=False):
-        longest += probability * size
-        probability *= (place - rows) / max(place - 1, 1)
-    return max(1 - sum(lengths) / len(lengths) / longest, 0.0)
-
-
-def positions(documents: Sequence[Tensor], shape: tuple[int, int], longest: int) -> Tensor:
+def document_positions(max_documents: Sequence[Tensor], shape: tuple[int, int], longest: int) -> Tensor:
     """Positions of a batch, each within its document.
 
     Args:
@@ -173,13 +162,13 @@ def positions(documents: Sequence[Tensor], shape: tuple[int, int], longest: int)
     rows, length = shape
     padding = torch.arange(length) % longest
     found = padding.repeat(rows, 1)
-    for row, filled in enumerate(documents):
+    for row, filled in enumerate(max_documents):
         found[row, : len(filled)] = filled
         found[row, len(filled) :] = padding[: length - len(filled)]
     return found
 
 
-def cumulative_lengths(position_ids: Tensor, documents: int) -> Tensor:
+def cumulative_lengths(position_ids: Tensor, max_documents: int) -> Tensor:
     """Where the documents of a batch begin, block after block, as variable-length attention takes it.
 
     Args:
@@ -190,6 +179,6 @@ def cumulative_lengths(position_ids: Tensor, documents: int) -> Tensor:
         INT32 of shape (documents + 1,), the last the number of positions.
     """
     starts = (position_ids.flatten() == 0).nonzero().flatten()
-    found = torch.full((documents + 1,), position_ids.numel(), dtype=torch.int32)
+    found = torch.full((max_documents + 1,), position_ids.numel(), dtype=torch.int32)
     found[: len(starts)] = starts
     return found

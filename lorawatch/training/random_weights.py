@@ -10,13 +10,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorawatch.training.facts import is_linear
-from lorawatch.training.loading import model_from
+from lorawatch.training.safe_loading import model_from_config
 
-Exchange = Callable[[nn.Module], nn.Module]
+ReplaceLayer = Callable[[nn.Module], nn.Module]
 """What takes the place of a module whose weights have just been drawn."""
 
 
-def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchange | None = None) -> Any:
+def draw_model(config: Any, dtype: torch.dtype, device: torch.device, replace_layer: ReplaceLayer | None = None) -> Any:
     """A model of a config, its weights drawn as transformers draws them, from torch's generator as it stands.
 
     Each weight is drawn once and in the same order whatever `exchange` makes of it, so that a quantized model is the plain
@@ -29,7 +29,7 @@ def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchan
         exchange: Of the linear layers, the output head left out.
     """
     with torch.device("meta"):
-        model = model_from(config, dtype=dtype)
+        model = model_from_config(config, dtype=dtype)
     head = model.get_output_embeddings()
     exchanged: set[nn.Module] = set()
 
@@ -44,11 +44,11 @@ def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchan
 
     def finish(layer: nn.Module) -> None:
         # Not earlier: a module's `_init_weights` may draw the weights of its linear layers anew, as GPT-2's does.
-        if exchange is None:
+        if replace_layer is None:
             return
         for name, module in list(layer.named_modules()):
             if name and is_linear(module) and module is not head and module not in exchanged:
-                new = exchange(module)
+                new = replace_layer(module)
                 exchanged.add(new)
                 layer.set_submodule(name, new)
 

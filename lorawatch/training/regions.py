@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorawatch.training.attention import within_documents
+from lorawatch.training.attention import document_attention
 
 CAUSAL = "lorawatch_causal_sdpa"
 """SDPA by a name for which transformers makes no mask: None means causal."""
@@ -39,7 +39,7 @@ class Regions:
     def __init__(self, base: Any, sequence_length: int, longest: int | None = None) -> None:
         self._base = base
         self._length, self._longest = sequence_length, longest
-        self.layers, self._norms = _parts(base)
+        self.layers, self._norms = _repeated_layers(base)
         if not self.layers:
             raise ValueError(f"{type(base).__name__} has no list of equal layers")
         self._loss: Callable[..., Any] = base.loss_function
@@ -55,17 +55,17 @@ class Regions:
             module.compile(dynamic=False, backend=BACKEND)
         # Fused with the cast of the logits to FP32, which then never lie in memory.
         self._base.loss_function = torch.compile(self._loss, dynamic=False, backend=BACKEND)
-        if self.maskless:
+        if self.needs_no_mask:
             # While a graph is recorded transformers cannot look whether rows are packed, and makes a mask in any case:
             # attention would lose its fast path. Rows that are not packed are padded on the right alone, where no real
             # position looks.
             name, attend = CAUSAL, sdpa_attention_forward
             if self._longest is not None:
-                name, attend = PACKED, within_documents(self._longest, self._base.device)
+                name, attend = PACKED, document_attention(self._longest, self._base.device)
             ALL_ATTENTION_FUNCTIONS.register(name, attend)
             self._base.set_attn_implementation(name)
 
-    def undo(self) -> None:
+    def restore(self) -> None:
         """The model as it was."""
         for module in (*self.layers, *self._norms):
             module._compiled_call_impl = None
@@ -73,12 +73,12 @@ class Regions:
         if self._base.config._attn_implementation != self._attention:
             self._base.set_attn_implementation(self._attention)
 
-    def below(self, index: int) -> list[nn.Module]:
+    def modules_below(self, index: int) -> list[nn.Module]:
         """What computes before this layer: the layers below it, and the embedding of tokens."""
         return [*self.layers[:index], self._base.get_input_embeddings()]
 
     @contextmanager
-    def entering(self, index: int) -> Iterator[list[Tensor]]:
+    def capture_inputs(self, index: int) -> Iterator[list[Tensor]]:
         """Within, yield the list to which the hidden states are added that this layer is given."""
         layer, entered = self.layers[index], list[Tensor]()
         call = layer._compiled_call_impl or layer._call_impl
@@ -95,7 +95,7 @@ class Regions:
             layer._compiled_call_impl = before
 
     @property
-    def maskless(self) -> bool:
+    def needs_no_mask(self) -> bool:
         """Whether attention takes no mask; transformers makes one where windows cut it short."""
         config = self._base.config.get_text_config()
         windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
@@ -106,7 +106,7 @@ class Regions:
         )
 
 
-def _parts(base: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+def _repeated_layers(base: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """Layers of the outermost lists of equal layers, and the norms beside such a list."""
     layers: list[nn.Module] = []
     norms: list[nn.Module] = []

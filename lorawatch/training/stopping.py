@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 
 from lorawatch.system.files import Reserve, read_small, write_atomically
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
 ANSWER_S = 15.0
 """How long a rank waits for the others' pledges. Their side threads look ten times a second, whatever their main threads do."""
@@ -38,20 +38,20 @@ class Agreement:
         acks: Beginning of the names of the pledges, beside the request.
     """
 
-    def __init__(self, request: Path, place: Place, acks: str) -> None:
+    def __init__(self, request: Path, rank_info: RankInfo, acks: str) -> None:
         self.unanswered: list[int] = []
         """The ranks that did not answer in time; the caller takes them away once it has said so."""
         self._request = request
-        self._place = place
+        self._rank_info = rank_info
         self._lock = threading.Lock()
         self._completed = 0
-        self._begin(acks)
+        self._begin_round(acks)
 
-    def _begin(self, acks: str) -> None:
-        place, control = self._place, self._request.parent
-        paths = [control / f"{acks}-attempt_{place.attempt}-rank-{r}" for r in range(place.world_size)]
-        self._own = paths[place.rank] if place.rank < len(paths) else control / acks
-        self._acks = [self._own] if place.separate else paths
+    def _begin_round(self, acks: str) -> None:
+        rank_info, control = self._rank_info, self._request.parent
+        paths = [control / f"{acks}-attempt_{rank_info.attempt}-rank-{r}" for r in range(rank_info.world_size)]
+        self._own = paths[rank_info.rank] if rank_info.rank < len(paths) else control / acks
+        self._acks = [self._own] if rank_info.separate else paths
         self._pledge: int | None = None
         self._asked_for = ""
         self._agreed = threading.Event()
@@ -74,16 +74,16 @@ class Agreement:
             if self._agreed_step is not None:
                 return
         if self._pledge is None:
-            asked = self._asked()
-            if asked is None:
+            requested = self._open_request()
+            if requested is None:
                 return
             with self._lock:
                 pledge = self._completed + 1
                 try:
-                    self._write(f"{pledge} {asked}".strip().encode())
+                    self._write(f"{pledge} {requested}".strip().encode())
                 except OSError:
                     return  # not pledged until the others can read it
-                self._pledge, self._asked_for = pledge, asked
+                self._pledge, self._asked_for = pledge, requested
         pledges = [_pledge(path) for path in self._acks]
         with self._lock:
             if self._pledge is None or any(p is None for p in pledges):
@@ -100,11 +100,11 @@ class Agreement:
         """
         write_atomically(self._own, pledge)
 
-    def _asked(self) -> str | None:
+    def _open_request(self) -> str | None:
         """Which request there is that was not served yet; None where there is none."""
         return "" if self._request.exists() else None
 
-    def _reached(self, step: int, last: int | None) -> bool:
+    def _at_agreed_step(self, step: int, last: int | None) -> bool:
         with self._lock:
             self._completed = step
             pledged = self._pledge
@@ -124,10 +124,10 @@ class Agreement:
             self._pledge = None
             with contextlib.suppress(OSError):
                 self._own.unlink(missing_ok=True)
-            self._served_in_vain()
+            self._mark_unserved()
         return True
 
-    def _served_in_vain(self) -> None:
+    def _mark_unserved(self) -> None:
         """Remember that this request cannot be served, so that no rank waits for it again. The lock is held."""
         raise NotImplementedError
 
@@ -140,10 +140,10 @@ class StopAgreement(Agreement):
         place: Which rank of how many, and which attempt.
     """
 
-    def __init__(self, control: Path, place: Place) -> None:
-        self._in_vain = False
+    def __init__(self, control: Path, rank_info: RankInfo) -> None:
+        self._unserved = False
         self._room: Reserve | None = None
-        super().__init__(control / "stop", place, "ack")
+        super().__init__(control / "stop", rank_info, "ack")
 
     def reserve(self) -> None:
         """Take room on the disk for the pledge, so that the ranks can agree to stop where the disk is full."""
@@ -161,7 +161,7 @@ class StopAgreement(Agreement):
             self._room.write(pledge)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether this rank has seen the request."""
         return self._pledge is not None
 
@@ -170,11 +170,11 @@ class StopAgreement(Agreement):
         """The step after which every rank that takes part stops, once all have pledged."""
         return self._agreed_step
 
-    def _asked(self) -> str | None:
-        return None if self._in_vain else super()._asked()
+    def _open_request(self) -> str | None:
+        return None if self._unserved else super()._open_request()
 
-    def _served_in_vain(self) -> None:
-        self._in_vain = True
+    def _mark_unserved(self) -> None:
+        self._unserved = True
 
     def step_completed(self, step: int, last: int | None = None) -> bool:
         """Main thread, after each step: whether to stop here. Waits only after the step this rank pledged.
@@ -183,7 +183,7 @@ class StopAgreement(Agreement):
             step: The step that is done.
             last: The run's last step. There nobody waits: a rank that has already ended pledges no more.
         """
-        return self._reached(step, last)
+        return self._at_agreed_step(step, last)
 
 
 class SaveAgreement(Agreement):
@@ -197,12 +197,12 @@ class SaveAgreement(Agreement):
         place: Which rank of how many, and which attempt.
     """
 
-    def __init__(self, control: Path, place: Place) -> None:
+    def __init__(self, control: Path, rank_info: RankInfo) -> None:
         self._round = 0
         self._served: set[str] = set()
-        super().__init__(control / "checkpoint", place, "ack-checkpoint-0")
+        super().__init__(control / "checkpoint", rank_info, "ack-checkpoint-0")
 
-    def _asked(self) -> str | None:
+    def _open_request(self) -> str | None:
         try:
             found = self._request.stat()
         except FileNotFoundError:
@@ -210,7 +210,7 @@ class SaveAgreement(Agreement):
         identity = f"{found.st_ino}.{found.st_mtime_ns}"
         return None if identity in self._served else identity
 
-    def _served_in_vain(self) -> None:
+    def _mark_unserved(self) -> None:
         self._served.add(self._asked_for)
 
     def step_completed(self, step: int, last: int | None = None) -> bool:
@@ -220,12 +220,12 @@ class SaveAgreement(Agreement):
             step: The step that is done.
             last: The run's last step; nobody saves there on request, since not all ranks may have heard of it.
         """
-        if not self._reached(step, last) or (last is not None and step >= last):
+        if not self._at_agreed_step(step, last) or (last is not None and step >= last):
             return False
         with self._lock:
             self._served |= self._seen
             self._round += 1
-            self._begin(f"ack-checkpoint-{self._round}")
+            self._begin_round(f"ack-checkpoint-{self._round}")
         return True
 
 

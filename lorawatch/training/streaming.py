@@ -57,7 +57,7 @@ class TokenText:
     def add(self, token: int) -> str:
         """The text that is certain now."""
         self._ids.append(token)
-        text = self._new()
+        text = self._undelivered()
         if not text or text.endswith("\ufffd"):  # within a letter
             return ""
         self._context, self._done = self._done, len(self._ids)
@@ -65,10 +65,10 @@ class TokenText:
 
     def end(self) -> str:
         """What is left, once no token will come."""
-        text = self._new()
+        text = self._undelivered()
         self._done = len(self._ids)
         return text
 
-    def _new(self) -> str:
+    def _undelivered(self) -> str:
         known = self._decode(self._ids[self._context : self._done])
         return self._decode(self._ids[self._context :])[len(known) :]

@@ -22,21 +22,21 @@ from lorawatch.run import checkpoints
 from lorawatch.run.checkpoints import Checkpoint
 from lorawatch.run.directory import RunDir
 from lorawatch.system import folders
-from lorawatch.training import fast, quantization, shortage, space
+from lorawatch.training import disk_wait, fast_engine, gpu_memory, quantization
 from lorawatch.training import model as models
-from lorawatch.training.adapter import save_adapter
-from lorawatch.training.attention import check_apart
+from lorawatch.training.adapter_saver import save_adapter
+from lorawatch.training.attention import check_documents_separate
+from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.callback import StepCallback
-from lorawatch.training.checkpoint import Saver, everyone, find
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, PackedData, SyntheticData, TokenizedData, build_sets
+from lorawatch.training.checkpoint_saver import CheckpointSaver, all_gather, find_checkpoint
+from lorawatch.training.data import Collator, PackedData, SyntheticData, TokenizedData, build_datasets
 from lorawatch.training.evaluation import Evaluator, check_equal_rows
-from lorawatch.training.facts import with_span
-from lorawatch.training.gate import Gate
+from lorawatch.training.facts import with_attention_span
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
+from lorawatch.training.start_barrier import StartBarrier
 
-_kept: list[object] = []
+_never_freed: list[object] = []
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
     rank does not have, and checkpoints that are whole or not there."""
 
     fingerprint: str = ""
-    rehearse: bool = False
+    repeat_first_step: bool = False
     """Whether the first step is computed once before it counts."""
-    saver: Saver | None = None
+    saver: CheckpointSaver | None = None
     steps: StepCallback | None = None
-    engine: fast.FastEngine | None = None
+    engine: fast_engine.FastEngine | None = None
     evaluator: Evaluator | None = None
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
@@ -72,7 +72,7 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         """
         values = super().set_initial_training_values(args, dataloader)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            check_equal_batches(everyone((len(dataloader), len(self.train_dataset), self.fingerprint)))
+            check_equal_batches(all_gather((len(dataloader), len(self.train_dataset), self.fingerprint)))
         return values
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -85,15 +85,15 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         if self.saver is None or self.steps is None:
             super()._save_checkpoint(model, trial)
             return
-        self.saver.save(self, self._broken() or None)
+        self.saver.save(self, self._discard_reason() or None)
 
-    def _broken(self) -> str:
+    def _discard_reason(self) -> str:
         """Why this rank's training is not worth keeping; empty where it is, or goes on regardless. Waits for the device."""
         assert self.steps is not None
         assert self.saver is not None
         if self.args.device.type == "cuda":
             torch.cuda.synchronize(self.args.device)
-        self.steps.look()
+        self.steps.read_back()
         broken = self.steps.not_finite
         return f"the loss is {broken[1]} since step {broken[0]}" if broken and self.saver.stops_on_nan else ""
 
@@ -104,8 +104,8 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         if self.evaluator is None:
             found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             return found
-        step, collate, broken = int(self.state.global_step), self.data_collator.apart(), self._broken()
-        with contextlib.nullcontext() if self.engine is None else self.engine.aside():
+        step, collate, broken = int(self.state.global_step), self.data_collator.without_counts(), self._discard_reason()
+        with contextlib.nullcontext() if self.engine is None else self.engine.eager():
             done = self.evaluator.evaluate(step, self.model, collate, self.accelerator.autocast, broken)
         metrics: dict[str, float] = {}
         if done is not None:
@@ -122,9 +122,9 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
         digit. A training that goes on must have the layout that it had.
         """
         all_reduce = self.engine.all_reduce if self.engine is not None else None
-        if self.engine is not None and self.engine.averages:
+        if self.engine is not None and self.engine.averages_gradients:
             model.require_backward_grad_sync = False
-        elif self.rehearse:
+        elif self.repeat_first_step:
             assert self.steps is not None
             synced = model.require_backward_grad_sync
             model.require_backward_grad_sync = True
@@ -133,7 +133,7 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
                 super().training_step(model, dict(inputs), num_items_in_batch)
             model.zero_grad()
             model.require_backward_grad_sync = synced
-        self.rehearse = False
+        self.repeat_first_step = False
         loss = super().training_step(model, inputs, num_items_in_batch)
         if all_reduce is not None and self.accelerator.sync_gradients:
             all_reduce()
@@ -167,7 +167,7 @@ def check_equal_batches(ranks: list[tuple[int, int, str]]) -> None:
     raise LorawatchError(f"the ranks have different numbers of batches ({listed})", hint=hint)
 
 
-def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_kind: str) -> Outcome:
+def train(run: RunDir, recipe: Recipe, rank_info: RankInfo, observer: Observer, device_kind: str) -> Outcome:
     """Load, tokenize, train, and save the adapter; called on every rank.
 
     Args:
@@ -185,30 +185,35 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    device = _device(device_kind, place)
+    device = _device(device_kind, rank_info)
     # The arguments begin the process group, with the backend of the device.
     arguments = training_arguments(recipe, run.checkpoints, device)
     set_seed(recipe.train.seed)
     observer.phase("loading", recipe.model.name)
     plan = models.plan_model(recipe)
     quantization.check(recipe, device)
-    models.check_memory(plan, device, partial(shortage.advice, recipe, place.together, device))
+    models.check_memory(
+        plan, device, partial(gpu_memory.out_of_memory_hint, recipe, rank_info.model_world_size, device)
+    )
     tokenizer = None if recipe.data.source == "synthetic" else models.load_tokenizer(plan)
     observer.phase("tokenizing", recipe.data.source)
-    data, held_out = build_sets(recipe, tokenizer, plan.vocabulary, place.together)
-    start = find(run, recipe, place, observer, data.fingerprint)
-    observer.phase("loading", _described(data) + (f"; {len(held_out):,} rows to evaluate on" if held_out else ""))
+    data, held_out = build_datasets(recipe, tokenizer, plan.vocabulary, rank_info.model_world_size)
+    start = find_checkpoint(run, recipe, rank_info, observer, data.fingerprint)
+    observer.phase("loading", _data_summary(data) + (f"; {len(held_out):,} rows to evaluate on" if held_out else ""))
     model = models.load_model(plan, recipe, device)
     packing, facts = None, plan.facts
     if isinstance(data, PackedData):
-        check_apart(model)
-        packing, facts = data.packing, with_span(facts, plan.config, data.packing.length, data.packing.span)
-    if recipe.data.packing and place.rank == 0:
-        _tell_packing(observer, recipe, data)
+        check_documents_separate(model)
+        packing, facts = (
+            data.packing,
+            with_attention_span(facts, plan.config, data.packing.length, data.packing.attention_span),
+        )
+    if recipe.data.packing and rank_info.rank == 0:
+        _emit_packing(observer, recipe, data)
     set_seed(recipe.train.seed)  # batches in the same order whatever loading drew
     counts = BatchCounts()
     exclude = recipe.measure.exclude_steps
-    gate = Gate(run.control, place) if place.separate else None
+    gate = StartBarrier(run.control, rank_info) if rank_info.separate else None
     callback = StepCallback(
         exclude_steps=exclude,
         observer=observer,
@@ -224,35 +229,35 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     collator, engine, callbacks = Collator(pad_id, counts, packing), None, [callback]
     if recipe.train.engine == "fast":
         shape = recipe.train.batch_size_per_gpu, recipe.data.sequence_length
-        collator = fast.StaticCollator(pad_id, counts, *shape, packing)
-        engine = fast.FastEngine(recipe, collator, observer)
+        collator = fast_engine.StaticCollator(pad_id, counts, *shape, packing)
+        engine = fast_engine.FastEngine(recipe, collator, observer)
         callbacks = [engine, callback]
     trainer = ReferenceTrainer(
         model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
     )
     trainer.fingerprint = data.fingerprint
-    trainer.saver = Saver(run, recipe, place, observer, data.fingerprint, start)
+    trainer.saver = CheckpointSaver(run, recipe, rank_info, observer, data.fingerprint, start)
     trainer.steps = callback
     trainer.engine = engine
-    trainer.rehearse = start is not None and place.together > 2
+    trainer.repeat_first_step = start is not None and rank_info.model_world_size > 2
     if held_out is not None:
         trainer.evaluator = Evaluator(held_out, recipe.train.batch_size_per_gpu, observer, tokenizer)
-        check_equal_rows(everyone(trainer.evaluator.fingerprint))
-    if start is not None and _is_over(start, recipe):
+        check_equal_rows(all_gather(trainer.evaluator.fingerprint))
+    if start is not None and _is_complete(start, recipe):
         # Ended between its last checkpoint and its adapter. The Trainer would take another step before it looks.
         trainer._load_from_checkpoint(str(start.folder))
         trainer.state.global_step = start.step
     else:
         trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
     if recipe.train.on_nan == "stop":
-        _check_finite(run, recipe, everyone((place.rank, callback.not_finite)))
+        _check_finite(run, recipe, all_gather((rank_info.rank, callback.not_finite)))
     observer.phase("saving", "adapter")
-    if place.rank == 0:
+    if rank_info.rank == 0:
         folders.recover(run.adapter)
-        space.save_when_it_fits(partial(save_adapter, run.adapter, model, tokenizer), "the adapter", observer)
+        disk_wait.save_with_retry(partial(save_adapter, run.adapter, model, tokenizer), "the adapter", observer)
     # The last reference to a gloo process group, dropped with the interpreter's lock held, waits for threads that want
     # that lock: seen to hang a rank that had finished. The rank leaves by os._exit, so that nothing needs to be freed.
-    _kept.append((trainer, model))
+    _never_freed.append((trainer, model))
     if dist.is_initialized():
         # Nobody leaves before the adapter is there, nor takes the store away from those who still use it.
         dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
@@ -263,7 +268,7 @@ def train(run: RunDir, recipe: Recipe, place: Place, observer: Observer, device_
     return Outcome(step, stopped)
 
 
-def _is_over(start: Checkpoint, recipe: Recipe) -> bool:
+def _is_complete(start: Checkpoint, recipe: Recipe) -> bool:
     """Whether a checkpoint is of the training's last step."""
     if recipe.train.steps is not None:
         return start.step >= recipe.train.steps
@@ -325,40 +330,42 @@ def training_arguments(recipe: Recipe, output: Path, device: torch.device) -> Tr
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
-        **(fast.arguments(cuda) if train.engine == "fast" else {}),
+        **(fast_engine.trainer_arguments(cuda) if train.engine == "fast" else {}),
     )
 
 
-def _device(kind: str, place: Place) -> torch.device:
+def _device(kind: str, rank_info: RankInfo) -> torch.device:
     if kind != "cuda":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if place.device_index >= count:
+    if rank_info.device_index >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise NoSuitableGpu(
-            f"rank {place.rank} needs GPU {place.local_rank} of this host, but torch {torch.__version__} sees {count}",
+            f"rank {rank_info.rank} needs GPU {rank_info.local_rank} of this host, but torch {torch.__version__} sees {count}",
             hint=f"CUDA_VISIBLE_DEVICES is {visible!r}; `lorawatch doctor` says what torch lacks",
         )
-    device = torch.device("cuda", place.device_index)
+    device = torch.device("cuda", rank_info.device_index)
     torch.cuda.set_device(device)
     return device
 
 
-def _tell_packing(observer: Observer, recipe: Recipe, data: SyntheticData | TokenizedData | PackedData) -> None:
+def _emit_packing(observer: Observer, recipe: Recipe, data: SyntheticData | TokenizedData | PackedData) -> None:
     """One event: what packing saves."""
     if isinstance(data, PackedData):
-        words = data.words(recipe.train.batch_size_per_gpu, to_longest=recipe.train.engine == "reference")
+        summary = data.summary(recipe.train.batch_size_per_gpu, to_longest=recipe.train.engine == "reference")
     else:
-        words = "data.packing changes nothing: random tokens are full rows already"
-    observer.tell("packing", words)
+        summary = "data.packing changes nothing: random tokens are full rows already"
+    observer.emit_event("packing", summary)
 
 
-def _described(data: SyntheticData | TokenizedData | PackedData) -> str:
+def _data_summary(data: SyntheticData | TokenizedData | PackedData) -> str:
     if isinstance(data, SyntheticData):
         return f"{len(data):,} rows of random tokens"
     if isinstance(data, PackedData):
         packing = data.packing
-        return f"{_described(data.rows)}, {len(data):,} blocks of {packing.length} with {packing.padding:.1%} padding"
+        return (
+            f"{_data_summary(data.rows)}, {len(data):,} blocks of {packing.length} with {packing.padding:.1%} padding"
+        )
     parts = [f"{len(data):,} rows, {data.tokens:,} tokens"]
     if data.cut:
         parts.append(f"{data.cut:,} cut")

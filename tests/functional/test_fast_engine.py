@@ -137,9 +137,9 @@ import os, sys
 if "RANK" in os.environ:
     sys.path.insert(0, {str(Path(__file__).parents[1])!r})
     from fakes.graph import RecordedEngine
-    from lorawatch.training import fast, reduction, regions
+    from lorawatch.training import fast_engine, reduction, regions
     regions.BACKEND = "eager"
-    fast.FastEngine = RecordedEngine
+    fast_engine.FastEngine = RecordedEngine
     reduce = reduction.FlatAllReduce.__call__
     def counted(self):
         print("one all-reduce", flush=True)

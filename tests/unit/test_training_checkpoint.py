@@ -190,7 +190,7 @@ def test_a_checkpoint_is_saved_whenever_one_is_asked_for(monkeypatch: pytest.Mon
     def ask(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step in (5, 20):
             run.run.request("checkpoint")
-            self.look()
+            self.read_back()
         return after(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(StepCallback, "on_step_end", ask)

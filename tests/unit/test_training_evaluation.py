@@ -19,20 +19,20 @@ from lorawatch.run import checkpoints
 from lorawatch.run.adapters import BestAdapter, best_of
 from lorawatch.run.records import Evaluation, PhaseChange, Step
 from lorawatch.training import evaluation, regions
-from lorawatch.training.evaluation import Part, check_equal_rows, combined, share, summed_loss
+from lorawatch.training.evaluation import RankLoss, check_equal_rows, mean_loss, rank_batches, summed_loss
 from lorawatch.training.trainer import ReferenceTrainer
 
 
 def test_the_mean_is_over_label_tokens_and_not_over_ranks_or_batches() -> None:
     # Ten tokens of loss 1 on one rank, one of loss 12 on another, none on a third.
-    assert combined([Part(10.0, 10), Part(12.0, 1), Part()]) == (2.0, 11)
-    assert math.isnan(combined([Part(), Part()])[0])
-    assert math.isnan(combined([Part(10.0, 10), Part(math.nan, 3)])[0])
+    assert mean_loss([RankLoss(10.0, 10), RankLoss(12.0, 1), RankLoss()]) == (2.0, 11)
+    assert math.isnan(mean_loss([RankLoss(), RankLoss()])[0])
+    assert math.isnan(mean_loss([RankLoss(10.0, 10), RankLoss(math.nan, 3)])[0])
 
 
 @pytest.mark.parametrize(("rows", "batch", "ranks"), [(7, 2, 2), (8, 2, 2), (1, 4, 3), (5, 1, 4), (9, 4, 1)])
 def test_every_row_is_in_one_batch_of_one_rank(rows: int, batch: int, ranks: int) -> None:
-    shares = [share(rows, batch, rank, ranks) for rank in range(ranks)]
+    shares = [rank_batches(rows, batch, rank, ranks) for rank in range(ranks)]
     assert sorted(row for mine in shares for some in mine for row in some) == list(range(rows))
     assert max(len(mine) for mine in shares) - min(len(mine) for mine in shares) <= 1
     assert all(len(some) <= batch for mine in shares for some in mine)
@@ -57,7 +57,7 @@ def test_losses_are_summed_in_pieces_where_there_are_labels(monkeypatch: pytest.
 
     monkeypatch.setattr(nn.functional, "cross_entropy", watched)
     for piece, largest in ((11 * 2, 22), (1, 11), (1 << 26, 11 * 7)):
-        monkeypatch.setattr(evaluation, "_WIDENED", piece)
+        monkeypatch.setattr(evaluation, "_MAX_FP32_LOGITS", piece)
         widened.clear()
         total, count = summed_loss(logits, labels)
         assert (count, max(widened)) == (len(by_hand), largest) == (7, largest)
@@ -153,7 +153,7 @@ def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.Mon
         return summed(*args)
 
     monkeypatch.setattr(evaluation, "summed_loss", slow)
-    monkeypatch.setattr(evaluation, "_TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(evaluation, "_PROGRESS_EVERY_S", 0.0)
     run = Trained("data.eval_share=0.5", "train.eval_every=3", "train.checkpoint_every=6", "train.steps=7")
     run.again()
     lines = run.lines()
@@ -273,19 +273,19 @@ def test_a_stop_cuts_an_evaluation_short_and_leaves_one_that_is_due_out(monkeypa
         if len(seen) == 3:
             run.run.request("stop")
             deadline = time.monotonic() + 5
-            while not observed[0].stopping.asked and time.monotonic() < deadline:
+            while not observed[0].stopping.requested and time.monotonic() < deadline:
                 pass
         return summed(*args)
 
     observed: list[Any] = []
-    part = evaluation.Evaluator._part
+    part = evaluation.Evaluator._rank_loss
 
     def remember(self: Any, *args: Any) -> Any:
         observed[:] = [self._observer]
         return part(self, *args)
 
     monkeypatch.setattr(evaluation, "summed_loss", ask)
-    monkeypatch.setattr(evaluation.Evaluator, "_part", remember)
+    monkeypatch.setattr(evaluation.Evaluator, "_rank_loss", remember)
     run = Trained("data.eval_share=0.5", "train.eval_every=1", "train.steps=20")
     steps = run.again()
     assert len(seen) == 3, "of 10 batches"
@@ -305,16 +305,16 @@ def test_a_disk_that_refuses_the_best_adapter_costs_itself(monkeypatch: pytest.M
 
     monkeypatch.setattr(evaluation, "save_adapter", full)
     losses = iter((3.0, 2.0, 2.5, 1.0))
-    monkeypatch.setattr(evaluation, "combined", lambda parts: (next(losses), 1))
+    monkeypatch.setattr(evaluation, "mean_loss", lambda parts: (next(losses), 1))
     run = Trained("data.eval_share=0.5", "train.eval_every=2", "train.steps=8")
     kept = []
-    keep = evaluation.Evaluator._keep
+    keep = evaluation.Evaluator._save_best
 
     def watch(self: Any, *args: Any) -> None:
         keep(self, *args)
         kept.append(best_of(self._observer.run))
 
-    monkeypatch.setattr(evaluation.Evaluator, "_keep", watch)
+    monkeypatch.setattr(evaluation.Evaluator, "_save_best", watch)
     assert len(run.again()) == 8
     assert [best.step for best in kept if best] == [2, 2, 6, 8], "2.5 is lower than what there is"
     (said,) = run.events("best_not_saved")

@@ -15,7 +15,7 @@ from lorawatch.errors import LorawatchError, NoSuitableGpu
 from lorawatch.recipe.schema import Recipe
 from lorawatch.run.adapters import adapter_folder
 from lorawatch.run.directory import RunDir
-from lorawatch.run.requests import Which
+from lorawatch.run.requests import AdapterChoice
 from lorawatch.training import model as models
 from lorawatch.training import quantization
 
@@ -25,7 +25,7 @@ _BESIDE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FinetunedModel:
     """A model that can be asked.
 
     Attributes:
@@ -46,7 +46,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class _Form:
+class _WeightFormat:
     """A way to keep the base's weights."""
 
     recipe: Recipe
@@ -58,14 +58,14 @@ class _Form:
         return self.plan.base_bytes + 4 * (self.plan.facts.lora_parameters or 0)
 
     @property
-    def words(self) -> str:
+    def precision(self) -> str:
         model = self.recipe.model
         return model.dtype if model.quantization == "none" else f"{model.dtype} over {model.quantization}"
 
 
 def load(
-    run: RunDir, recipe: Recipe, *, adapter: bool, which: Which = "last", cpu: bool = False, plain: bool = False
-) -> Tuned:
+    run: RunDir, recipe: Recipe, *, adapter: bool, which: AdapterChoice = "last", cpu: bool = False, plain: bool = False
+) -> FinetunedModel:
     """Load a run's model on the first visible GPU if that has room, else on the CPU.
 
     A base that was trained in NF4 is in NF4 again on a GPU: smaller, and what the adapter was trained on. On the CPU, where
@@ -85,9 +85,9 @@ def load(
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    forms = _forms(recipe, plain)
+    forms = _weight_formats(recipe, plain)
     drawn_on = run.info().device if forms[0].plan.files is None else None
-    form, device, note = _choose(forms, cpu or drawn_on == "cpu")
+    form, device, note = _choose_format(forms, cpu or drawn_on == "cpu")
     if drawn_on == "cuda" and device.type != "cuda":
         raise NoSuitableGpu(
             f"run {run.run_id} drew its random weights on a GPU, and only a GPU draws the same{': ' if note else ''}{note}",
@@ -98,21 +98,21 @@ def load(
     if plain and form.plan.stored_nf4:
         model = model.dequantize(form.plan.dtype)
     if adapter:
-        model = with_adapter(model, run, which)
-    return Tuned(form.plan, model.eval(), tokenizer, device, form.words, note)
+        model = attach_adapter(model, run, which)
+    return FinetunedModel(form.plan, model.eval(), tokenizer, device, form.precision, note)
 
 
-def _forms(recipe: Recipe, plain: bool) -> list[_Form]:
+def _weight_formats(recipe: Recipe, plain: bool) -> list[_WeightFormat]:
     """The ways to keep a run's base: as it was trained, and as its files have it."""
-    trained = _Form(recipe, models.plan_model(recipe))
+    trained = _WeightFormat(recipe, models.plan_model(recipe))
     if recipe.model.quantization == "none" or trained.plan.stored_nf4:
         return [trained]
     other = msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, quantization="none"))
-    bare = _Form(other, models.plan_model(other))
+    bare = _WeightFormat(other, models.plan_model(other))
     return [bare] if plain or recipe.model.quantization == "fp8" else [trained, bare]
 
 
-def _choose(forms: list[_Form], on_cpu: bool) -> tuple[_Form, torch.device, str]:
+def _choose_format(forms: list[_WeightFormat], on_cpu: bool) -> tuple[_WeightFormat, torch.device, str]:
     """How to keep the base, where, and why not better.
 
     Args:
@@ -174,7 +174,7 @@ def check_memory(needed: int) -> None:
         )
 
 
-def with_adapter(base: Any, run: RunDir, which: Which = "last") -> PeftModel:
+def attach_adapter(base: Any, run: RunDir, which: AdapterChoice = "last") -> PeftModel:
     """A base model with one of a run's adapters on it, not trainable.
 
     Raises:

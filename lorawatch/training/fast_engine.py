@@ -24,20 +24,20 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lorawatch.recipe.schema import Recipe
 from lorawatch.run.records import Severity
-from lorawatch.training.checkpoint import everyone
-from lorawatch.training.counts import BatchCounts
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.checkpoint_saver import all_gather
 from lorawatch.training.data import Collator, Item
-from lorawatch.training.graph import GraphedLoss, Recorder, apart_from_autograd, cuda_recorder
+from lorawatch.training.graph import GraphedLoss, Recorder, aliased_parameters, cuda_recorder
 from lorawatch.training.observer import Observer
 from lorawatch.training.packing import Packing, cumulative_lengths
-from lorawatch.training.passes import parted, whole
 from lorawatch.training.reduction import FlatAllReduce, OverlappedAllReduce
 from lorawatch.training.regions import Regions
+from lorawatch.training.split_backward import split_backward_if_equal, unsplit_backward
 
-_TELL_EVERY_S = 5.0
+_PROGRESS_EVERY_S = 5.0
 
 
-def arguments(cuda: bool) -> dict[str, Any]:
+def trainer_arguments(cuda: bool) -> dict[str, Any]:
     """What the Trainer's arguments need beside the reference engine's, so that the host never waits for the GPU: no look
     at every loss, batches copied while the GPU computes, and no exchange of buffers, which never change."""
     return {
@@ -78,35 +78,35 @@ class StaticCollator(Collator):
         """False: batches as the reference engine has them."""
         self.longest = packing.longest if packing is not None else None
         """Positions of the longest document; None: rows are not packed."""
-        self._documents = packing.documents(rows) if packing is not None else 0
+        self._documents = packing.max_documents(rows) if packing is not None else 0
 
     def __call__(self, items: Sequence[Item]) -> Item:
-        return self._counted(self.shaped(items), items) if self.padding else super().__call__(items)
+        return self._count(self.static_batch(items), items) if self.padding else super().__call__(items)
 
-    def apart(self) -> Self:
+    def without_counts(self) -> Self:
         """As the reference engine's: what is not trained on is not compiled, so that its batches need no one shape."""
-        twin = super().apart()
+        twin = super().without_counts()
         twin.padding = False
         return twin
 
-    def shaped(self, items: Sequence[Item]) -> Item:
+    def static_batch(self, items: Sequence[Item]) -> Item:
         """The batch of these rows, not counted."""
-        batch = self._filled(items, self.shape)
+        batch = self._fill(items, self.shape)
         if "position_ids" in batch:
             batch["cu_seq_lens_q"] = cumulative_lengths(batch["position_ids"], self._documents)
         return batch
 
-    def blank(self, document: int) -> Item:
+    def blank_batch(self, document: int) -> Item:
         """A batch of no particular tokens, in documents of so many positions where rows are packed."""
         length = self.shape[1]
         item = {"input_ids": torch.zeros(length, dtype=torch.long), "labels": torch.zeros(length, dtype=torch.long)}
         if self.longest is not None:
             item["position_ids"] = torch.arange(length) % min(document, self.longest)
-        return self.shaped([item] * self.shape[0])
+        return self.static_batch([item] * self.shape[0])
 
 
 @dataclass
-class _Built:
+class _BuildResult:
     """What a rank has made of the step, told to the others."""
 
     level: Level = Level.REFERENCE
@@ -141,7 +141,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         """What averages the gradients over the ranks behind a step's last backward pass; None: nothing is left to do there."""
 
     @property
-    def averages(self) -> bool:
+    def averages_gradients(self) -> bool:
         """Whether the engine averages the gradients over the ranks, in DDP's place."""
         return self.all_reduce is not None or (self._graphed is not None and self._graphed.all_reduce is not None)
 
@@ -155,7 +155,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         device = torch.device(args.device)
         model.train()
         mine = self._build(model, device)
-        ranks = everyone(mine)
+        ranks = all_gather(mine)
         self.level = Level(min(rank.level for rank in ranks))
         if self.level < Level.GRAPH:
             self._graphed = None
@@ -171,7 +171,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             gc.collect()
             torch.cuda.empty_cache()
         self.compile_s = time.monotonic() - began
-        self._tell(ranks)
+        self._emit_result(ranks)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -180,60 +180,60 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         self._graphed = self.all_reduce = None
         self._restore()
 
-    def aside(self) -> contextlib.AbstractContextManager[Any]:
+    def eager(self) -> contextlib.AbstractContextManager[Any]:
         """Within, the model runs as if nothing of it was compiled: for batches that are not trained on, which come without
         gradients and would be compiled anew."""
         return contextlib.nullcontext() if self.level == Level.REFERENCE else torch.compiler.set_stance("force_eager")
 
-    def _build(self, model: Any, device: torch.device) -> _Built:
+    def _build(self, model: Any, device: torch.device) -> _BuildResult:
         """Bring the step as far as it goes; never raises for what a compiler or a driver does."""
-        built = _Built()
+        built = _BuildResult()
         progress = _Progress(self._observer)
         cuda = device.type == "cuda"
-        record = self._record or (cuda_recorder if cuda and self._may_be_recorded() else None)
+        record = self._record or (cuda_recorder if cuda and self._can_use_graphs() else None)
         trained = [p for p in model.parameters() if p.requires_grad]
         try:
             self._regions = Regions(self._base, self._recipe.data.sequence_length, self._collator.longest)
-            progress.say(str(self._regions))
+            progress.show(str(self._regions))
             self._regions.compile()
             self._base.forward = self._loss_only
             batch = self._blank_batch(device, self._collator.shape[1] - 1)
             batches = [batch]
-            if not self._regions.maskless and self._collator.longest is not None and record is None:
+            if not self._regions.needs_no_mask and self._collator.longest is not None and record is None:
                 # A batch whose rows are one document each gets no mask, which is another program.
                 batches.append(self._blank_batch(device, self._collator.shape[1]))
             with (
                 torch.random.fork_rng([device] if cuda else []),
-                _beside(torch.cuda.Stream(device) if cuda else None),  # type: ignore[no-untyped-call]
-                apart_from_autograd(model) as doubles,
+                _on_stream(torch.cuda.Stream(device) if cuda else None),  # type: ignore[no-untyped-call]
+                aliased_parameters(model) as doubles,
             ):
-                passes = whole(model, doubles)
-                for blank in 2 * batches:  # the second call finds what only shows when compiled code runs again
-                    passes(blank)
+                passes = unsplit_backward(model, doubles)
+                for blank_batch in 2 * batches:  # the second call finds what only shows when compiled code runs again
+                    passes(blank_batch)
                 built.level = Level.COMPILED
                 if record is not None:
-                    progress.say("recording the step")
+                    progress.show("recording the step")
                     # Where batches are accumulated, what goes between the ranks is there with the last of them.
-                    if self._observer.place.together > 1 and self._recipe.train.gradient_accumulation == 1:
-                        passes = parted(model, self._regions, doubles, batch)
+                    if self._observer.rank_info.model_world_size > 1 and self._recipe.train.gradient_accumulation == 1:
+                        passes = split_backward_if_equal(model, self._regions, doubles, batch)
                     self._graphed = GraphedLoss(passes, batch, trained, record)
                     built.level, built.parts = Level.GRAPH, self._graphed.parts
         except Exception as error:  # noqa: BLE001  compilers and drivers raise of all kinds
             traceback.print_exception(error)  # for the rank's log
-            built.why = _words(error)
+            built.why = _error_summary(error)
         finally:
             progress.close()
-            _end_compilers()
+            _stop_compile_workers()
         return built
 
-    def _may_be_recorded(self) -> bool:
+    def _can_use_graphs(self) -> bool:
         """Not where the backward pass asks for random states, as gradient checkpointing does, nor where the loss must be
         scaled before it, as FP16 does; the host then keeps up by itself."""
         return not self._recipe.train.gradient_checkpointing and self._recipe.model.dtype != "float16"
 
     def _blank_batch(self, device: torch.device, document: int) -> dict[str, Tensor]:
         """A batch as the Trainer hands it to the model, of no particular tokens, in documents of so many positions."""
-        batch = {name: value.to(device) for name, value in self._collator.blank(document).items()}
+        batch = {name: value.to(device) for name, value in self._collator.blank_batch(document).items()}
         rows, length = self._collator.shape
         # As the Trainer decides whether the model divides its loss by this.
         kinds = {p.kind for p in inspect.signature(type(self._base).forward).parameters.values()}
@@ -247,7 +247,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         if not (self._base.training and torch.is_grad_enabled()):
             return self._forward(**inputs)
         given = {name: value for name, value in inputs.items() if value is not None}
-        if self._graphed is not None and self._graphed.fits(given):
+        if self._graphed is not None and self._graphed.accepts(given):
             return CausalLMOutputWithPast(loss=self._graphed(given))
         return CausalLMOutputWithPast(loss=self._forward(**inputs).loss)
 
@@ -255,15 +255,15 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         if self._base is not None:
             self._base.__dict__.pop("forward", None)
         if self._regions is not None:
-            self._regions.undo()
+            self._regions.restore()
 
-    def _tell(self, ranks: list[_Built]) -> None:
+    def _emit_result(self, ranks: list[_BuildResult]) -> None:
         """One event for all ranks; ranks that train separately speak for themselves."""
-        place = self._observer.place
-        if place.rank != 0 and not place.separate:
+        rank_info = self._observer.rank_info
+        if rank_info.rank != 0 and not rank_info.separate:
             return
         rank, worst = min(enumerate(ranks), key=lambda r: r[1].level)
-        who = f"rank {place.rank if place.separate else rank}: {worst.why}"
+        who = f"rank {rank_info.rank if rank_info.separate else rank}: {worst.why}"
         severity: Severity = "warning" if worst.why else "info"
         if self.level == Level.REFERENCE:
             kind, words = "engine_fallback", f"the step does not compile ({who}): the reference engine trains"
@@ -271,7 +271,7 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             kind, words = "engine_fallback", f"the step is no CUDA graph ({who}): its compiled layers run without"
         else:
             kind, words = "compiled", f"{self._regions} compiled in {self.compile_s:.1f} s{self._graph_words()}"
-        self._observer.tell(kind, words, severity)
+        self._observer.emit_event(kind, words, severity)
 
     def _graph_words(self) -> str:
         """How a step is recorded, and its gradients are averaged."""
@@ -281,7 +281,11 @@ class FastEngine(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         words = ", the step is " + ("one CUDA graph" if parts == 1 else f"{parts} CUDA graphs")
         if self.all_reduce is not None:
             return f"{words} and one all-reduce of {size}"
-        return f"{words}, and most of its all-reduce of {size} is done during the last" if self.averages else words
+        return (
+            f"{words}, and most of its all-reduce of {size} is done during the last"
+            if self.averages_gradients
+            else words
+        )
 
 
 class _Progress:
@@ -293,7 +297,7 @@ class _Progress:
         self._what = ""
         observer.watch(self._look)
 
-    def say(self, what: str) -> None:
+    def show(self, what: str) -> None:
         self._what = what
         self._observer.phase("compiling", what)
 
@@ -302,13 +306,13 @@ class _Progress:
 
     def _look(self) -> None:
         now = time.monotonic()
-        if self._what and now - self._told >= _TELL_EVERY_S:
+        if self._what and now - self._told >= _PROGRESS_EVERY_S:
             self._told = now
             self._observer.phase("compiling", f"{self._what}, {now - self._began:.0f} s")
 
 
 @contextlib.contextmanager
-def _beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+def _on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """Work on another stream, after what is queued here and before what follows; None: on the CPU."""
     if stream is None:
         yield
@@ -319,7 +323,7 @@ def _beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
     torch.cuda.current_stream(stream.device).wait_stream(stream)
 
 
-def _end_compilers() -> None:
+def _stop_compile_workers() -> None:
     """End the processes in which kernels were compiled; they would wait beside the run to its end."""
     with contextlib.suppress(Exception):
         from torch._inductor.async_compile import shutdown_compile_workers  # the reference engine never needs it
@@ -327,7 +331,7 @@ def _end_compilers() -> None:
         shutdown_compile_workers()
 
 
-def _words(error: Exception) -> str:
+def _error_summary(error: Exception) -> str:
     """What a compiler says, without its advice on debugging it."""
     words = " ".join(str(error).split("\n\n")[0].split())[:300]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

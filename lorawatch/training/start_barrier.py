@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 from lorawatch.system.files import write_atomically
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
-_EVERY_S = 0.005
+_POLL_EVERY_S = 0.005
 
 
-class Gate:
+class StartBarrier:
     """One rank's way through the gate.
 
     Args:
@@ -25,10 +25,10 @@ class Gate:
         place: Which rank of how many, and which attempt.
     """
 
-    def __init__(self, control: Path, place: Place) -> None:
+    def __init__(self, control: Path, rank_info: RankInfo) -> None:
         self._stop = control / "stop"
-        self._own = control / f"ready-attempt_{place.attempt}-rank-{place.rank}"
-        self._all = [control / f"ready-attempt_{place.attempt}-rank-{r}" for r in range(place.world_size)]
+        self._own = control / f"ready-attempt_{rank_info.attempt}-rank-{rank_info.rank}"
+        self._all = [control / f"ready-attempt_{rank_info.attempt}-rank-{r}" for r in range(rank_info.world_size)]
 
     def wait(self) -> bool:
         """Main thread, before the first step: returns once all ranks are ready, or a stop is asked for.
@@ -48,4 +48,4 @@ class Gate:
                 return True
             if self._stop.exists():
                 return False
-            time.sleep(_EVERY_S)
+            time.sleep(_POLL_EVERY_S)

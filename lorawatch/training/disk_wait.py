@@ -14,7 +14,7 @@ _WAIT_S = 60.0
 _RETRY_S = 1.0
 
 
-def wait_s() -> float:
+def disk_wait_s() -> float:
     """Seconds to wait for space: 60, or what LORAWATCH_DISK_WAIT_S says."""
     try:
         return max(float(os.environ.get(WAIT_VARIABLE, _WAIT_S)), 0.0)
@@ -22,7 +22,7 @@ def wait_s() -> float:
         return _WAIT_S
 
 
-def save_when_it_fits(save: Callable[[], None], what: str, observer: Observer) -> None:
+def save_with_retry(save: Callable[[], None], what: str, observer: Observer) -> None:
     """Save something; while the disk is full try again, for a bounded time.
 
     Args:
@@ -33,7 +33,7 @@ def save_when_it_fits(save: Callable[[], None], what: str, observer: Observer) -
     Raises:
         Exception: What `save` raised last.
     """
-    deadline = time.monotonic() + wait_s()
+    deadline = time.monotonic() + disk_wait_s()
     waits = False
     while True:
         try:
@@ -43,6 +43,6 @@ def save_when_it_fits(save: Callable[[], None], what: str, observer: Observer) -
                 raise
             if not waits:
                 waits = True
-                words = f"{what} does not fit on the disk: waiting {wait_s():.0f} s for space"
-                observer.tell("disk_full", words, "warning")
+                words = f"{what} does not fit on the disk: waiting {disk_wait_s():.0f} s for space"
+                observer.emit_event("disk_full", words, "warning")
             time.sleep(_RETRY_S)

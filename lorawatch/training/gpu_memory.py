@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from lorawatch.analysis.memory import CUDA_CONTEXT_BYTES, DRIVER_BYTES, GIB, NCCL_BYTES
-from lorawatch.models import memory as fit
+from lorawatch.models import memory as model_memory
 from lorawatch.recipe.schema import Recipe
 
 _OTHERS_FROM = GIB
 """Less than this may be our own context, whose size is only about known."""
 
 
-def advice(recipe: Recipe, world_size: int, device: torch.device) -> str:
+def out_of_memory_hint(recipe: Recipe, world_size: int, device: torch.device) -> str:
     """What would fit on a GPU, for people; may be asked after memory ran out on it.
 
     Args:
@@ -20,15 +20,15 @@ def advice(recipe: Recipe, world_size: int, device: torch.device) -> str:
         world_size: Ranks that train one model together.
         device: This rank's GPU.
     """
-    total, others = memory(world_size, device)
-    words = fit.shortage(recipe, world_size, total - others)
+    total, others = total_and_other_bytes(world_size, device)
+    words = model_memory.shortage(recipe, world_size, total - others)
     if not others:
         return words
     held = f"{others / GIB:.1f} of the GPU's {total / GIB:.1f} GiB"
     return f"{words}; other processes hold {held} (nvidia-smi lists them)"
 
 
-def memory(world_size: int, device: torch.device) -> tuple[int, int]:
+def total_and_other_bytes(world_size: int, device: torch.device) -> tuple[int, int]:
     """A GPU's memory as NVML counts it, and what other processes hold of it."""
     free, total = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)

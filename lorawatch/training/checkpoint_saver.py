@@ -26,15 +26,15 @@ from lorawatch.run import checkpoints
 from lorawatch.run.checkpoints import Checkpoint, Manifest, StoredFile
 from lorawatch.run.directory import RunDir
 from lorawatch.system.version import __version__
-from lorawatch.training.adapter import write_adapter
+from lorawatch.training.adapter_saver import write_adapter
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
 _T = TypeVar("_T")
 
 
 @dataclass
-class _Part:
+class _RankPart:
     """What a rank has done for a checkpoint, told to the others.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Part:
     files: dict[str, StoredFile] = field(default_factory=dict)
 
 
-def everyone(mine: _T) -> list[_T]:
+def all_gather(mine: _T) -> list[_T]:
     """Each rank's value, in rank order: a collective where ranks train together, else this rank's alone."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return [mine]
@@ -57,7 +57,9 @@ def everyone(mine: _T) -> list[_T]:
     return values
 
 
-def find(run: RunDir, recipe: Recipe, place: Place, observer: Observer, data: str) -> Checkpoint | None:
+def find_checkpoint(
+    run: RunDir, recipe: Recipe, rank_info: RankInfo, observer: Observer, data: str
+) -> Checkpoint | None:
     """What this attempt goes on from: the newest good checkpoint; None at a run's first attempt, and where there is none.
 
     Rank 0 looks and all ranks hear of it, so that none can choose another.
@@ -68,17 +70,19 @@ def find(run: RunDir, recipe: Recipe, place: Place, observer: Observer, data: st
     Raises:
         CheckpointError: The rows are not those that the checkpoint was trained on.
     """
-    if place.attempt == 0 or place.separate:
+    if rank_info.attempt == 0 or rank_info.separate:
         return None
     found: Checkpoint | None = None
-    if place.rank == 0:
+    if rank_info.rank == 0:
         checkpoints.clear_unfinished(run.checkpoints)
-        found, wrong = checkpoints.newest_good(run.checkpoints, recipe, place.together, resumed=place.resumed)
+        found, wrong = checkpoints.newest_good(
+            run.checkpoints, recipe, rank_info.model_world_size, resumed=rank_info.resumed
+        )
         for words in wrong:
-            observer.tell("checkpoint_refused", f"{words}; it is passed over", "warning")
+            observer.emit_event("checkpoint_refused", f"{words}; it is passed over", "warning")
         if found is None and wrong:
-            observer.tell("checkpoint_refused", "no good checkpoint is left: training begins at step 1", "error")
-    found = everyone(found)[0]
+            observer.emit_event("checkpoint_refused", "no good checkpoint is left: training begins at step 1", "error")
+    found = all_gather(found)[0]
     if found is None:
         return None
     if found.manifest.data != data:
@@ -86,7 +90,7 @@ def find(run: RunDir, recipe: Recipe, place: Place, observer: Observer, data: st
             f"{found.name} was trained on other rows than {recipe.data.source} has now",
             hint="bring the data back as it was; the order of the rows cannot go on otherwise",
         )
-    if place.rank == 0:
+    if rank_info.rank == 0:
         changed = [
             f"{name} {was} then, {now} now"
             for name, was in found.manifest.versions.items()
@@ -94,12 +98,12 @@ def find(run: RunDir, recipe: Recipe, place: Place, observer: Observer, data: st
         ]
         if changed:
             words = f"the losses may differ in their last digits: {', '.join(changed)}"
-            observer.tell("versions_changed", words, "warning")
-        observer.tell("resumed", f"training goes on after step {found.step}, from {found.name}")
+            observer.emit_event("versions_changed", words, "warning")
+        observer.emit_event("resumed", f"training goes on after step {found.step}, from {found.name}")
     return found
 
 
-class Saver:
+class CheckpointSaver:
     """Writes a run's checkpoints; the same calls on every rank.
 
     Args:
@@ -112,9 +116,9 @@ class Saver:
     """
 
     def __init__(
-        self, run: RunDir, recipe: Recipe, place: Place, observer: Observer, data: str, start: Checkpoint | None
+        self, run: RunDir, recipe: Recipe, rank_info: RankInfo, observer: Observer, data: str, start: Checkpoint | None
     ) -> None:
-        self._run, self._recipe, self._place, self._observer, self._data = run, recipe, place, observer, data
+        self._run, self._recipe, self._rank_info, self._observer, self._data = run, recipe, rank_info, observer, data
         self._after = start.step if start is not None else 0
 
     @property
@@ -135,16 +139,16 @@ class Saver:
         step = int(trainer.state.global_step)
         root = self._run.checkpoints
         # One name for all ranks, and none that an earlier attempt's ranks may have left behind.
-        temporary = root / f".{checkpoints.folder_name(step)}.attempt_{self._place.attempt}"
-        mine = _Part(not_finite=not_finite or _weights_not_finite(trainer))
+        temporary = root / f".{checkpoints.folder_name(step)}.attempt_{self._rank_info.attempt}"
+        mine = _RankPart(not_finite=not_finite or _weights_not_finite(trainer))
         try:
             if mine.not_finite is None:
                 temporary.mkdir(parents=True, exist_ok=True)
                 mine.files = self._write_part(trainer, temporary)
         except Exception as error:  # noqa: BLE001  what writing raises depends on the library that writes
-            mine.error = _why_not_written(error, self._run.root)
-        parts = everyone(mine)
-        if self._place.rank != 0:
+            mine.error = _write_error(error, self._run.root)
+        parts = all_gather(mine)
+        if self._rank_info.rank != 0:
             return mine.error is None
         try:
             self._finish(trainer, temporary, parts)
@@ -152,29 +156,29 @@ class Saver:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = error.message if isinstance(error, CheckpointError) else str(error)
             stays = next((f" {f.name} stays." for f in checkpoints.folders(root)), "")
-            self._observer.tell("checkpoint_failed", f"no checkpoint of step {step}: {reason}.{stays}", "warning")
+            self._observer.emit_event("checkpoint_failed", f"no checkpoint of step {step}: {reason}.{stays}", "warning")
             return False
         took = time.monotonic() - began
         size = sum(f.bytes for part in parts for f in part.files.values())
         name = checkpoints.folder_name(step)
-        self._observer.tell("checkpoint", f"{name} saved: {size / 1e6:,.1f} MB in {took:.2f} s")
+        self._observer.emit_event("checkpoint", f"{name} saved: {size / 1e6:,.1f} MB in {took:.2f} s")
         return True
 
     def _write_part(self, trainer: Any, folder: Path) -> dict[str, StoredFile]:
         trainer._save_rng_state(str(folder))
-        if self._place.rank == 0:
+        if self._rank_info.rank == 0:
             write_adapter(folder, trainer.model)
             trainer._save_optimizer_and_scheduler(str(folder))
             trainer._save_scaler(str(folder))
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        own = f"rng_state_{self._place.rank}.pth"
+        own = f"rng_state_{self._rank_info.rank}.pth"
         return {
             path.name: checkpoints.stored(path, sync=True)
             for path in sorted(folder.iterdir())
-            if path.is_file() and (path.name == own or (self._place.rank == 0 and not _is_anothers(path.name, own)))
+            if path.is_file() and (path.name == own or (self._rank_info.rank == 0 and not _is_anothers(path.name, own)))
         }
 
-    def _finish(self, trainer: Any, temporary: Path, parts: list[_Part]) -> None:
+    def _finish(self, trainer: Any, temporary: Path, parts: list[_RankPart]) -> None:
         for rank, part in enumerate(parts):
             if part.not_finite:
                 raise CheckpointError(f"{part.not_finite} (rank {rank})")
@@ -189,8 +193,8 @@ class Saver:
             Manifest(
                 run_id=self._run.run_id,
                 step=step,
-                attempt=self._place.attempt,
-                world_size=self._place.together,
+                attempt=self._rank_info.attempt,
+                world_size=self._rank_info.model_world_size,
                 epoch=float(trainer.state.epoch),
                 batches_into_epoch=step % per_epoch * self._recipe.train.gradient_accumulation,
                 created_at=time.time(),
@@ -203,7 +207,7 @@ class Saver:
         target = self._run.checkpoints / checkpoints.folder_name(step)
         checkpoints.put_in_place(temporary, target)
         keep = self._recipe.train.keep_checkpoints
-        checkpoints.prune(self._run.checkpoints, keep, attempt=self._place.attempt, after=self._after)
+        checkpoints.prune(self._run.checkpoints, keep, attempt=self._rank_info.attempt, after=self._after)
 
 
 def _is_anothers(name: str, own: str) -> bool:
@@ -218,7 +222,7 @@ def _weights_not_finite(trainer: Any) -> str | None:
     return "the adapter's weights are no longer finite numbers"
 
 
-def _why_not_written(error: Exception, folder: Path) -> str:
+def _write_error(error: Exception, folder: Path) -> str:
     words = " ".join(str(error).split())[:300] or type(error).__name__
     if "inline_container" in words:  # torch's way to say that the disk took less than it was given
         words = "the disk refuses it"

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lorawatch.errors import ModelNotFound
 
 
-def config_of(folder: Path, **more: Any) -> Any:
+def config_from_files(folder: Path, **more: Any) -> Any:
     """transformers' config of the model in a folder.
 
     Raises:
@@ -24,17 +24,17 @@ def config_of(folder: Path, **more: Any) -> Any:
     return _without_code(AutoConfig.from_pretrained, folder, str(folder), **more)
 
 
-def tokenizer_of(folder: Path, **more: Any) -> Any:
+def tokenizer_from_files(folder: Path, **more: Any) -> Any:
     """The tokenizer in a folder; raises as `config_of`."""
     return _without_code(AutoTokenizer.from_pretrained, folder, str(folder), **more)
 
 
-def model_of(folder: Path, **more: Any) -> Any:
+def model_from_files(folder: Path, **more: Any) -> Any:
     """The model in a folder; raises as `config_of`."""
     return _without_code(AutoModelForCausalLM.from_pretrained, folder, str(folder), **more)
 
 
-def model_from(config: Any, **more: Any) -> Any:
+def model_from_config(config: Any, **more: Any) -> Any:
     """The model of a config, with untrained weights; raises as `config_of`."""
     where = getattr(config, "_name_or_path", "") or getattr(config, "model_type", "it")
     return _without_code(AutoModelForCausalLM.from_config, where, config, **more)

@@ -20,7 +20,7 @@ RESUMED_AT_VARIABLE = "LORAWATCH_RESUMED_AT"
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """A rank's numbers; a process without torchrun is rank 0 of 1.
 
     Attributes:
@@ -36,7 +36,7 @@ class Place:
     resumed: tuple[int, int] | None = None
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Place:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> RankInfo:
         """Read RANK, LOCAL_RANK, WORLD_SIZE, TORCHELASTIC_RESTART_COUNT and what the recorder adds for a resume."""
         env = os.environ if environment is None else environment
 
@@ -56,27 +56,27 @@ class Place:
             resumed=(resumed_at, first) if resumed_at >= 0 else None,
         )
 
-    def separated(self) -> Place:
+    def as_separate(self) -> RankInfo:
         """The same rank of a run whose ranks train separately."""
         return replace(self, separate=True)
 
     @property
-    def alone(self) -> bool:
+    def trains_alone(self) -> bool:
         """Whether no other rank takes part in its steps."""
         return self.separate or self.world_size == 1
 
     @property
-    def together(self) -> int:
+    def model_world_size(self) -> int:
         """How many ranks train one model."""
-        return 1 if self.alone else self.world_size
+        return 1 if self.trains_alone else self.world_size
 
     @property
     def device_index(self) -> int:
         """Its GPU among those that torch sees."""
-        return 0 if self.alone else self.local_rank
+        return 0 if self.trains_alone else self.local_rank
 
 
-def stand_alone(place: Place, environment: MutableMapping[str, str] | None = None) -> None:
+def hide_other_ranks(rank_info: RankInfo, environment: MutableMapping[str, str] | None = None) -> None:
     """Hide the other ranks and their GPUs from the libraries of this process; before torch is imported.
 
     Under torchrun's variables accelerate begins a process group and wraps the model in DDP even for a single rank, and
@@ -88,7 +88,7 @@ def stand_alone(place: Place, environment: MutableMapping[str, str] | None = Non
         env.pop(name, None)
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        env["CUDA_VISIBLE_DEVICES"] = str(place.local_rank)
+        env["CUDA_VISIBLE_DEVICES"] = str(rank_info.local_rank)
     else:
         names = [name.strip() for name in visible.split(",")]
-        env["CUDA_VISIBLE_DEVICES"] = names[place.local_rank] if place.local_rank < len(names) else ""
+        env["CUDA_VISIBLE_DEVICES"] = names[rank_info.local_rank] if rank_info.local_rank < len(names) else ""

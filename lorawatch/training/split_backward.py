@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from lorawatch.training.regions import Regions
 
 Inputs = Mapping[str, Tensor]
-Found = tuple[Tensor | None, Sequence[Tensor]]
+PartResult = tuple[Tensor | None, Sequence[Tensor]]
 """What a part computes: the loss, by the first one, and gradients."""
-Part = Callable[[Inputs], Found]
+Part = Callable[[Inputs], PartResult]
 
-_LOWEST = 8
+_SPLIT_FRACTION = 8
 """The last part has one layer in so many: enough work to hide the exchange of all others' gradients behind, and few
 gradients whose own exchange nothing hides."""
 
 
 @dataclass(frozen=True)
-class Passes:
+class StepComputation:
     """A step's computation.
 
     Attributes:
@@ -48,49 +48,51 @@ class Passes:
         return loss, [placed[place] for place in sorted(placed)]
 
 
-def whole(model: Any, trained: Sequence[nn.Parameter]) -> Passes:
+def unsplit_backward(model: Any, trained: Sequence[nn.Parameter]) -> StepComputation:
     """Both passes in one part."""
 
-    def compute(inputs: Inputs) -> Found:
+    def compute(inputs: Inputs) -> PartResult:
         loss = model(**inputs).loss
         return loss.detach(), torch.autograd.grad(loss, trained)
 
-    return Passes([compute], [range(len(trained))])
+    return StepComputation([compute], [range(len(trained))])
 
 
-def halves(model: Any, regions: Regions, trained: Sequence[nn.Parameter]) -> Passes | None:
+def split_backward(model: Any, regions: Regions, trained: Sequence[nn.Parameter]) -> StepComputation | None:
     """The passes in two parts: the backward pass is cut where the lowest layers end.
 
     None where there is nothing to cut. The cut does not hold in a model that reaches a low layer by another way than
     through the layers above it.
     """
-    at = -(-len(regions.layers) // _LOWEST)
+    at = -(-len(regions.layers) // _SPLIT_FRACTION)
     if at == len(regions.layers):
         return None
-    low = {id(p) for module in regions.below(at) for p in module.parameters()}
+    low = {id(p) for module in regions.modules_below(at) for p in module.parameters()}
     upper = [place for place, p in enumerate(trained) if id(p) not in low]
     lower = [place for place, p in enumerate(trained) if id(p) in low]
     if not upper or not lower:
         return None
     cut = _Cut()
 
-    def first(inputs: Inputs) -> Found:
-        with regions.entering(at) as entered:
+    def first(inputs: Inputs) -> PartResult:
+        with regions.capture_inputs(at) as entered:
             loss = model(**inputs).loss
         (cut.hidden,) = entered
         *gradients, cut.gradient = torch.autograd.grad(loss, [*(trained[place] for place in upper), cut.hidden])
         return loss.detach(), gradients
 
-    def second(inputs: Inputs) -> Found:
+    def second(inputs: Inputs) -> PartResult:
         hidden, gradient = cut.hidden, cut.gradient
         assert hidden is not None
         cut.hidden = cut.gradient = None  # so that nothing is held longer than it is needed
         return None, torch.autograd.grad(hidden, [trained[place] for place in lower], gradient)
 
-    return Passes([first, second], [upper, lower])
+    return StepComputation([first, second], [upper, lower])
 
 
-def parted(model: Any, regions: Regions, trained: Sequence[nn.Parameter], inputs: Inputs) -> Passes:
+def split_backward_if_equal(
+    model: Any, regions: Regions, trained: Sequence[nn.Parameter], inputs: Inputs
+) -> StepComputation:
     """The passes in two parts where those find the same gradients, else in one.
 
     Args:
@@ -99,7 +101,7 @@ def parted(model: Any, regions: Regions, trained: Sequence[nn.Parameter], inputs
         trained: What the gradients belong to.
         inputs: A batch to try.
     """
-    one, two = whole(model, trained), halves(model, regions, trained)
+    one, two = unsplit_backward(model, trained), split_backward(model, regions, trained)
     if two is None:
         return one
     found = []
@@ -113,10 +115,10 @@ def parted(model: Any, regions: Regions, trained: Sequence[nn.Parameter], inputs
             LookupError,
         ):  # no gradient comes by the cut, or nothing enters the layer at it
             return one
-    return two if all(_alike(a, b) for a, b in zip(*found, strict=True)) else one
+    return two if all(_nearly_equal(a, b) for a, b in zip(*found, strict=True)) else one
 
 
-def _alike(gradient: Tensor, other: Tensor) -> bool:
+def _nearly_equal(gradient: Tensor, other: Tensor) -> bool:
     """Whether two gradients of a parameter differ by rounding alone."""
     return bool((gradient - other).norm() <= 0.01 * other.norm())
 

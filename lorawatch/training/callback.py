@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers.trainer
-from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir
 from lorawatch.run.records import Evaluation, Event, Step
 from lorawatch.text.numbers import rank_words
 from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.batch_figures import batch_figures
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
 from lorawatch.training.meter import Reading, StepMeter
 from lorawatch.training.observer import Observer
 from lorawatch.training.rank_info import RankInfo
 from lorawatch.training.start_barrier import StartBarrier
 from lorawatch.training.stopping import ANSWER_S, Agreement
+from lorawatch.training.trainer_hooks import time_data_loader, watch_gradient_norm, watch_skipped_batches
 
 _log = logging.getLogger(__name__)
 _DISK_WAIT_S = 5.0  # for a full disk to take the last lines; a script has its own work to go on with
@@ -73,7 +73,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._own_observer = observer is None
         self._counts = counts
         self._facts = facts
-        self._gate = gate
+        self._start_barrier = gate
         self._meter: StepMeter | None = None
         self._hook: Any = None
         self._gpu_uuid: str | None = None
@@ -112,9 +112,9 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if self._facts is None and model is not None:
             self._facts = model_facts(model, getattr(args, "max_length", None))
         observer.append(rank_started(observer.rank_info, device, state.max_steps or None, self._facts))
-        if self._gate is not None:
+        if self._start_barrier is not None:
             observer.phase("waiting", "until all ranks are ready")
-            self._gate.wait()
+            self._start_barrier.wait()
         observer.phase("training")
         observer.stopping.resume_from(state.global_step)
         observer.saving.resume_from(state.global_step)
@@ -124,9 +124,9 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._meter = StepMeter(device)
         if model is not None:
             self._hook = model.register_forward_hook(self._after_forward, with_kwargs=True)
-        _watch_gradient_norm(self._meter)
-        _time_data_loader(train_dataloader, self._meter, self._counts)
-        _watch_skipping(self._meter, self._counts)
+        watch_gradient_norm(self._meter)
+        time_data_loader(train_dataloader, self._meter, self._counts)
+        watch_skipped_batches(self._meter, self._counts)
         observer.watch(self._journal_steps)
         self._meter.mark()
 
@@ -230,8 +230,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             return
         if self._hook is not None:
             self._hook.remove()
-        _watch_gradient_norm(None)
-        _watch_skipping(None, None)
+        watch_gradient_norm(None)
+        watch_skipped_batches(None, None)
         self._closing, self._stop_wanted = True, False  # nobody is left to stop
         self._observer.unwatch(self._journal_steps)
         self._observer.tick()  # waits for a look that is under way
@@ -318,110 +318,10 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         )
 
     def _after_forward(self, module: torch.nn.Module, args: Any, inputs: dict[str, Any], outputs: Any) -> None:
-        """Count a training batch and keep its loss; the hook runs before the Trainer scales the loss in place."""
+        """Count a training batch and keep its loss. The hook runs before the Trainer scales the loss in place."""
         meter = self._meter
         if meter is None or not module.training or not torch.is_grad_enabled():
             return
-        ids = inputs.get("input_ids")
-        if ids is None and args:
-            ids = args[0]
-        if not isinstance(ids, torch.Tensor):
-            return
-        nonpad: torch.Tensor | int
-        labels: torch.Tensor | int | None
-        counted = self._counts.take(tuple(ids.shape)) if self._counts is not None else None
-        if counted is not None:
-            nonpad, labels = counted
-        else:
-            mask = inputs.get("attention_mask")
-            nonpad = mask.count_nonzero() if isinstance(mask, torch.Tensor) and mask.shape == ids.shape else ids.numel()
-            labels = _count_labels(inputs)
-        meter.add_batch(ids.numel(), nonpad=nonpad, labels=labels, loss_sum=_loss_sum(inputs, outputs, labels))
-
-
-def _count_labels(inputs: dict[str, Any]) -> torch.Tensor | None:
-    """Positions that a causal model's loss is taken over: the first label of a row is nobody's prediction."""
-    shifted = inputs.get("shift_labels")
-    if not isinstance(shifted, torch.Tensor):
-        labels = inputs.get("labels")
-        if not isinstance(labels, torch.Tensor) or labels.dim() < 2:
-            return None
-        shifted = labels[..., 1:]
-    return (shifted != -100).sum()
-
-
-def _loss_sum(inputs: dict[str, Any], outputs: Any, labels: torch.Tensor | int | None) -> torch.Tensor | None:
-    """The sum of this batch's token losses, undoing the model's division.
-
-    Given `num_items_in_batch` (the label tokens of all micro-batches and ranks) the model divides the sum by it;
-    without, by its own label tokens.
-    """
-    loss = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
-    divisor = inputs.get("num_items_in_batch")
-    if divisor is None:
-        divisor = labels
-    if not isinstance(loss, torch.Tensor) or loss.dim() or divisor is None:
-        return None
-    if isinstance(divisor, torch.Tensor) and divisor.dim():
-        return None
-    return loss.detach().float() * divisor
-
-
-# The gradient norm passes through one method of accelerate, whichever Trainer runs; it hands the Trainer out to nobody
-# who could read it without a synchronisation, so the method is wrapped while a meter runs.
-_clip_grad_norm = Accelerator.clip_grad_norm_
-
-
-def _watch_gradient_norm(meter: StepMeter | None) -> None:
-    if meter is None:
-        Accelerator.clip_grad_norm_ = _clip_grad_norm
-        return
-
-    def clip_grad_norm_(self: Any, *args: Any, **kwargs: Any) -> Any:
-        norm = _clip_grad_norm(self, *args, **kwargs)
-        if norm is not None:
-            meter.set_grad_norm(norm)
-        return norm
-
-    Accelerator.clip_grad_norm_ = clip_grad_norm_
-
-
-# A resumed epoch begins in the middle, in a data loader of its own that the Trainer hands to nobody.
-_skip_first_batches = transformers.trainer.skip_first_batches
-
-
-def _watch_skipping(meter: StepMeter | None, counts: BatchCounts | None) -> None:
-    if meter is None:
-        transformers.trainer.skip_first_batches = _skip_first_batches
-        return
-
-    def skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
-        rest = _skip_first_batches(loader, num_batches)
-        _time_data_loader(rest, meter, counts)
-        return rest
-
-    transformers.trainer.skip_first_batches = skip_first_batches
-
-
-def _time_data_loader(loader: Any, meter: StepMeter, counts: BatchCounts | None) -> None:
-    """Time the waits for the next batch, without the copy to the device that accelerate does around them."""
-    inner = getattr(loader, "base_dataloader", None)
-    if inner is None:
-        return
-    begin = type(inner).__iter__
-
-    def timed() -> Iterator[Any]:
-        if counts is not None:
-            counts.clear()  # an epoch that ended early leaves batches that nobody computed
-        iterator = begin(inner)
-        while True:
-            started = time.perf_counter_ns()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                meter.add_data_wait(time.perf_counter_ns() - started)
-            yield batch
-
-    inner.__iter__ = timed  # accelerate asks the instance for it
+        batch = batch_figures(args, inputs, outputs, self._counts)
+        if batch is not None:
+            meter.add_batch(batch.tokens, nonpad=batch.nonpad, labels=batch.labels, loss_sum=batch.loss_sum)

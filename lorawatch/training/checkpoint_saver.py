@@ -15,10 +15,9 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from lorawatch.errors import CheckpointError
 from lorawatch.recipe.schema import Recipe
@@ -27,10 +26,9 @@ from lorawatch.run.checkpoints import Checkpoint, Manifest, StoredFile
 from lorawatch.run.directory import RunDir
 from lorawatch.system.version import __version__
 from lorawatch.training.adapter_saver import write_adapter
+from lorawatch.training.collectives import all_gather
 from lorawatch.training.observer import Observer
 from lorawatch.training.rank_info import RankInfo
-
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -46,15 +44,6 @@ class _RankPart:
     error: str | None = None
     not_finite: str | None = None
     files: dict[str, StoredFile] = field(default_factory=dict)
-
-
-def all_gather(mine: _T) -> list[_T]:
-    """Each rank's value, in rank order: a collective where ranks train together, else this rank's alone."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [mine]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, mine)
-    return values
 
 
 def find_checkpoint(

@@ -21,7 +21,7 @@ from lorawatch.errors import LorawatchError
 from lorawatch.run.adapters import BestAdapter, best_of
 from lorawatch.system import folders
 from lorawatch.training.adapter_saver import save_adapter
-from lorawatch.training.checkpoint_saver import all_gather
+from lorawatch.training.collectives import all_gather
 from lorawatch.training.data import Item, SyntheticData, TokenizedData
 from lorawatch.training.observer import Observer
 from lorawatch.training.tokenization import IGNORED

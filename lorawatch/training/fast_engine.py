@@ -25,7 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lorawatch.recipe.schema import Recipe
 from lorawatch.run.records import Severity
 from lorawatch.training.batch_counts import BatchCounts
-from lorawatch.training.checkpoint_saver import all_gather
+from lorawatch.training.collectives import all_gather
 from lorawatch.training.data import Collator, Item
 from lorawatch.training.graph import GraphedLoss, Recorder, aliased_parameters, cuda_recorder
 from lorawatch.training.observer import Observer

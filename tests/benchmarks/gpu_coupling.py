@@ -98,7 +98,7 @@ def rank(given: argparse.Namespace) -> None:
     from lorawatch.training.observer import Observer
     from lorawatch.training.rank_info import RankInfo
     from lorawatch.training.reduction import FlatAllReduce
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     transformers_logging.set_verbosity_error()
     rank_info = RankInfo.from_environment()
@@ -190,9 +190,9 @@ def rank(given: argparse.Namespace) -> None:
         engine = fast_engine.FastEngine(recipe, collator, observer)
         callbacks = [engine, StepCallback(observer=observer, counts=counts, facts=plan.facts), Turns()]
         trainer = ReferenceTrainer(
-            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
-        )
-        trainer.fingerprint, trainer.engine = data.fingerprint, engine
+            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks,
+            fingerprint=data.fingerprint, engine=engine,
+        )  # fmt: skip
         gather = trainer.accelerator.gather
 
         def kept(tensor: Any) -> Any:

@@ -190,7 +190,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     from lorawatch.training.data import Collator, build_training_data
     from lorawatch.training.observer import Observer
     from lorawatch.training.rank_info import RankInfo
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -313,9 +313,9 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
             engine = kind(recipe, collator, observer)
             callbacks.insert(0, engine)
         trainer = ReferenceTrainer(
-            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
-        )
-        trainer.fingerprint = data.fingerprint
+            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks,
+            fingerprint=data.fingerprint,
+        )  # fmt: skip
         trainer.train()
         energy.stop()
         observer.close()

@@ -209,7 +209,7 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
     from lorawatch.training.data import Collator, build_training_data
     from lorawatch.training.observer import Observer
     from lorawatch.training.rank_info import RankInfo
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     case = Case(**{**asked["case"], "targets": tuple(asked["case"]["targets"])})
     transformers_logging.set_verbosity_error()
@@ -256,8 +256,8 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
             trainer = ReferenceTrainer(
                 model=model, args=arguments, train_dataset=data, data_collator=Collating(0, counts),
                 callbacks=[StepCallback(observer=observer, counts=counts, facts=plan.facts)],
+                fingerprint=data.fingerprint,
             )  # fmt: skip
-            trainer.fingerprint = data.fingerprint
             trainer.train()
         except torch.cuda.OutOfMemoryError as error:
             result["oom"] = str(error).splitlines()[0][:300]

@@ -219,7 +219,7 @@ def measure(row: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     from lorawatch.training.data import Collator, PackedData
     from lorawatch.training.observer import Observer
     from lorawatch.training.rank_info import RankInfo
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     compiled, packs = row.startswith("fast"), row.endswith("packed")
     steps = options.steps if compiled else max(WARM_UP + 10, options.steps // 3)
@@ -247,9 +247,8 @@ def measure(row: str, options: argparse.Namespace, folder: Path) -> dict[str, An
         engine = fast_engine.FastEngine(recipe, collator, observer)
         callbacks.insert(0, engine)
     trainer = ReferenceTrainer(
-        model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
+        model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks, engine=engine
     )
-    trainer.engine = engine
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     observer.close()

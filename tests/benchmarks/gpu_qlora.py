@@ -92,7 +92,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     from lorawatch.training.data import Collator, build_training_data
     from lorawatch.training.observer import Observer
     from lorawatch.training.rank_info import RankInfo
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -35,7 +35,7 @@ from lorawatch.training.facts import gpu_identity
 from lorawatch.training.meter import StepMeter
 from lorawatch.training.observer import Observer
 from lorawatch.training.rank_info import RankInfo
-from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
 DEVICE = torch.device("cuda", 0)
 

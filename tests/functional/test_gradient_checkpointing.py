@@ -15,7 +15,7 @@ from lorawatch.recipe import loading
 from lorawatch.training import model as models
 from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.data import Collator, build_training_data
-from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
 CPU = torch.device("cpu")
 

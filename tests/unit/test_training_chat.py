@@ -35,9 +35,9 @@ class Talk:
 
     def __init__(self, tuned: FinetunedModel, **request: Any) -> None:
         self.written: list[str] = []
-        self.told: list[str] = []
+        self.notes: list[str] = []
         request = {"max_tokens": 12, **request}
-        self.chat = Chat(tuned, ChatRequest(**request), self.written.append, self.told.append)
+        self.chat = Chat(tuned, ChatRequest(**request), self.written.append, self.notes.append)
 
     def ask(self, prompt: str) -> str:
         self.written.clear()
@@ -70,14 +70,14 @@ def test_sampling_is_repeatable_by_its_seed(tuned: FinetunedModel) -> None:
 def test_an_answer_that_is_cut_says_so(tuned: FinetunedModel) -> None:
     talk = Talk(tuned, max_tokens=3)
     talk.ask("Who?")
-    assert talk.told == ["cut after 3 tokens: --max-tokens raises that"]
+    assert talk.notes == ["cut after 3 tokens: --max-tokens raises that"]
 
 
 def test_the_context_is_the_limit_of_prompt_and_answer(tuned: FinetunedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk(tuned, raw=True, max_tokens=50)
     monkeypatch.setattr(tuned.plan.config, "max_position_embeddings", 20)
     talk.ask("x" * 16)
-    assert talk.told == ["cut after 4 tokens: the model's context is full"]
+    assert talk.notes == ["cut after 4 tokens: the model's context is full"]
     with pytest.raises(UsageError, match="the conversation has 20 tokens, and the model has a context of 20"):
         talk.ask("x" * 20)
     assert talk.written == []
@@ -93,7 +93,7 @@ def test_a_template_that_refuses_is_named(tuned: FinetunedModel, monkeypatch: py
         Talk(tuned).ask("Who?")
     monkeypatch.setattr(tuned.tokenizer, "chat_template", None)
     talk = Talk(tuned)
-    assert talk.told == ["the model's tokenizer has no chat template: the prompt is continued as it is"]
+    assert talk.notes == ["the model's tokenizer has no chat template: the prompt is continued as it is"]
     assert talk.ask("Who?")
 
 
@@ -115,14 +115,14 @@ def lines(*typed: str | type[BaseException]) -> Any:
 def test_commands_switch_who_answers_and_ctrl_d_leaves(tuned: FinetunedModel) -> None:
     talk = Talk(tuned)
     read = lines("/base", "", "Who?", "/both", "/nonsense", "/new", "/adapter", EOFError)
-    assert converse(talk.chat, read, talk.written.append, talk.told.append) == 0
+    assert converse(talk.chat, read, talk.written.append, talk.notes.append) == 0
     assert read.prompts == ["adapter> ", "base> ", "base> ", "base> ", "both> ", "both> ", "both> ", "adapter> "]
     assert "".join(talk.written) == Talk(tuned, target="base").ask("Who?") + "\n"
-    assert [t for t in talk.told if t.startswith(("no such", "a new"))] == [
-        t for t in talk.told if t[:2] in ("no", "a ")
+    assert [t for t in talk.notes if t.startswith(("no such", "a new"))] == [
+        t for t in talk.notes if t[:2] in ("no", "a ")
     ]
-    assert sum(t.startswith("no such command") for t in talk.told) == 1
-    assert converse(talk.chat, lines(KeyboardInterrupt), talk.written.append, talk.told.append) == 130
+    assert sum(t.startswith("no such command") for t in talk.notes) == 1
+    assert converse(talk.chat, lines(KeyboardInterrupt), talk.written.append, talk.notes.append) == 130
 
 
 def test_without_an_adapter_the_base_answers(tuned: FinetunedModel) -> None:
@@ -130,12 +130,14 @@ def test_without_an_adapter_the_base_answers(tuned: FinetunedModel) -> None:
     plan = models.plan_model(recipe)
     bare = FinetunedModel(plan, models.load_base(plan, recipe, CPU).eval(), tuned.tokenizer, CPU)
     talk = Talk(bare, target="base")
-    converse(talk.chat, lines("/adapter", "Who?", EOFError), talk.written.append, talk.told.append)
+    converse(talk.chat, lines("/adapter", "Who?", EOFError), talk.written.append, talk.notes.append)
     assert talk.chat.target == "base"
-    assert any("the base answers" in t for t in talk.told)
+    assert any("the base answers" in t for t in talk.notes)
 
 
-def test_an_answer_that_is_broken_off_counts_as_said(tuned: FinetunedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_answer_stays_in_the_conversation(
+    tuned: FinetunedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     talk = Talk(tuned)
     whole = talk.ask("Who?")
     talk = Talk(tuned)
@@ -150,7 +152,7 @@ def test_an_answer_that_is_broken_off_counts_as_said(tuned: FinetunedModel, monk
 
     monkeypatch.setattr(talk.chat, "_write", write)
     read = lines("Who?", EOFError)
-    assert converse(talk.chat, read, talk.written.append, talk.told.append) == 0
-    assert "broken off" in talk.told
+    assert converse(talk.chat, read, talk.written.append, talk.notes.append) == 0
+    assert "interrupted" in talk.notes
     assert whole.startswith(talk.written[0])
     assert [m["role"] for m in talk.chat._messages] == ["user", "assistant"]

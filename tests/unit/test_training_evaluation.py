@@ -20,7 +20,7 @@ from lorawatch.run.adapters import BestAdapter, best_of
 from lorawatch.run.records import Evaluation, PhaseChange, Step
 from lorawatch.training import evaluation, regions
 from lorawatch.training.evaluation import RankLoss, check_equal_rows, mean_loss, rank_batches, summed_loss
-from lorawatch.training.trainer import ReferenceTrainer
+from lorawatch.training.reference_trainer import ReferenceTrainer
 
 
 def test_the_mean_is_over_label_tokens_and_not_over_ranks_or_batches() -> None:

@@ -27,6 +27,7 @@ from lorawatch.training.fast_engine import FastEngine, Level, StaticCollator, tr
 from lorawatch.training.graph import GraphedLoss, aliased_parameters
 from lorawatch.training.observer import Observer
 from lorawatch.training.rank_info import RankInfo
+from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 from lorawatch.training.regions import Regions
 from lorawatch.training.split_backward import (
     PartResult,
@@ -36,7 +37,6 @@ from lorawatch.training.split_backward import (
     unsplit_backward,
 )
 from lorawatch.training.tokenization import Example
-from lorawatch.training.trainer import ReferenceTrainer, training_arguments
 
 
 @pytest.fixture(autouse=True)

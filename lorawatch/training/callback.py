@@ -1,9 +1,9 @@
-"""`StepCallback`: one line that makes any transformers Trainer, or TRL script, measured and stoppable.
+"""`StepCallback`: measures any transformers Trainer, or TRL script, and lets `lorawatch stop` end it.
 
     from lorawatch import StepCallback
     trainer.add_callback(StepCallback())
 
-Started under `lorawatch --record -- python script.py` it journals every rank's steps; started alone it does nothing.
+Under `lorawatch --record -- python script.py` it journals every rank's steps. Without lorawatch it does nothing.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from lorawatch.training.stopping import ANSWER_S, Agreement
 from lorawatch.training.trainer_hooks import time_data_loader, watch_gradient_norm, watch_skipped_batches
 
 _log = logging.getLogger(__name__)
-_DISK_WAIT_S = 5.0  # for a full disk to take the last lines; a script has its own work to go on with
+_DISK_WAIT_S = 5.0  # for a full disk to take the last lines; short, because the user's script waits for it
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked here
-    """Measures each step of a Trainer and honours `lorawatch stop` and requests for a checkpoint, at no cost to the step
-    worth speaking of.
+    """Measures each step of a Trainer, and serves `lorawatch stop` and requests for a checkpoint.
 
-    It finds the run's directory in LORAWATCH_RUN_DIR, which the recorder sets, and its rank in torchrun's environment.
+    It adds no synchronisation with the GPU and no collective to a step. It finds the run's directory in
+    LORAWATCH_RUN_DIR, which the recorder sets, and its rank in torchrun's environment.
 
     Args:
-        exclude_steps: Warm-up steps at the start of an attempt, outside every figure.
-        observer: The rank's side thread, where the caller has one already; it stays open then.
-        counts: Token counts from the collator; without them they are counted on the device, asynchronously.
-        facts: The model's sizes, where the caller knows them already.
-        gate: What the ranks of a separate run wait at before their first step.
-        checkpoint_every: Steps between two checkpoints, and one at the end; None leaves that to the Trainer's arguments.
-        on_nan: `stop` asks all ranks to stop once this rank's loss is no finite number; `continue` only warns.
-        evaluates: Whether there is an evaluation at the end; without, evaluations are left to the Trainer's arguments.
-        eval_every: Steps between two evaluations before that; None: none.
+        exclude_steps: Warm-up steps at the start of an attempt, which no figure counts.
+        observer: The rank's side thread, where the caller already has one; the caller closes it.
+        counts: Token counts from the collator; without them tokens are counted on the device, asynchronously.
+        facts: The model's sizes, where the caller already knows them.
+        gate: The barrier at which the ranks of a separate run wait before their first step.
+        checkpoint_every: Steps between two checkpoints, with one more at the end; None: the Trainer's arguments decide.
+        on_nan: `stop` asks all ranks to stop once this rank's loss is not a finite number; `continue` only warns.
+        evaluates: Evaluate at the end; otherwise the Trainer's arguments decide.
+        eval_every: Steps between two evaluations before the end; None: none.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._stop_wanted = False
         self._closing = False
         self.not_finite: tuple[int, float] | None = None
-        """The first step at which this rank's loss was no finite number, and that loss, once it has been read back."""
+        """The first step at which this rank's loss was not a finite number, and that loss; None as long as none was
+        read back.
+        """
         self.stopped_at: int | None = None
-        """The step at which all ranks (of a separate run: this one) stopped on request."""
+        """The step at which all ranks stopped on request (in a separate run: this rank)."""
 
     def on_train_begin(
         self,
@@ -100,7 +102,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         if self._observer is None:
             root = os.environ.get(RUN_DIR_VARIABLE)
             if not root:
@@ -133,7 +135,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remember the rate that this step uses: the scheduler moves on before the step's end."""
+        """Read the learning rate of this step, before the scheduler moves on."""
         if self._meter is not None and self._scheduler is not None:
             rate = self._scheduler.get_last_lr()[0]
             self._learning_rate = rate if isinstance(rate, float) else None
@@ -141,7 +143,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """The step's end; also the place where all ranks stop on request, at the same step, with a checkpoint."""
+        """End the step. Here all ranks stop on request, after the same step and with a checkpoint."""
         if self._meter is None or self._observer is None:
             return control
         step, last = state.global_step, state.max_steps
@@ -158,14 +160,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if stops:
             self.stopped_at = step
             control.should_training_stop = True
-            # At the last step not all ranks may have heard of the stop, and a save needs them all.
+            # At the last step some ranks may not have seen the request, and a save needs all ranks.
             asked = step < last
         due = self._every is not None and (step % self._every == 0 or step >= last)
         if (asked or due) and not separate:
             control.should_save = True
-        on_the_way = self._eval_every is not None and step % self._eval_every == 0 and self.stopped_at is None
-        # Not all ranks may have heard of a stop at the last step, and an evaluation needs them all.
-        if self._evaluates and (on_the_way or step >= last):
+        eval_due = self._eval_every is not None and step % self._eval_every == 0 and self.stopped_at is None
+        # At the last step some ranks may not have seen a stop request, and an evaluation needs all ranks.
+        if self._evaluates and (eval_due or step >= last):
             control.should_evaluate = True
         if control.should_evaluate:
             self._observer.phase("evaluating", f"after step {step}")
@@ -174,6 +176,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         return control
 
     def _emit_unanswered(self, observer: Observer, agreement: Agreement, what: str, words: str) -> None:
+        """Journal which ranks did not answer a request in time."""
         silent, agreement.unanswered = agreement.unanswered, []
         if silent:
             who = rank_words(silent)
@@ -192,7 +195,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """An evaluation is over: journal what it found. Its time belongs to no step."""
+        """Journal an evaluation. Its time belongs to no step."""
         if metrics and "eval_loss" in metrics:
             self._journal_evaluation(state.global_step, metrics)
         if control.should_save and self._observer is not None:
@@ -201,7 +204,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._pause_ended()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A checkpoint is written; its time belongs to no step."""
+        """A checkpoint is written. Its time belongs to no step."""
         self._pause_ended()
 
     def on_train_end(
@@ -212,7 +215,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is computed meanwhile belongs to no step."""
+        """Measure nothing within: forward passes there belong to no step."""
         meter, self._meter = self._meter, None
         try:
             yield
@@ -220,21 +223,21 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._meter = meter
 
     def read_back(self) -> None:
-        """Read back all steps so far, now; on a GPU the caller has waited for it."""
+        """Read all completed steps now. On a GPU the caller has synchronised before."""
         if self._observer is not None:
             self._observer.tick()
 
     def close(self) -> None:
-        """Stop measuring; the steps that have ended are journaled. Safe to call twice."""
+        """Stop measuring and journal the steps that have ended. Safe to call twice."""
         if self._meter is None or self._observer is None:
             return
         if self._hook is not None:
             self._hook.remove()
         watch_gradient_norm(None)
         watch_skipped_batches(None, None)
-        self._closing, self._stop_wanted = True, False  # nobody is left to stop
+        self._closing, self._stop_wanted = True, False  # training is over: there is nothing to stop
         self._observer.unwatch(self._journal_steps)
-        self._observer.tick()  # waits for a look that is under way
+        self._observer.tick()  # waits for a tick that is running
         self._journal(self._meter.drain())
         self._meter = None
         if self._own_observer:
@@ -251,7 +254,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if self._meter is not None:
             self._journal(self._meter.poll())
         if self._stop_wanted and self._observer is not None:
-            with contextlib.suppress(OSError):  # a full disk: asked for again at the next look
+            with contextlib.suppress(OSError):  # a full disk: the next tick tries again
                 if not self._observer.run.requested("stop"):
                     self._observer.run.request("stop", b"nan_loss")
                 self._stop_wanted = False
@@ -289,7 +292,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if observer is None or not (observer.rank_info.rank == 0 or observer.rank_info.separate):
             return
         loss, tokens = metrics["eval_loss"], metrics.get("eval_label_tokens")
-        took_s = metrics.get("eval_runtime", -1.0)  # by the clock of the day, which may be set back meanwhile
+        took_s = metrics.get("eval_runtime", -1.0)  # a Trainer's own loop uses the wall clock, which may be set back
         observer.append(
             Evaluation(
                 attempt=observer.rank_info.attempt,

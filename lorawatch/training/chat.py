@@ -67,7 +67,8 @@ class Chat:
         """Answer a prompt. Where both answer, the conversation continues from the adapter's answer.
 
         Raises:
-            UsageError: The prompt is empty, the template refuses it, or the conversation does not fit the model's context.
+            UsageError: The prompt is empty, the template refuses it, or the conversation does not fit the model's
+                context.
             KeyboardInterrupt: The answer was interrupted; the text until then stays in the conversation.
         """
         # A terminal may send part of a character, which a tokenizer does not accept.

@@ -1,8 +1,8 @@
-"""Saves a training whole, and finds what a training goes on from.
+"""Saves the whole state of a training, and finds the checkpoint that an attempt continues from.
 
-Adapter, optimizer, schedule, scaler, the Trainer's state and each rank's random numbers go into a temporary folder; once
-all ranks have written their part and it is on the disk, rank 0 gives it its name. The ranks speak to each other at a
-step that saves, and at no other. A save that fails costs itself: training goes on, and the checkpoint before it stays.
+Adapter, optimizer, schedule, scaler, the Trainer's state and each rank's random numbers go into a temporary folder.
+Once all ranks have written their part and it is on the disk, rank 0 renames the folder. The ranks communicate only at a
+step that saves. After a save that fails, training continues and the previous checkpoint stays.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from lorawatch.training.rank_info import RankInfo
 
 @dataclass
 class _RankPart:
-    """What a rank has done for a checkpoint, told to the others.
+    """What a rank has written for a checkpoint, sent to all ranks.
 
     Attributes:
         error: Why its part is not on the disk, or None.
-        not_finite: Why the state is not worth keeping, or None.
-        files: Its part.
+        not_finite: Why its state must not be kept, or None.
+        files: The files of its part.
     """
 
     error: str | None = None
@@ -49,59 +49,64 @@ class _RankPart:
 def find_checkpoint(
     run: RunDir, recipe: Recipe, rank_info: RankInfo, observer: Observer, data: str
 ) -> Checkpoint | None:
-    """What this attempt goes on from: the newest good checkpoint; None at a run's first attempt, and where there is none.
+    """The newest good checkpoint, which this attempt continues from. None in a run's first attempt, and where there is
+    none.
 
-    Rank 0 looks and all ranks hear of it, so that none can choose another.
+    Rank 0 looks and sends the result to all ranks, so that all ranks use the same checkpoint.
 
     Args:
-        data: Fingerprint of the rows.
+        run: The run.
+        recipe: What is trained.
+        rank_info: Which rank this is.
+        observer: Gets events on checkpoints that are refused, and on the one that is used.
+        data: Fingerprint of the rows to train on.
 
     Raises:
-        CheckpointError: The rows are not those that the checkpoint was trained on.
+        CheckpointError: The checkpoint was trained on other rows.
     """
     if rank_info.attempt == 0 or rank_info.separate:
         return None
-    found: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
     if rank_info.rank == 0:
         checkpoints.clear_unfinished(run.checkpoints)
-        found, wrong = checkpoints.newest_good(
+        checkpoint, wrong = checkpoints.newest_good(
             run.checkpoints, recipe, rank_info.model_world_size, resumed=rank_info.resumed
         )
         for words in wrong:
             observer.emit_event("checkpoint_refused", f"{words}; it is passed over", "warning")
-        if found is None and wrong:
+        if checkpoint is None and wrong:
             observer.emit_event("checkpoint_refused", "no good checkpoint is left: training begins at step 1", "error")
-    found = all_gather(found)[0]
-    if found is None:
+    checkpoint = all_gather(checkpoint)[0]
+    if checkpoint is None:
         return None
-    if found.manifest.data != data:
+    if checkpoint.manifest.data != data:
         raise CheckpointError(
-            f"{found.name} was trained on other rows than {recipe.data.source} has now",
-            hint="bring the data back as it was; the order of the rows cannot go on otherwise",
+            f"{checkpoint.name} was trained on other rows than {recipe.data.source} has now",
+            hint="restore the data as it was; training cannot continue in the same order of rows otherwise",
         )
     if rank_info.rank == 0:
         changed = [
             f"{name} {was} then, {now} now"
-            for name, was in found.manifest.versions.items()
+            for name, was in checkpoint.manifest.versions.items()
             if (now := _versions().get(name)) != was
         ]
         if changed:
             words = f"the losses may differ in their last digits: {', '.join(changed)}"
             observer.emit_event("versions_changed", words, "warning")
-        observer.emit_event("resumed", f"training goes on after step {found.step}, from {found.name}")
-    return found
+        observer.emit_event("resumed", f"training goes on after step {checkpoint.step}, from {checkpoint.name}")
+    return checkpoint
 
 
 class CheckpointSaver:
-    """Writes a run's checkpoints; the same calls on every rank.
+    """Writes a run's checkpoints. Every rank makes the same calls.
 
     Args:
-        run: Whose `checkpoints` folder they go to.
+        run: Its `checkpoints` folder gets them.
         recipe: What is trained.
-        place: Which rank this is.
-        observer: Tells what happened.
-        data: Fingerprint of the rows.
-        start: What this attempt goes on from.
+        rank_info: Which rank this is.
+        observer: Gets an event for each save.
+        data: Fingerprint of the rows to train on.
+        start: The checkpoint that this attempt continues from.
     """
 
     def __init__(
@@ -112,33 +117,34 @@ class CheckpointSaver:
 
     @property
     def stops_on_nan(self) -> bool:
+        """Whether the recipe stops a run whose loss is not a finite number."""
         return self._recipe.train.on_nan == "stop"
 
     def save(self, trainer: Any, not_finite: str | None) -> bool:
-        """Save the training as it stands, after a step; never raises for what a disk does.
+        """Save the state of the training after a step. What the disk refuses is journaled and raises nothing.
 
         Args:
             trainer: The Trainer, between two steps.
-            not_finite: Why this rank's state is not worth keeping, or None.
+            not_finite: Why this rank's state must not be kept, or None.
 
         Returns:
-            Whether this rank saw it done; only rank 0 sees all.
+            Whether the checkpoint was saved, on rank 0; on another rank, whether its own part was.
         """
         began = time.monotonic()
         step = int(trainer.state.global_step)
         root = self._run.checkpoints
-        # One name for all ranks, and none that an earlier attempt's ranks may have left behind.
+        # The same name on all ranks, and not one that an earlier attempt may have left behind.
         temporary = root / f".{checkpoints.folder_name(step)}.attempt_{self._rank_info.attempt}"
-        mine = _RankPart(not_finite=not_finite or _weights_not_finite(trainer))
+        part = _RankPart(not_finite=not_finite or _weights_not_finite(trainer))
         try:
-            if mine.not_finite is None:
+            if part.not_finite is None:
                 temporary.mkdir(parents=True, exist_ok=True)
-                mine.files = self._write_part(trainer, temporary)
+                part.files = self._write_part(trainer, temporary)
         except Exception as error:  # noqa: BLE001  what writing raises depends on the library that writes
-            mine.error = _write_error(error, self._run.root)
-        parts = all_gather(mine)
+            part.error = _write_error(error, self._run.root)
+        parts = all_gather(part)
         if self._rank_info.rank != 0:
-            return mine.error is None
+            return part.error is None
         try:
             self._finish(trainer, temporary, parts)
         except (CheckpointError, OSError) as error:
@@ -204,7 +210,9 @@ def _is_anothers(name: str, own: str) -> bool:
 
 
 def _weights_not_finite(trainer: Any) -> str | None:
-    """Whether training has broken the adapter; waits for the device, as a save does anyway."""
+    """Why the adapter must not be kept, or None where all its weights are finite numbers. Waits for the device, as a
+    save does.
+    """
     trained = [p.detach() for p in trainer.model.parameters() if p.requires_grad]
     if bool(torch.stack([torch.isfinite(p).all() for p in trained]).all()):
         return None
@@ -213,7 +221,7 @@ def _weights_not_finite(trainer: Any) -> str | None:
 
 def _write_error(error: Exception, folder: Path) -> str:
     words = " ".join(str(error).split())[:300] or type(error).__name__
-    if "inline_container" in words:  # torch's way to say that the disk took less than it was given
+    if "inline_container" in words:  # torch's message where the disk takes less than it was given
         words = "the disk refuses it"
     with contextlib.suppress(OSError):
         words += f" ({shutil.disk_usage(folder).free / 1e6:,.0f} MB free)"
@@ -221,9 +229,9 @@ def _write_error(error: Exception, folder: Path) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Of what computes: another may round differently."""
-    found = {"lorawatch": __version__, "python": platform.python_version()}
+    """Versions of the packages that compute: another version may round differently."""
+    versions = {"lorawatch": __version__, "python": platform.python_version()}
     for package in ("torch", "transformers", "peft", "accelerate"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -12,7 +12,8 @@ _T = TypeVar("_T")
 def all_gather(value: _T) -> list[_T]:
     """Each rank's value, in rank order.
 
-    A collective where several ranks train one model; every rank must call it. A rank that trains alone gets its own value.
+    A collective where several ranks train one model; every rank must call it. A rank that trains alone gets its own
+    value.
 
     Args:
         value: This rank's; any object that can be pickled.

@@ -1,4 +1,4 @@
-"""Waiting for a full disk at the end of a training, before what was trained is given up."""
+"""Waits for space on a full disk at the end of a training, so that what was trained is not lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RETRY_S = 1.0
 
 
 def disk_wait_s() -> float:
-    """Seconds to wait for space: 60, or what LORAWATCH_DISK_WAIT_S says."""
+    """Seconds to wait for space: 60, or the value of LORAWATCH_DISK_WAIT_S."""
     try:
         return max(float(os.environ.get(WAIT_VARIABLE, _WAIT_S)), 0.0)
     except ValueError:
@@ -23,12 +23,12 @@ def disk_wait_s() -> float:
 
 
 def save_with_retry(save: Callable[[], None], what: str, observer: Observer) -> None:
-    """Save something; while the disk is full try again, for a bounded time.
+    """Save something. While the disk is full, try again for `disk_wait_s` seconds.
 
     Args:
-        save: Saves it whole or not at all; raises where the disk refuses.
-        what: For people: `the adapter`.
-        observer: Reports the wait.
+        save: Saves it completely or not at all.
+        what: What is saved, for messages: `the adapter`.
+        observer: Gets an event where it has to wait.
 
     Raises:
         Exception: What `save` raised last.

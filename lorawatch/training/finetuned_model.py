@@ -74,8 +74,8 @@ def load(
 ) -> FinetunedModel:
     """Load a run's model on the first visible GPU if it has room, and otherwise on the CPU.
 
-    A base that was trained in NF4 is loaded in NF4 on a GPU: it is smaller, and the adapter was trained on it. On the CPU,
-    where NF4 is slow, it is loaded in NF4 only where memory is short. FP8 is used in training only.
+    A base that was trained in NF4 is loaded in NF4 on a GPU: it is smaller, and the adapter was trained on it. On the
+    CPU, where NF4 is slow, it is loaded in NF4 only where memory is short. FP8 is used in training only.
 
     Args:
         run: The run.

@@ -1,4 +1,4 @@
-"""What to do where a GPU's memory does not suffice, from the estimate and from what other processes hold of it."""
+"""What to change where a GPU has too little memory, from the estimate and from what other processes use of it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lorawatch.models import memory as model_memory
 from lorawatch.recipe.schema import Recipe
 
 _OTHERS_FROM = GIB
-"""Less than this may be our own context, whose size is only about known."""
+"""Less than this may be this process's own context, whose size is known only roughly."""
 
 
 def out_of_memory_hint(recipe: Recipe, world_size: int, device: torch.device) -> str:
-    """What would fit on a GPU, for people; may be asked after memory ran out on it.
+    """What would fit on a GPU, for people. It can be asked after an allocation has failed.
 
     Args:
         recipe: The run's.
-        world_size: Ranks that train one model together.
+        world_size: Ranks that train one model.
         device: This rank's GPU.
     """
     total, others = total_and_other_bytes(world_size, device)
@@ -29,7 +29,12 @@ def out_of_memory_hint(recipe: Recipe, world_size: int, device: torch.device) ->
 
 
 def total_and_other_bytes(world_size: int, device: torch.device) -> tuple[int, int]:
-    """A GPU's memory as NVML counts it, and what other processes hold of it."""
+    """A GPU's memory as NVML counts it, and what other processes use of it, in bytes.
+
+    Args:
+        world_size: Ranks that train one model; several have NCCL's buffers.
+        device: This rank's GPU.
+    """
     free, total = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
     others = total - free - own

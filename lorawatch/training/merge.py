@@ -49,8 +49,8 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
 
     Raises:
         UsageError: The folder cannot be written or replaced.
-        LorawatchError: Disk or memory is too small, the model or the adapter cannot be used, or the written weights do not
-            compute what base and adapter compute.
+        LorawatchError: Disk or memory is too small, the model or the adapter cannot be used, or the written weights do
+            not compute what base and adapter compute.
     """
     recipe = recipe_of(run)
     folder = Path(request.folder)

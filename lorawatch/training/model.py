@@ -1,4 +1,4 @@
-"""Builds the model that a recipe names: pretrained or random weights, with LoRA adapters in FP32."""
+"""Builds the model that a recipe names, from pretrained or random weights, with LoRA adapters in FP32."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _ADAPTER_BYTES = 4 + 4 + 8  # FP32 weight and gradient, AdamW's two moments
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model before its weights: what it will be, how large, and where the weights come from.
+    """A model before its weights are loaded: its shape and size, and where the weights come from.
 
     Attributes:
         config: transformers' config.
-        files: Where the weights are; None for random weights.
-        folder: A folder that may hold the tokenizer; None where only the shape is known.
+        files: Where the weights are; None: random weights.
+        folder: A folder that may hold the tokenizer; None: only the shape is known.
         dtype: Number format of the base weights.
         facts: Sizes with the adapters.
-        base_bytes: Memory of the base weights alone, as they are kept in training.
-        weights_bytes: With the adapters, their gradients and optimizer states; activations come on top.
-        stored_nf4: The files hold NF4 weights already.
+        base_bytes: Memory of the base weights alone, in the format that training keeps them in.
+        weights_bytes: Memory of base, adapters, gradients and optimizer states, without activations.
+        stored_nf4: The files hold NF4 weights.
     """
 
     config: Any
@@ -61,13 +61,13 @@ class ModelPlan:
 
 
 def plan_model(recipe: Recipe) -> ModelPlan:
-    """Find the model and size it, without reading a weight.
+    """Find a recipe's model and compute its sizes, without reading a weight.
 
     Raises:
-        ModelNotFound: It is nowhere.
-        RecipeError: `lora.targets` names no linear layer of it, the sequences are longer than its context, or its weights
-            are stored in a quantized format that the recipe does not ask for.
-        MissingDependency: A GGUF file without the package that reads it.
+        ModelNotFound: The model is not on this machine, or its config cannot be used.
+        RecipeError: `lora.targets` names no linear layer of the model, the sequences are longer than its context, or
+            its weights are stored in a quantized format that the recipe does not ask for.
+        MissingDependency: It is a GGUF file, and the package that reads it is missing.
     """
     dtype = getattr(torch, recipe.model.dtype)
     files: hub.ModelFiles | None = None
@@ -91,7 +91,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     width = heads * size if size else text.hidden_size
     matmul = sum(m.weight.numel() for m in skeleton.modules() if is_linear(m))
     flops = lora_flops_per_token(matmul, products, recipe.data.sequence_length, width, text.num_hidden_layers)
-    # Most of an FP8 step's products run at another peak than the rest: it has no MFU.
+    # FP8 products run at another peak than the rest of the step, so a run in FP8 has no MFU.
     computed_in = str(fp8.FORMAT).removeprefix("torch.") if recipe.model.quantization == "fp8" else recipe.model.dtype
     facts = ModelFacts(base.parameters + adapters, adapters, flops, computed_in)
     kept = base.parameters * dtype.itemsize
@@ -104,15 +104,15 @@ def plan_model(recipe: Recipe) -> ModelPlan:
 
 
 def check_memory(plan: ModelPlan, device: torch.device, out_of_memory_hint: Callable[[], str] | None = None) -> None:
-    """See that a GPU has room for the weights before any of them goes there.
+    """Check that a GPU has room for a model's weights, before any of them is loaded.
 
     Args:
         plan: The model.
-        device: Where it would go.
-        what_would_fit: Says what to do where it has not.
+        device: Where it would go; on the CPU nothing is checked.
+        out_of_memory_hint: Returns what to change where there is no room.
 
     Raises:
-        NoSuitableGpu: It has not; with the numbers.
+        NoSuitableGpu: There is not; the message has the figures.
     """
     if device.type != "cuda":
         return
@@ -124,12 +124,17 @@ def check_memory(plan: ModelPlan, device: torch.device, out_of_memory_hint: Call
             f"{device.index or 0}) has {free / _GIB:.1f} of {total / _GIB:.1f} GiB free",
             hint=out_of_memory_hint()
             if out_of_memory_hint
-            else "use a GPU with more free memory (--gpus), end what else runs there (nvidia-smi), or a smaller model",
+            else "use a GPU with more free memory (--gpus), stop other programs on it (nvidia-smi), or use a smaller model",
         )
 
 
 def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftModel:
-    """The model on its device, base weights frozen, adapters trainable and FP32."""
+    """The model on its device. Base weights are frozen; adapters are trainable and FP32.
+
+    Raises:
+        ModelNotFound: Its files cannot be read.
+        RuntimeError: PEFT left a weight trainable or frozen that should not be.
+    """
     base = load_base(plan, recipe, device)
     targets = recipe.lora.targets
     lora = LoraConfig(
@@ -154,11 +159,11 @@ def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftMod
 
 
 def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
-    """The model on its device as it is before training: with its frozen linear layers in NF4 where the recipe says so,
-    quantized as they are read or drawn, so that there is never much more of the model than that.
+    """The model on its device as it is before training.
 
-    Random weights are drawn on the device itself: 8 billion of them take well under a second on an H100. On another kind
-    of device the same seed gives others.
+    Where the recipe asks for NF4, the frozen linear layers are quantized while they are read or drawn, so that memory
+    never holds much more than the quantized model. Random weights are drawn on the device, which takes well under a
+    second for 8 billion on an H100. Another kind of device draws others from the same seed.
 
     Raises:
         ModelNotFound: Its files cannot be read.
@@ -179,6 +184,11 @@ def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
 
 
 def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, in_nf4: bool) -> Any:
+    """A pretrained model on its device.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     if files.gguf is None:
         extra: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" or in_nf4 else {}
         if in_nf4 and not plan.stored_nf4:
@@ -193,7 +203,7 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, 
     except ImportError:
         pass  # older versions always unpack
     base = model_from_files(files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked)
-    # Unpacked it is a plain model; while it is marked as quantized, the Trainer refuses it and it cannot be saved.
+    # It is now a plain model. Marked as quantized, the Trainer would refuse it, and it could not be saved.
     for mark in ("hf_quantizer", "quantization_method"):
         setattr(base, mark, None)
     base.is_quantized = False
@@ -208,7 +218,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
     """The model's tokenizer; for a model of which only the shape is known, one that maps bytes to ids.
 
     Raises:
-        ModelNotFound: The model's files hold no tokenizer.
+        ModelNotFound: The model's files hold no tokenizer that can be read.
     """
     if plan.folder is None:
         return byte_tokenizer()
@@ -222,7 +232,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
             return byte_tokenizer()
         raise ModelNotFound(f"{plan.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
     if extra:
-        # The special tokens are read from the file's metadata into the config, but not into the tokenizer.
+        # transformers reads a GGUF file's special tokens into the config, but not into the tokenizer.
         for name in ("bos", "eos", "pad"):
             number = getattr(plan.config, f"{name}_token_id", None)
             if isinstance(number, int):
@@ -233,6 +243,11 @@ def load_tokenizer(plan: ModelPlan) -> Any:
 
 
 def _check_length(recipe: Recipe, config: Any) -> None:
+    """Check that a recipe's sequences fit the model's context.
+
+    Raises:
+        RecipeError: They do not.
+    """
     limit, asked = context_length(config), recipe.data.sequence_length
     if limit is not None and asked > limit:
         raise RecipeError(
@@ -245,7 +260,8 @@ def _check_stored(recipe: Recipe, config: Any) -> bool:
     """Whether a model's files hold NF4 weights.
 
     Raises:
-        RecipeError: They hold quantized weights, and the recipe does not say so or nothing here trains them.
+        RecipeError: They hold quantized weights, and the recipe asks for another format, or for one that cannot be
+            trained.
     """
     stored = getattr(config, "quantization_config", None)
     if stored is None:
@@ -262,7 +278,11 @@ def _check_stored(recipe: Recipe, config: Any) -> bool:
 
 
 def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> tuple[int, int]:
-    """Weights of the adapters' matrices, and DoRA's magnitudes, one an output."""
+    """Weights of the adapters' matrices, rank × (inputs + outputs) a layer, and DoRA's magnitudes, one an output.
+
+    Raises:
+        RecipeError: `lora.targets` names a layer that the model does not have.
+    """
     layers = list(linear_layers(skeleton))
     targets = recipe.lora.targets
     products = magnitudes = 0
@@ -298,12 +318,21 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 def _table_only(name: str) -> None:
+    """Refuse a name of the table of shapes, which have no weights.
+
+    Raises:
+        ModelNotFound: It is one, and no folder has that name.
+    """
     if "/" not in name and not Path(name).is_dir():
         raise ModelNotFound(f"{name} is a shape without weights", hint="set model.weights to random")
 
 
 def _shape(name: str) -> tuple[Any, Path | None]:
-    """The config of a model that is built from its shape alone, and a folder that may hold its tokenizer."""
+    """The config of a model that is built from its shape, and a folder that may hold its tokenizer.
+
+    Raises:
+        ModelNotFound: The shape is not known.
+    """
     shapes = _table()
     if name in shapes:
         shape = dict(shapes[name])
@@ -322,7 +351,7 @@ def read_config(files: hub.ModelFiles) -> Any:
 
     Raises:
         ModelNotFound: There is none that can be used.
-        MissingDependency: A GGUF file without the package that reads it.
+        MissingDependency: It is a GGUF file, and the package that reads it is missing.
     """
     if files.gguf is None:
         try:

@@ -1,4 +1,4 @@
-"""Random weights drawn on their device, one module after the other."""
+"""Draws random weights on their device, one module after the other."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lorawatch.training.facts import is_linear
 from lorawatch.training.safe_loading import model_from_config
 
 ReplaceLayer = Callable[[nn.Module], nn.Module]
-"""What takes the place of a module whose weights have just been drawn."""
+"""Returns the module that replaces a module whose weights were just drawn."""
 
 
 def draw_model(config: Any, dtype: torch.dtype, device: torch.device, replace_layer: ReplaceLayer | None = None) -> Any:
-    """A model of a config, its weights drawn as transformers draws them, from torch's generator as it stands.
+    """A model of a config, with weights that are drawn as transformers draws them, from torch's global generator.
 
-    Each weight is drawn once and in the same order whatever `exchange` makes of it, so that a quantized model is the plain
-    one of the same seed, quantized. There is never more than one layer as it was drawn beside those exchanged.
+    Each weight is drawn once and in the same order whatever `replace_layer` makes of it. So a quantized model is the
+    plain model of the same seed, quantized. At most one layer is in memory as it was drawn.
 
     Args:
         config: transformers' config.
         dtype: Of the weights as they are drawn.
-        device: Where they are drawn; another kind of device draws others.
-        exchange: Of the linear layers, the output head left out.
+        device: Where they are drawn. Another kind of device draws others.
+        replace_layer: Called for each linear layer except the output head; None: layers stay as drawn.
     """
     with torch.device("meta"):
         model = model_from_config(config, dtype=dtype)
@@ -34,7 +34,7 @@ def draw_model(config: Any, dtype: torch.dtype, device: torch.device, replace_la
     exchanged: set[nn.Module] = set()
 
     def fill(module: nn.Module, owner: Any) -> None:
-        # Innermost first, each by the `_init_weights` of the model it belongs to: as PreTrainedModel.initialize_weights.
+        # The order of PreTrainedModel.initialize_weights: innermost first, each by the `_init_weights` of its own model.
         for child in module.children():
             fill(child, child if isinstance(child, PreTrainedModel) else owner)
             if isinstance(module, nn.ModuleList):
@@ -43,7 +43,7 @@ def draw_model(config: Any, dtype: torch.dtype, device: torch.device, replace_la
         owner._initialize_weights(module)
 
     def finish(layer: nn.Module) -> None:
-        # Not earlier: a module's `_init_weights` may draw the weights of its linear layers anew, as GPT-2's does.
+        # Not earlier: a module's `_init_weights` may draw the weights of its linear layers again, as GPT-2's does.
         if replace_layer is None:
             return
         for name, module in list(layer.named_modules()):

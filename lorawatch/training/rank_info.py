@@ -1,4 +1,4 @@
-"""Where a process stands among the ranks, as torchrun's environment says."""
+"""A process's place among the ranks, from torchrun's environment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
-# What torchrun tells a rank, and accelerate, transformers and torch read as "there are others".
+# torchrun's variables, from which accelerate, transformers and torch conclude that there are other ranks.
 _GROUP = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
     "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
@@ -14,18 +14,22 @@ _GROUP = (
 
 
 FIRST_ATTEMPT_VARIABLE = "LORAWATCH_FIRST_ATTEMPT"
-"""How many attempts a resumed run had before; torchrun counts its own from 0."""
+"""The number of attempts before a resume; torchrun counts its own from 0."""
 RESUMED_AT_VARIABLE = "LORAWATCH_RESUMED_AT"
-"""The step of the checkpoint that a resumed run goes on from."""
+"""The step of the checkpoint that a resumed run continues from."""
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A rank's numbers; a process without torchrun is rank 0 of 1.
+    """A rank's numbers. A process without torchrun is rank 0 of 1.
 
     Attributes:
-        separate: Each rank trains its own model by itself, at the same time as the others.
-        resumed: The step that a resume went back to, and the attempt that it began; None where there was none.
+        rank: Among all ranks of the run.
+        local_rank: Among the ranks of this host.
+        world_size: Ranks of the run.
+        attempt: Which start of the workers this is, from 0.
+        separate: Each rank trains its own model, at the same time as the others.
+        resumed: The step that a resume went back to, and the attempt that it began; None: the run was not resumed.
     """
 
     rank: int = 0
@@ -37,7 +41,7 @@ class RankInfo:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> RankInfo:
-        """Read RANK, LOCAL_RANK, WORLD_SIZE, TORCHELASTIC_RESTART_COUNT and what the recorder adds for a resume."""
+        """Read RANK, LOCAL_RANK, WORLD_SIZE, TORCHELASTIC_RESTART_COUNT, and the recorder's variables for a resume."""
         env = os.environ if environment is None else environment
 
         def number(name: str, default: int) -> int:
@@ -57,12 +61,12 @@ class RankInfo:
         )
 
     def as_separate(self) -> RankInfo:
-        """The same rank of a run whose ranks train separately."""
+        """The same rank, of a run whose ranks train separately."""
         return replace(self, separate=True)
 
     @property
     def trains_alone(self) -> bool:
-        """Whether no other rank takes part in its steps."""
+        """Whether no other rank trains the same model."""
         return self.separate or self.world_size == 1
 
     @property
@@ -72,16 +76,20 @@ class RankInfo:
 
     @property
     def device_index(self) -> int:
-        """Its GPU among those that torch sees."""
+        """Index of its GPU among those that torch sees."""
         return 0 if self.trains_alone else self.local_rank
 
 
 def hide_other_ranks(rank_info: RankInfo, environment: MutableMapping[str, str] | None = None) -> None:
-    """Hide the other ranks and their GPUs from the libraries of this process; before torch is imported.
+    """Hide the other ranks and their GPUs from the libraries of this process. Call it before torch is imported.
 
-    Under torchrun's variables accelerate begins a process group and wraps the model in DDP even for a single rank, and
-    without them the Trainer spreads a batch over every GPU it sees. A run of one rank and each rank of a separate run
-    do the same work this way, so that the one can be held against the other.
+    With torchrun's variables, accelerate begins a process group and wraps the model in DDP even for one rank. Without
+    them, the Trainer spreads a batch over every GPU that it sees. Afterwards a run of one rank and each rank of a
+    separate run do the same work, so that they can be compared.
+
+    Args:
+        rank_info: This rank.
+        environment: Is changed; None: this process's environment.
     """
     env = os.environ if environment is None else environment
     for name in _GROUP:

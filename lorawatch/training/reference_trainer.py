@@ -28,8 +28,8 @@ from lorawatch.training.evaluation import Evaluator
 class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked here
     """transformers' Trainer with lorawatch's parts.
 
-    Before the first step all ranks compare their data, so that no rank waits in a collective for a batch that another rank
-    does not have.
+    Before the first step all ranks compare their data, so that no rank waits in a collective for a batch that another
+    rank does not have.
 
     Args:
         fingerprint: Of the rows to train on.
@@ -119,8 +119,8 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """One batch forward and backward; the gradients are averaged over the ranks by DDP, or by the engine.
 
-        After its first step DDP lays the gradients out again, and with three ranks or more the layout decides the order in
-        which they are summed, and so the last digit. A resumed training must have the layout that it had before the
+        After its first step DDP lays the gradients out again, and with three ranks or more the layout decides the order
+        in which they are summed, and so the last digit. A resumed training must have the layout that it had before the
         interruption, so its first step is computed once more beforehand and the result is dropped.
 
         Args:

@@ -1,8 +1,8 @@
-"""How the ranks of a separate run begin their first step at the same moment, without a process group.
+"""Lets the ranks of a separate run begin their first step at the same moment, without a process group.
 
-Each rank that has loaded leaves `control/ready-attempt_K-rank-R` and waits until every rank's is there. A rank that dies
-before keeps nobody waiting for ever: torchrun ends its siblings. A stop request opens the gate too: who waits takes its
-first step and stops there.
+Each rank that has loaded its model writes `control/ready-attempt_K-rank-R` and waits until all ranks' files are there.
+If a rank dies before, torchrun ends the others. A stop request releases the waiting ranks too: each takes its first
+step and stops.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _POLL_EVERY_S = 0.005
 
 
 class StartBarrier:
-    """One rank's way through the gate.
+    """One rank's part in the barrier.
 
     Args:
         control: The run's `control` folder, which all ranks share.
-        place: Which rank of how many, and which attempt.
+        rank_info: Which rank this is.
     """
 
     def __init__(self, control: Path, rank_info: RankInfo) -> None:
@@ -31,16 +31,16 @@ class StartBarrier:
         self._all = [control / f"ready-attempt_{rank_info.attempt}-rank-{r}" for r in range(rank_info.world_size)]
 
     def wait(self) -> bool:
-        """Main thread, before the first step: returns once all ranks are ready, or a stop is asked for.
+        """Wait until all ranks are ready or a stop is requested. For the main thread, before the first step.
 
         Returns:
-            Whether all are ready.
+            Whether all ranks are ready.
         """
         waiting = list(self._all)
         written = False
         while True:
             if not written:
-                with contextlib.suppress(OSError):  # a full disk: the others wait until it can be written
+                with contextlib.suppress(OSError):  # a full disk: the other ranks wait until the file can be written
                     write_atomically(self._own, b"")
                     written = True
             waiting = [path for path in waiting if not path.exists()]

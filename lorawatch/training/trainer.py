@@ -25,8 +25,9 @@ from lorawatch.training.attention import check_documents_separate
 from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.callback import StepCallback
 from lorawatch.training.checkpoint_saver import CheckpointSaver, find_checkpoint
+from lorawatch.training.collator import Collator
 from lorawatch.training.collectives import all_gather
-from lorawatch.training.data import Collator, PackedData, RecipeDatasets, TrainingData, build_datasets
+from lorawatch.training.data import PackedData, RecipeDatasets, TrainingData, build_datasets
 from lorawatch.training.evaluation import Evaluator, check_equal_rows
 from lorawatch.training.facts import ModelFacts, with_attention_span
 from lorawatch.training.observer import Observer

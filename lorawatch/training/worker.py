@@ -1,7 +1,7 @@
-"""A rank's entry: `python -m lorawatch.training.worker RUN_DIR [separate]`, as torchrun starts it.
+"""A rank's entry point: `python -m lorawatch.training.worker RUN_DIR [separate]`, started by torchrun.
 
-The guards come first, before torch is imported: the rank dies with its agent, printing never ends it, its stacks can be
-asked for, and however it ends it leaves an exit record.
+Before torch is imported, the process sets its guards: the rank ends with its agent, its output cannot end it, its
+stacks can be requested, and it leaves an exit record however it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lorawatch.training.rank_info import RankInfo, hide_other_ranks
 
 
 def main() -> NoReturn:
-    """Run one rank; ends the process."""
+    """Run one rank, and end the process."""
     guards.die_with_parent()
     if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["separate"]):
         sys.exit("usage: python -m lorawatch.training.worker RUN_DIR [separate] (torchrun starts it)")
@@ -43,7 +43,7 @@ def main() -> NoReturn:
     observer = Observer(run, rank_info).start()
 
     def terminated(number: int) -> None:
-        # The agent ends the siblings of a dead rank so; sent by anybody else it is what ends the run.
+        # The agent sends this to the other ranks when one has died. From any other sender it is what ends the run.
         report.step = observer.stopping.completed
         report.ended("stopped", signal=number)
         _exit(observer, report, 128 + number)
@@ -62,7 +62,7 @@ def main() -> NoReturn:
         report.step = observer.stopping.completed
         code = report.failed(error)
         traceback.print_exception(error)
-        # torchrun starts the ranks again for any other status, and they would meet the same loss.
+        # torchrun restarts the ranks after any other status, and they would reach the same loss.
         _exit(observer, report, 0 if isinstance(error, LossNotFinite) else code)
     _exit(observer, report, 0, wait_s=disk_wait.disk_wait_s())
 
@@ -96,10 +96,13 @@ def _train(run: RunDir, rank_info: RankInfo, observer: Observer, report: ExitRep
 
 
 def _exit(observer: Observer, report: ExitReport, code: int, *, wait_s: float = 0.0) -> NoReturn:
-    """End without the interpreter's teardown, where a broken process group or driver could hang.
+    """End the process without the interpreter's teardown, where a broken process group or driver could hang.
 
     Args:
-        wait_s: How long to wait for a full disk to take the last lines.
+        observer: Is closed.
+        report: Is written.
+        code: The process's exit status.
+        wait_s: Seconds to wait for a full disk to take the last lines.
     """
     unwritten = observer.close(wait_s)
     report.write(steps_made=observer.steps_made, unwritten=unwritten)

@@ -206,7 +206,8 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
     from lorawatch.training import model as models
     from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.callback import StepCallback
-    from lorawatch.training.data import Collator, build_training_data
+    from lorawatch.training.collator import Collator
+    from lorawatch.training.data import build_training_data
     from lorawatch.training.observer import Observer
     from lorawatch.training.rank_info import RankInfo
     from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments

@@ -216,7 +216,8 @@ def measure(row: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     from lorawatch.training import fast_engine
     from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.callback import StepCallback
-    from lorawatch.training.data import Collator, PackedData
+    from lorawatch.training.collator import Collator
+    from lorawatch.training.data import PackedData
     from lorawatch.training.observer import Observer
     from lorawatch.training.rank_info import RankInfo
     from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments

@@ -30,7 +30,8 @@ from lorawatch.run.records import Step
 from lorawatch.training import model as models
 from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.callback import StepCallback
-from lorawatch.training.data import Collator, build_training_data
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import build_training_data
 from lorawatch.training.facts import gpu_identity
 from lorawatch.training.meter import StepMeter
 from lorawatch.training.observer import Observer

@@ -14,7 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from lorawatch.recipe import loading
 from lorawatch.training import model as models
 from lorawatch.training.batch_counts import BatchCounts
-from lorawatch.training.data import Collator, build_training_data
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import build_training_data
 from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from trained import Trained, rows
 
 from lorawatch.errors import CheckpointError, LossNotFinite
 from lorawatch.run import checkpoints
-from lorawatch.training.data import Collator, SyntheticData
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import SyntheticData
 
 
 def test_whatever_step_it_goes_on_from_the_curve_is_the_same(tmp_path: Path) -> None:

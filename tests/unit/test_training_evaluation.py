@@ -252,7 +252,7 @@ def test_a_training_that_has_broken_is_not_evaluated(monkeypatch: pytest.MonkeyP
         def broken(self: Any, *args: Any) -> Any:
             result = step(self, *args)
             if self.state.global_step == 2:
-                self.steps.not_finite = (3, math.nan)
+                self.step_callback.not_finite = (3, math.nan)
             return result
 
         patched.setattr(ReferenceTrainer, "training_step", broken)

@@ -22,7 +22,8 @@ from lorawatch.training import compile_cache, regions
 from lorawatch.training import model as models
 from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.callback import StepCallback
-from lorawatch.training.data import Collator, TokenizedData
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import TokenizedData
 from lorawatch.training.fast_engine import FastEngine, Level, StaticCollator, trainer_arguments
 from lorawatch.training.graph import GraphedLoss, aliased_parameters
 from lorawatch.training.observer import Observer
@@ -307,8 +308,8 @@ def test_a_step_that_cannot_be_recorded_runs_compiled(tmp_path: Path, monkeypatc
     (told,) = fast.events
     assert (told.kind, told.severity) == ("engine_fallback", "warning")
     assert told.message == (
-        "the step is no CUDA graph (rank 0: RuntimeError: operation not permitted when stream is capturing): "
-        "its compiled layers run without"
+        "the step is not a CUDA graph (rank 0: RuntimeError: operation not permitted when stream is capturing): "
+        "its compiled layers run without one"
     )
 
 

@@ -24,7 +24,8 @@ from lorawatch.run.records import Evaluation, PhaseChange, RankStarted
 from lorawatch.training import attention, regions
 from lorawatch.training import model as models
 from lorawatch.training.batch_counts import BatchCounts
-from lorawatch.training.data import Collator, PackedData, TokenizedData, build_training_data, tokenize
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import PackedData, TokenizedData, build_training_data, tokenize
 from lorawatch.training.fast_engine import FastEngine, Level, StaticCollator
 from lorawatch.training.observer import Observer
 from lorawatch.training.rank_info import RankInfo

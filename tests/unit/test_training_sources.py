@@ -14,7 +14,8 @@ from lorawatch.errors import DataError
 from lorawatch.recipe import loading
 from lorawatch.training import data as training_data
 from lorawatch.training.batch_counts import BatchCounts
-from lorawatch.training.data import Collator, SyntheticData, build_datasets, build_training_data
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import SyntheticData, build_datasets, build_training_data
 from lorawatch.training.sources import Row, read_rows
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -79,7 +80,7 @@ def test_missing_files_and_names_that_are_nothing(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_without_a_network_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="not to be had"):
+    with pytest.raises(DataError, match="cannot be loaded"):
         list(read_rows("nobody/no-such-set-here"))
 
 

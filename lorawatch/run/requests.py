@@ -1,4 +1,4 @@
-"""What is asked of the processes that use a run's adapter, and what they answer."""
+"""Requests to the processes that use a run's adapter, and their answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 ChatTarget = Literal["base", "adapter", "both"]
-"""Who answers: the model as it was, as the run made it, or one after the other."""
+"""Who answers: the base model, the model with the run's adapter, or one after the other."""
 
 
 AdapterChoice = Literal["last", "best"]
@@ -15,7 +15,7 @@ AdapterChoice = Literal["last", "best"]
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """What `python -m lorawatch.training.chat` is told; the prompt comes by its standard input."""
+    """The request to `python -m lorawatch.training.chat`, which reads the prompt from its standard input."""
 
     target: ChatTarget = "adapter"
     adapter: AdapterChoice = "last"
@@ -31,7 +31,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class MergeRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """What `python -m lorawatch.training.merge` is told."""
+    """The request to `python -m lorawatch.training.merge`."""
 
     folder: str
     """Absolute."""
@@ -42,7 +42,7 @@ class MergeRequest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class MergeReport(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What `python -m lorawatch.training.merge` says at its end."""
+    """The answer of `python -m lorawatch.training.merge`."""
 
     run_id: str
     adapter: AdapterChoice

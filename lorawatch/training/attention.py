@@ -48,6 +48,7 @@ def document_attention(longest: int, device: torch.device) -> Callable[..., tupl
         cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
+        """Arguments, shapes and results as `document_attention` says; `cu_seq_lens_q` is INT32 of shape (documents + 1,)."""
         mask = None  # each row is one document
         if cu_seq_lens_q is not None:
             if kernel is not None and not dropout and _kernel_supports(query, value):
@@ -81,6 +82,7 @@ def variable_length_kernel(longest: int, device: torch.device) -> Kernel | None:
         options["enable_gqa"] = True
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, cumulative: Tensor, scale: float | None) -> Tensor:
+        """As `Kernel`; `cumulative` is INT32 of shape (documents + 1,)."""
         output = varlen_attn(query, key, value, cumulative, cumulative, longest, longest, scale=scale, **options)
         assert isinstance(output, Tensor)
         return output
@@ -152,7 +154,7 @@ def check_documents_separate(model: Any) -> None:
     finally:
         model.train(was_training)
     raise RecipeError(
-        f"data.packing is true, but {type(base).__name__} does not keep the documents of a row apart ({reason})",
+        f"data.packing is true, but {type(base).__name__} does not keep the documents of a row separate ({reason})",
         hint="set data.packing to false",
     )
 

@@ -67,8 +67,8 @@ def matmul_parameters(model: torch.nn.Module) -> int:
 
 
 def _weight_count_and_dtype(weight: torch.Tensor) -> tuple[int, torch.dtype]:
-    """Number of values of a weight, and the dtype in which they are used. Both are the original's where bitsandbytes
-    has packed the weight into four bits.
+    """Number of values of a weight, of any shape, and the dtype in which they are used. Both are the original's where
+    bitsandbytes has packed the weight into four bits.
     """
     state = getattr(weight, "quant_state", None)
     return (weight.numel(), weight.dtype) if state is None else (math.prod(state.shape), state.dtype)

@@ -59,6 +59,7 @@ class _WeightFormat:
 
     @property
     def precision(self) -> str:
+        """The format for people: `bfloat16`, `bfloat16 over nf4`."""
         model = self.recipe.model
         return model.dtype if model.quantization == "none" else f"{model.dtype} over {model.quantization}"
 

@@ -113,12 +113,14 @@ class _Replayed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, graphed: GraphedLoss, *parameters: Tensor) -> Tensor:
+        """The loss, of shape ()."""
         ctx.graphed = graphed
         return graphed.forward()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The parameters' gradients, each of its parameter's shape; `upstream` is one tensor of shape ()."""
         return None, *ctx.graphed.backward(upstream[0])
 
 

@@ -75,10 +75,7 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
     finetuned_model.check_memory(parameters * max(plan.dtype.itemsize, size))
     loaded = finetuned_model.load(run, recipe, adapter=True, choice=request.adapter, cpu=True, plain=True)
     ids = loaded.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        expected = loaded.model(input_ids=ids).logits.float()
-        with loaded.model.disable_adapter():
-            untuned = loaded.model(input_ids=ids).logits.float()
+    expected, base_only = _logits_with_and_without_adapter(loaded.model, ids)
     _print_status(f"merging into {dtype}")
     merged = _merged(loaded.model, getattr(torch, dtype), run)
     with _replacing(folder) as temporary:
@@ -96,9 +93,27 @@ def merge(run: RunDir, request: MergeRequest) -> MergeReport:
         run_id=run.run_id, adapter=request.adapter, step=step, folder=str(folder), model=recipe.model.name, dtype=dtype,
         parameters=parameters, size_bytes=written, files=files,
         largest_difference=float((logits - expected).abs().max()), relative_difference=difference,
-        allowed_difference=allowed, adapter_difference=_relative_difference(untuned, expected),
+        allowed_difference=allowed, adapter_difference=_relative_difference(base_only, expected),
         unpacked_from=plan.files.gguf if plan.files else None,
     )  # fmt: skip
+
+
+def _logits_with_and_without_adapter(model: Any, ids: Any) -> tuple[Any, Any]:
+    """The logits of base and adapter, and of the base alone.
+
+    Args:
+        model: A PeftModel.
+        ids: Shape (1, tokens), INT64.
+
+    Returns:
+        Both of shape (1, tokens, vocabulary), FP32.
+    """
+    import torch
+
+    with torch.inference_mode():
+        both = model(input_ids=ids).logits.float()
+        with model.disable_adapter():
+            return both, model(input_ids=ids).logits.float()
 
 
 def _check_difference(difference: float, allowed: float) -> None:

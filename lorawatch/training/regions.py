@@ -91,6 +91,7 @@ class Regions:
         call = layer._compiled_call_impl or layer._call_impl
 
         def noting(*given: Any, **named: Any) -> Any:
+            """The layer, after its hidden states are noted."""
             entered.append(given[0] if given else named["hidden_states"])
             return call(*given, **named)
 

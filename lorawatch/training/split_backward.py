@@ -62,6 +62,7 @@ def unsplit_backward(model: Any, trained: Sequence[nn.Parameter]) -> StepComputa
     """
 
     def compute(inputs: Inputs) -> PartResult:
+        """The loss, of shape (), and all gradients, each of its parameter's shape."""
         loss = model(**inputs).loss
         return loss.detach(), torch.autograd.grad(loss, trained)
 
@@ -92,6 +93,7 @@ def split_backward(model: Any, regions: Regions, trained: Sequence[nn.Parameter]
     cut = _Cut()
 
     def first(inputs: Inputs) -> PartResult:
+        """The loss, of shape (), and the gradients of the upper layers, each of its parameter's shape."""
         with regions.capture_inputs(at) as entered:
             loss = model(**inputs).loss
         (cut.hidden,) = entered
@@ -99,6 +101,7 @@ def split_backward(model: Any, regions: Regions, trained: Sequence[nn.Parameter]
         return loss.detach(), gradients
 
     def second(inputs: Inputs) -> PartResult:
+        """The gradients of the lowest layers, each of its parameter's shape."""
         hidden, gradient = cut.hidden, cut.gradient
         assert hidden is not None
         cut.hidden = cut.gradient = None  # frees their memory

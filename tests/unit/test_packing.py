@@ -89,9 +89,9 @@ def test_what_a_packing_tells() -> None:
 
 
 def test_positions_begin_anew_with_each_document_and_in_padding() -> None:
-    found = document_positions([torch.tensor([0, 1, 2, 0, 1])], (2, 9), longest=3)
-    assert found.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2, 0, 1, 2]]
-    cumulative = cumulative_lengths(found, 9)
+    batch = document_positions([torch.tensor([0, 1, 2, 0, 1])], (2, 9), longest=3)
+    assert batch.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2, 0, 1, 2]]
+    cumulative = cumulative_lengths(batch, 9)
     assert cumulative.dtype == torch.int32
     assert cumulative.tolist() == [0, 3, 5, 8, 9, 12, 15, 18, 18, 18]
 
@@ -103,11 +103,11 @@ def test_no_batch_has_more_documents_than_are_foreseen_nor_longer_ones(
     packing = Packing.from_lengths(lengths, 16)
     batch = draw.sample(range(len(packing)), min(rows, len(packing)))
     filled = [torch.cat([torch.arange(lengths[row]) for row in packing.block(block)]) for block in batch]
-    found = document_positions(filled, (rows, 16), packing.longest)
-    cumulative = cumulative_lengths(found, packing.max_documents(rows))
+    batch = document_positions(filled, (rows, 16), packing.longest)
+    cumulative = cumulative_lengths(batch, packing.max_documents(rows))
     sizes = cumulative.diff()
     assert int(sizes.max()) <= packing.longest
     assert int(sizes.sum()) == rows * 16
-    starts = found.flatten() == 0
+    starts = batch.flatten() == 0
     assert bool(starts[cumulative[:-1][sizes > 0]].all())
     assert int(starts.sum()) == int((sizes > 0).sum())

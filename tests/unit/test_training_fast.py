@@ -77,11 +77,11 @@ def test_every_batch_has_one_shape_and_counts_what_is_computed() -> None:
 def test_padding_without_a_mask_changes_no_loss_and_no_gradient() -> None:
     _, model = tiny()
     rows = [item(list(range(3, 10)), list(range(3, 10))), item([5, 6, 7], [-100, 6, 7])]
-    found = []
+    results = []
     for collate in (Collator(0, BatchCounts()), StaticCollator(0, BatchCounts(), 3, 32)):
         loss = model(**collate(rows), num_items_in_batch=torch.tensor(8)).loss
-        found.append((loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])))
-    for masked, padded in zip(*found, strict=True):
+        results.append((loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])))
+    for masked, padded in zip(*results, strict=True):
         torch.testing.assert_close(masked, padded, rtol=1e-4, atol=1e-7)
 
 
@@ -91,10 +91,10 @@ def test_equal_layers_are_compiled_once_and_undone_without_a_trace() -> None:
     names = list(model.state_dict())
     batch = {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)}
     plain = model(**batch).loss
-    found = Regions(base, 32)
-    assert str(found) == "5 × LlamaDecoderLayer"
+    compiled = Regions(base, 32)
+    assert str(compiled) == "5 × LlamaDecoderLayer"
     torch._dynamo.utils.counters.clear()
-    found.compile()
+    compiled.compile()
     for _ in range(3):
         loss = model(**batch).loss
         loss.backward()
@@ -103,7 +103,7 @@ def test_equal_layers_are_compiled_once_and_undone_without_a_trace() -> None:
     # The first layer, whose input needs no gradient; all others; the last norm; the loss. None twice.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert base.config._attn_implementation == regions.CAUSAL
-    found.restore()
+    compiled.restore()
     torch._dynamo.utils.counters.clear()
     assert torch.equal(model(**batch).loss, plain)
     assert base.config._attn_implementation == "sdpa"
@@ -115,10 +115,10 @@ def test_a_window_of_attention_shorter_than_the_rows_keeps_its_mask() -> None:
     base = model.get_base_model()
     for window, implementation in ((31, "sdpa"), (32, regions.CAUSAL)):
         base.config.sliding_window = window
-        found = Regions(base, 32)
-        found.compile()
+        compiled = Regions(base, 32)
+        compiled.compile()
         assert base.config._attn_implementation == implementation
-        found.restore()
+        compiled.restore()
 
 
 def test_a_model_without_equal_layers_says_so() -> None:
@@ -185,13 +185,13 @@ def test_two_parts_of_a_step_find_the_gradients_of_one() -> None:
     ]  # fmt: skip
     for passes in (two, split_backward_if_equal(model, regions, trained, batch)):
         assert len(passes.parts) == 2
-        found = []
+        results = []
         for way in (passes, unsplit_backward(model, trained)):
             torch.manual_seed(0)
-            found.append(way(batch))
-        assert torch.equal(found[0][0], found[1][0])
-        for mine, theirs in zip(found[0][1], found[1][1], strict=True):
-            torch.testing.assert_close(mine, theirs)
+            results.append(way(batch))
+        assert torch.equal(results[0][0], results[1][0])
+        for actual, expected in zip(results[0][1], results[1][1], strict=True):
+            torch.testing.assert_close(actual, expected)
 
 
 def test_a_step_is_one_part_where_the_lowest_layers_are_reached_by_another_way() -> None:
@@ -271,16 +271,16 @@ def test_a_compiled_training_is_the_reference_training(tmp_path: Path, kind: str
     if kind == "recorded":
         assert fast.engine.replays == 1 + 12  # the recording, and each batch of two epochs
     assert len(fast.steps) == len(reference.steps) == 4
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
-        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
-        assert (mine.nonpad_tokens, mine.label_tokens) == (theirs.nonpad_tokens, theirs.label_tokens)
-        assert mine.learning_rate == theirs.learning_rate
-        assert mine.tokens == 3 * 2 * 32  # what is computed
-    for (name, mine), theirs in zip(
+    for actual, expected in zip(fast.steps, reference.steps, strict=True):
+        assert actual.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert actual.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+        assert (actual.nonpad_tokens, actual.label_tokens) == (expected.nonpad_tokens, expected.label_tokens)
+        assert actual.learning_rate == expected.learning_rate
+        assert actual.tokens == 3 * 2 * 32  # what is computed
+    for (name, actual), expected in zip(
         fast.model.state_dict().items(), reference.model.state_dict().values(), strict=True
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7, msg=name)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7, msg=name)
     assert "forward" not in fast.model.get_base_model().__dict__
 
 
@@ -292,9 +292,9 @@ def test_compiling_is_a_phase_of_its_own_and_no_step_has_a_part_in_it(tmp_path: 
     assert fast.phases[0].detail == "2 × LlamaDecoderLayer"
     begun = next(phase.at for phase in fast.phases if phase.name == "training")
     assert sum(step.duration_s for step in fast.steps) <= fast.steps[-1].ended_at - begun + 0.01
-    (told,) = fast.events
-    assert (told.kind, told.severity, told.rank) == ("compiled", "info", None)
-    assert told.message.startswith("2 × LlamaDecoderLayer compiled in ")
+    (event,) = fast.events
+    assert (event.kind, event.severity, event.rank) == ("compiled", "info", None)
+    assert event.message.startswith("2 × LlamaDecoderLayer compiled in ")
 
 
 def test_a_step_that_cannot_be_recorded_runs_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,9 +305,9 @@ def test_a_step_that_cannot_be_recorded_runs_compiled(tmp_path: Path, monkeypatc
     fast = trained(tmp_path, "recorded")
     assert fast.engine.level == Level.COMPILED
     assert [step.step for step in fast.steps] == list(range(1, 13))
-    (told,) = fast.events
-    assert (told.kind, told.severity) == ("engine_fallback", "warning")
-    assert told.message == (
+    (event,) = fast.events
+    assert (event.kind, event.severity) == ("engine_fallback", "warning")
+    assert event.message == (
         "the step is not a CUDA graph (rank 0: RuntimeError: operation not permitted when stream is capturing): "
         "its compiled layers run without one"
     )
@@ -322,10 +322,10 @@ def test_a_step_that_does_not_compile_is_the_reference_engines(tmp_path: Path, m
     assert fast.engine.level == Level.REFERENCE
     assert [step.loss for step in fast.steps] == [step.loss for step in reference.steps]
     assert [step.tokens for step in fast.steps] == [step.tokens for step in reference.steps]
-    (told,) = fast.events
-    assert (told.kind, told.severity) == ("engine_fallback", "warning")
-    assert "no working compiler" in told.message
-    assert told.message.endswith("the reference engine trains")
+    (event,) = fast.events
+    assert (event.kind, event.severity) == ("engine_fallback", "warning")
+    assert "no working compiler" in event.message
+    assert event.message.endswith("the reference engine trains")
 
 
 @pytest.fixture

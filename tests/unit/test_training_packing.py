@@ -96,9 +96,9 @@ def alone(model: Any, data: PackedData, blocks: Sequence[int]) -> Answer:
     logits, loss = [], torch.tensor(0.0)
     for document in documents:
         inputs = {name: document[name].unsqueeze(0) for name in ("input_ids", "labels")}
-        found = model(**inputs, num_items_in_batch=torch.tensor(labels))
-        logits.append(found.logits[0])
-        loss = loss + found.loss
+        actual = model(**inputs, num_items_in_batch=torch.tensor(labels))
+        logits.append(actual.logits[0])
+        loss = loss + actual.loss
     return logits, loss, gradients(model, loss)
 
 
@@ -108,28 +108,28 @@ def together(
     """The documents in packed rows, one batch."""
     batch = change(collate([data[block] for block in blocks]))
     labels = int((batch["labels"][:, 1:] != IGNORED).sum())
-    found = model(**batch, num_items_in_batch=torch.tensor(labels))
+    actual = model(**batch, num_items_in_batch=torch.tensor(labels))
     logits = []
     for row, block in enumerate(blocks):
         ends = [0]
         for document in data.packing.block(block):
             ends.append(ends[-1] + data.rows.lengths[document])
-        logits += [found.logits[row, begin:end] for begin, end in pairwise(ends)]
-    return logits, found.loss, gradients(model, found.loss)
+        logits += [actual.logits[row, begin:end] for begin, end in pairwise(ends)]
+    return logits, actual.loss, gradients(model, actual.loss)
 
 
 def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
 
 
-def assert_same(found: Answer, wanted: Answer, rtol: float = 1e-4) -> None:
+def assert_same(actual: Answer, wanted: Answer, rtol: float = 1e-4) -> None:
     """Equal but for rounding."""
-    assert len(found[0]) == len(wanted[0])
-    for mine, theirs in zip(found[0], wanted[0], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol * float(theirs.detach().abs().max()))
-    torch.testing.assert_close(found[1], wanted[1], rtol=rtol, atol=0)
-    for mine, theirs in zip(found[2], wanted[2], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=10 * rtol, atol=rtol * float(theirs.detach().abs().max()))
+    assert len(actual[0]) == len(wanted[0])
+    for a, b in zip(actual[0], wanted[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.detach().abs().max()))
+    torch.testing.assert_close(actual[1], wanted[1], rtol=rtol, atol=0)
+    for a, b in zip(actual[2], wanted[2], strict=True):
+        torch.testing.assert_close(a, b, rtol=10 * rtol, atol=rtol * float(b.detach().abs().max()))
 
 
 def document_by_document(longest: int, device: torch.device) -> attention.Kernel:
@@ -140,7 +140,7 @@ def document_by_document(longest: int, device: torch.device) -> attention.Kernel
     ) -> torch.Tensor:
         assert cumulative.dtype == torch.int32
         assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-        found = torch.full_like(query, float("nan"))
+        actual = torch.full_like(query, float("nan"))
         for begin, end in pairwise(cumulative.tolist()):
             assert end - begin <= longest
             if begin == end:
@@ -149,8 +149,8 @@ def document_by_document(longest: int, device: torch.device) -> attention.Kernel
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scale, enable_gqa=True
             )
-            found[begin:end] = out.transpose(0, 1)
-        return found
+            actual[begin:end] = out.transpose(0, 1)
+        return actual
 
     return torch.compiler.disable(kernel)  # it looks at numbers, which a recording kernel does not
 
@@ -254,12 +254,12 @@ def test_bfloat16_differs_by_its_rounding(engine: str, autocast: bool, request: 
         if engine != "reference":
             collate = static(data, 3)
             attending(model, data)
-        found = together(model, data, some, collate)
-    assert found[0][0].dtype == torch.bfloat16
+        actual = together(model, data, some, collate)
+    assert actual[0][0].dtype == torch.bfloat16
     rounding = max(float((w - t).detach().abs().max()) for w, t in zip(wanted[0], true[0], strict=True))
-    difference = max(float((f - t).detach().abs().max()) for f, t in zip(found[0], true[0], strict=True))
+    difference = max(float((f - t).detach().abs().max()) for f, t in zip(actual[0], true[0], strict=True))
     assert difference < 2 * rounding
-    assert float(found[1].detach()) == pytest.approx(float(true[1].detach()), rel=2e-3)
+    assert float(actual[1].detach()) == pytest.approx(float(true[1].detach()), rel=2e-3)
 
 
 def test_equal_layers_are_still_compiled_once() -> None:
@@ -281,8 +281,8 @@ def test_rows_that_are_not_packed_take_the_same_model() -> None:
     attending(model, data)
     batch = static(data, 2)(items)
     assert sorted(batch) == ["input_ids", "labels"]
-    for item, logits, found in zip(items, wanted, model(input_ids=batch["input_ids"]).logits, strict=True):
-        torch.testing.assert_close(found[: len(item["labels"])], logits, rtol=1e-4, atol=1e-6)
+    for item, logits, actual in zip(items, wanted, model(input_ids=batch["input_ids"]).logits, strict=True):
+        torch.testing.assert_close(actual[: len(item["labels"])], logits, rtol=1e-4, atol=1e-6)
     assert "position_ids" not in Collator(9, BatchCounts(), data.packing)(items)
 
 
@@ -347,13 +347,13 @@ def logits_together(
 ) -> list[torch.Tensor]:
     batch = (collate or Collator(0, BatchCounts(), data.packing))([data[block] for block in blocks])
     del batch["labels"]
-    found = model(**batch).logits.float()
+    actual = model(**batch).logits.float()
     lengths = [[data.rows.lengths[row] for row in data.packing.block(block)] for block in blocks]
-    return [logits for row, sizes in zip(found, lengths, strict=False) for logits in row[: sum(sizes)].split(sizes)]
+    return [logits for row, sizes in zip(actual, lengths, strict=False) for logits in row[: sum(sizes)].split(sizes)]
 
 
-def largest_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    return max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True))
+def largest_difference(actual: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    return max(float((f - w).abs().max()) for f, w in zip(actual, wanted, strict=True))
 
 
 # --- whether a model can
@@ -379,7 +379,7 @@ def test_a_model_whose_documents_see_each_other_is_refused(kind: str, more: dict
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=200, hidden_size=32, **more)
     model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=2, target_modules="all-linear"))
-    with pytest.raises(RecipeError, match=r"For.*CausalLM does not keep the documents of a row apart") as caught:
+    with pytest.raises(RecipeError, match=r"For.*CausalLM does not keep the documents of a row separate") as caught:
         attention.check_documents_separate(model)
     assert caught.value.hint == "set data.packing to false"
 
@@ -471,9 +471,9 @@ def test_epochs_of_blocks_in_steps_that_are_counted(source: Path) -> None:
     assert sum(nonpad for _, _, _, nonpad, _ in steps.values()) == 2 * sum(lengths)
     learned = sum(int((data.rows[row]["labels"][1:] != IGNORED).sum()) for row in range(29))
     assert sum(labels for *_, labels in steps.values()) == 2 * learned
-    (told,) = run.messages("packing")
-    assert told.startswith(f"packed 29 rows into {blocks} blocks of 32: ")
-    assert told.endswith(" with each batch padded to its longest row")
+    (message,) = run.messages("packing")
+    assert message.startswith(f"packed 29 rows into {blocks} blocks of 32: ")
+    assert message.endswith(" with each batch padded to its longest row")
     assert (
         f", {blocks} blocks of 32 with " in [p.detail or "" for p in run.lines(PhaseChange) if p.name == "loading"][-1]
     )

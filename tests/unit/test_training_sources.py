@@ -112,36 +112,36 @@ def texts(data: Any) -> list[str]:
 
 
 def test_a_share_of_the_rows_is_held_out_by_seed(tmp_path: Path) -> None:
-    told = numbered(tmp_path / "a.jsonl", 40)
-    whole = build_datasets(loading.load("tiny", told), byte_tokenizer(), 320, 2)
+    settings = numbered(tmp_path / "a.jsonl", 40)
+    whole = build_datasets(loading.load("tiny", settings), byte_tokenizer(), 320, 2)
     assert whole.evaluation is None
-    train, held = build_datasets(loading.load("tiny", [*told, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
+    train, held = build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
     assert held is not None
     assert (len(train), len(held)) == (36, 4)
     assert sorted(texts(train) + texts(held)) == sorted(texts(whole.train)), "each row once"
     assert texts(train) == [t for t in texts(whole.train) if t not in texts(held)], "in their order"
     assert train.fingerprint != whole.train.fingerprint
-    again = build_datasets(loading.load("tiny", [*told, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
+    again = build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
     assert again.evaluation is not None
     assert texts(again.evaluation) == texts(held)
     other = build_datasets(
-        loading.load("tiny", [*told, "data.eval_share=0.1", "train.seed=4"]), byte_tokenizer(), 320, 2
+        loading.load("tiny", [*settings, "data.eval_share=0.1", "train.seed=4"]), byte_tokenizer(), 320, 2
     )
     assert other.evaluation is not None
     assert texts(other.evaluation) != texts(held)
     with pytest.raises(
         DataError, match=r"data.eval_share is 0.01, which of the 40 rows of .*a.jsonl is none"
     ) as caught:
-        build_datasets(loading.load("tiny", [*told, "data.eval_share=0.01"]), byte_tokenizer(), 320, 2)
+        build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.01"]), byte_tokenizer(), 320, 2)
     assert caught.value.hint is not None
     assert "data.eval_share: 0.025" in caught.value.hint
     with pytest.raises(DataError, match=r"2 usable rows beside the 38 of data.eval_share, but one step takes 4"):
-        build_datasets(loading.load("tiny", [*told, "data.eval_share=0.95"]), byte_tokenizer(), 320, 2)
+        build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.95"]), byte_tokenizer(), 320, 2)
 
 
 def test_rows_to_evaluate_on_from_a_file_of_their_own(tmp_path: Path) -> None:
-    told, other = numbered(tmp_path / "a.jsonl", 8), tmp_path / "b.jsonl"
-    recipe = loading.load("tiny", [*told, f"data.eval_source={other}"])
+    settings, other = numbered(tmp_path / "a.jsonl", 8), tmp_path / "b.jsonl"
+    recipe = loading.load("tiny", [*settings, f"data.eval_source={other}"])
     with pytest.raises(DataError, match=r"data.eval_source is .*b.jsonl': no such file"):
         build_datasets(recipe, byte_tokenizer(), 320, 1)
     other.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
@@ -175,9 +175,9 @@ def test_the_split_to_evaluate_on(
 
 
 def test_random_rows_to_evaluate_on_are_none_that_are_trained_on() -> None:
-    told = ["data.eval_share=0.25", "data.sequence_length=8"]
-    train, held = build_datasets(loading.load("tiny", [*told, "train.steps=6"]), None, 320, 2)
-    longer = build_datasets(loading.load("tiny", [*told, "train.steps=600"]), None, 320, 2)
+    settings = ["data.eval_share=0.25", "data.sequence_length=8"]
+    train, held = build_datasets(loading.load("tiny", [*settings, "train.steps=6"]), None, 320, 2)
+    longer = build_datasets(loading.load("tiny", [*settings, "train.steps=600"]), None, 320, 2)
     assert held is not None
     assert longer.evaluation is not None
     assert (len(train), len(held)) == (24, 6)

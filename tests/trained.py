@@ -16,9 +16,9 @@ from lorawatch.run.directory import RunDir, RunInfo
 from lorawatch.run.journal import JournalTail
 from lorawatch.run.records import Evaluation, Event, Step
 from lorawatch.training import model as models
-from lorawatch.training.data import build_sets
+from lorawatch.training.data import build_datasets
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 from lorawatch.training.tokenization import byte_tokenizer
 from lorawatch.training.trainer import train
 
@@ -38,10 +38,10 @@ class Trained:
     def again(self, *, after: int | None = None) -> Curve:
         """Train; loss, gradient norm, learning rate and label tokens of this attempt's steps."""
         self.attempt += 1
-        place = Place(attempt=self.attempt, resumed=None if after is None else (after, self.attempt))
-        observer = Observer(self.run, place).start()
+        rank_info = RankInfo(attempt=self.attempt, resumed=None if after is None else (after, self.attempt))
+        observer = Observer(self.run, rank_info).start()
         try:
-            train(self.run, self.recipe, place, observer, "cpu")
+            train(self.run, self.recipe, rank_info, observer, "cpu")
         finally:
             observer.close()
         return {s.step: (s.loss, s.grad_norm, s.learning_rate, s.label_tokens) for s in self.steps}
@@ -84,7 +84,7 @@ def loss_by_hand(recipe: schema.Recipe, adapter: Path) -> tuple[float, int]:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(weights[name.replace(".default", "")])
-    held = build_sets(recipe, byte_tokenizer(), plan.vocabulary, 1).evaluation
+    held = build_datasets(recipe, byte_tokenizer(), plan.vocabulary, 1).evaluation
     assert held is not None
     model.eval()
     total, count = 0.0, 0

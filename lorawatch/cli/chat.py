@@ -11,7 +11,7 @@ from lorawatch.cli.child import freest_gpu, run_module
 from lorawatch.errors import UsageError
 from lorawatch.run.adapters import recipe_of, refuse_random, require_adapter
 from lorawatch.run.directory import RunDir
-from lorawatch.run.requests import ChatRequest, Which
+from lorawatch.run.requests import AdapterChoice, ChatRequest
 
 
 @click.command()
@@ -34,7 +34,7 @@ from lorawatch.run.requests import ChatRequest, Which
 @click.option("--cpu", is_flag=True, help="On the CPU, also where a GPU has room.")
 @click.option("--force", is_flag=True, help="Ask a model of random weights, too.")
 def chat(
-    run: str, prompt: str | None, base: bool, both: bool, adapter: Which, max_tokens: int, temperature: float, seed: int,
+    run: str, prompt: str | None, base: bool, both: bool, adapter: AdapterChoice, max_tokens: int, temperature: float, seed: int,
     raw: bool, cpu: bool, force: bool,
 ) -> int:  # fmt: skip
     """Ask the model that RUN (an id, its beginning, a name, or `last`) tuned; its answer comes as it is made.
@@ -63,7 +63,7 @@ def chat(
         require_adapter(tuned_run, adapter)
     refuse_random(tuned_run, recipe, "its answers", force=force)
     request = ChatRequest(
-        voice="base" if base else "both" if both else "adapter", adapter=adapter, interactive=interactive,
+        target="base" if base else "both" if both else "adapter", adapter=adapter, interactive=interactive,
         max_tokens=max_tokens, temperature=temperature, seed=seed, raw=raw, cpu=cpu,
     )  # fmt: skip
     code, _ = run_module(

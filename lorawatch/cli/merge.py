@@ -12,7 +12,7 @@ from lorawatch.cli.child import run_module
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.run.adapters import recipe_of, refuse_random, require_adapter
 from lorawatch.run.directory import RunDir
-from lorawatch.run.requests import MergeReport, MergeRequest, Which
+from lorawatch.run.requests import AdapterChoice, MergeReport, MergeRequest
 from lorawatch.system.user_files import expanded
 from lorawatch.text.numbers import gib
 from lorawatch.text.sanitize import clean, encodable, json_text
@@ -32,7 +32,7 @@ from lorawatch.text.sanitize import clean, encodable, json_text
 )
 @click.option("--force", is_flag=True, help="Replace a model that is in DIR; merge into random weights, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def merge(run: str, folder: Path, adapter: Which, dtype: str | None, force: bool, as_json: bool) -> int:
+def merge(run: str, folder: Path, adapter: AdapterChoice, dtype: str | None, force: bool, as_json: bool) -> int:
     """Write the model that RUN (an id, its beginning, a name, or `last`) tuned into DIR, its adapter merged.
 
     DIR gets safetensors, config, tokenizer and chat template as transformers saves them. What was written is read back and

@@ -9,7 +9,7 @@ import msgspec
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.recipe import loading, schema
 from lorawatch.run.directory import ENDED, RunDir
-from lorawatch.run.requests import Which
+from lorawatch.run.requests import AdapterChoice
 from lorawatch.system.files import read_json
 from lorawatch.text.sanitize import clean
 
@@ -54,12 +54,12 @@ def best_of(run: RunDir) -> BestAdapter | None:
     return read_json(run.best / BEST_FILE, BestAdapter)
 
 
-def adapter_folder(run: RunDir, which: Which) -> Path:
+def adapter_folder(run: RunDir, which: AdapterChoice) -> Path:
     """Where an adapter of a run is."""
     return run.adapter if which == "last" else run.best
 
 
-def adapter_step(run: RunDir, which: Which) -> int | None:
+def adapter_step(run: RunDir, which: AdapterChoice) -> int | None:
     """The step that an adapter is of; None where that is not known, as while a run that was resumed goes on."""
     if which == "best":
         return best.step if (best := best_of(run)) else None
@@ -67,7 +67,7 @@ def adapter_step(run: RunDir, which: Which) -> int | None:
     return state.step if state.state in ENDED else None
 
 
-def adapter_words(run: RunDir, which: Which) -> str:
+def adapter_words(run: RunDir, which: AdapterChoice) -> str:
     """Which adapter is used, and what there is beside it: `the last adapter of run 3kq9 (step 60); the best …`."""
     best = best_of(run)
     if best is None:
@@ -82,7 +82,7 @@ def adapter_words(run: RunDir, which: Which) -> str:
     return f"the last adapter of run {run.run_id}{at}; the best is of {lowest}: --adapter best"
 
 
-def require_adapter(run: RunDir, which: Which = "last") -> None:
+def require_adapter(run: RunDir, which: AdapterChoice = "last") -> None:
     """See that a run has saved an adapter.
 
     Raises:

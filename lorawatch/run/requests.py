@@ -1,4 +1,4 @@
-"""What is asked of the processes that use a run's adapter, and what they answer."""
+"""Requests to the processes that use a run's adapter, and their answers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Literal
 
 import msgspec
 
-Voice = Literal["base", "adapter", "both"]
-"""Who answers: the model as it was, as the run made it, or one after the other."""
+ChatTarget = Literal["base", "adapter", "both"]
+"""Who answers: the base model, the model with the run's adapter, or one after the other."""
 
 
-Which = Literal["last", "best"]
+AdapterChoice = Literal["last", "best"]
 """The adapter at the run's end, or the one whose evaluation had the lowest loss."""
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """What `python -m lorawatch.training.chat` is asked; the prompt comes on its standard input."""
+    """The request to `python -m lorawatch.training.chat`, which reads the prompt from its standard input."""
 
-    voice: Voice = "adapter"
-    adapter: Which = "last"
+    target: ChatTarget = "adapter"
+    adapter: AdapterChoice = "last"
     interactive: bool = False
     """A conversation on a terminal."""
     max_tokens: int = 256
@@ -31,21 +31,21 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class MergeRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """What `python -m lorawatch.training.merge` is asked."""
+    """The request to `python -m lorawatch.training.merge`."""
 
     folder: str
     """Absolute."""
-    adapter: Which = "last"
+    adapter: AdapterChoice = "last"
     dtype: str | None = None
     """None: as the base weights."""
     force: bool = False
 
 
 class MergeReport(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What `python -m lorawatch.training.merge` says at its end."""
+    """The answer of `python -m lorawatch.training.merge`."""
 
     run_id: str
-    adapter: Which
+    adapter: AdapterChoice
     """Which of the run's adapters was merged."""
     step: int | None = None
     """Of that adapter, where it is known."""

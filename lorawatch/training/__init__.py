@@ -2,5 +2,5 @@
 
 import logging
 
-# On a CPU that it suits, bitsandbytes says at its import, which is PEFT's, that a package for faster inference is missing.
+# On some CPUs bitsandbytes, which PEFT imports, logs that a package for faster inference is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

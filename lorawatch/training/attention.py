@@ -1,4 +1,4 @@
-"""Attention inside each document of packed rows, in one shape for every batch; and whether a model keeps them apart."""
+"""Attention inside each document of packed rows, with one shape for every batch, and a check that a model supports it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from lorawatch.errors import RecipeError
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, float | None], Tensor]
-"""Queries, keys and values of (positions of all rows, heads, size of a head), cumulative lengths, scale; like the queries."""
-# Rounding moves answers by well under a hundredth of what another document does, also in BF16.
-_APART = 0.2
+"""Takes queries, keys and values of shape (positions of all rows, heads, head size), cumulative lengths and the scale
+of the scores; returns a tensor of the queries' shape.
+"""
+# Rounding changes logits by well under a hundredth of what another document in the same row does, in BF16 too.
+_MAX_ORDER_DIFFERENCE = 0.2
 
 
-def within_documents(longest: int, device: torch.device) -> Callable[..., tuple[Tensor, None]]:
+def document_attention(longest: int, device: torch.device) -> Callable[..., tuple[Tensor, None]]:
     """Causal attention inside documents, as one of transformers' attention functions.
 
-    It is told by `cu_seq_lens_q`, as transformers names it, where documents begin in a batch's rows, taken end to end.
-    A variable-length kernel skips what lies between documents; where there is none, a mask shuts it out.
+    The argument `cu_seq_lens_q` holds where documents begin in a batch's rows, taken end to end; transformers uses that
+    name. A variable-length kernel skips the scores between documents. Without such a kernel a mask removes them.
 
     Args:
         longest: Positions of the longest document of any batch.
-        device: Where the model is.
+        device: The model's.
+
+    Returns:
+        A function of query, key and value, each of shape (rows, heads, positions, head size), floating point. It
+        returns the output, of shape (rows, positions, heads, head size) and the value's dtype, and None in place of the
+        scores.
     """
     kernel = variable_length_kernel(longest, device)
 
@@ -41,12 +48,13 @@ def within_documents(longest: int, device: torch.device) -> Callable[..., tuple[
         cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        mask = None  # rows that are one document each
+        """Arguments, shapes and results as `document_attention` says; `cu_seq_lens_q` is INT32 of shape (documents + 1,)."""
+        mask = None  # each row is one document
         if cu_seq_lens_q is not None:
-            if kernel is not None and not dropout and _takes(query, value):
+            if kernel is not None and not dropout and _kernel_supports(query, value):
                 q, k, v = (t.transpose(1, 2).flatten(0, 1).to(value.dtype) for t in (query, key, value))
                 return kernel(q, k, v, cu_seq_lens_q, scaling).view(query.transpose(1, 2).shape), None
-            mask = same_document(cu_seq_lens_q, query.shape[0], query.shape[2])
+            mask = same_document_mask(cu_seq_lens_q, query.shape[0], query.shape[2])
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -56,40 +64,55 @@ def within_documents(longest: int, device: torch.device) -> Callable[..., tuple[
 
 
 def variable_length_kernel(longest: int, device: torch.device) -> Kernel | None:
-    """torch's variable-length attention on a GPU that has it; None elsewhere."""
+    """torch's variable-length attention; None on a device or in a torch that does not have it.
+
+    Args:
+        longest: Positions of the longest document of any batch.
+        device: The model's.
+    """
     if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # of torch 2.10
+    except ImportError:  # torch has it from version 2.10
         return None
     options: dict[str, Any] = {"window_size": (-1, 0)}
-    # Newer versions want to be told that several heads share keys and values, older ones take it as it is.
+    # Newer versions need this option where several heads share keys and values; older ones do not have it.
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         options["enable_gqa"] = True
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, cumulative: Tensor, scale: float | None) -> Tensor:
-        found = varlen_attn(query, key, value, cumulative, cumulative, longest, longest, scale=scale, **options)
-        assert isinstance(found, Tensor)
-        return found
+        """As `Kernel`; `cumulative` is INT32 of shape (documents + 1,)."""
+        output = varlen_attn(query, key, value, cumulative, cumulative, longest, longest, scale=scale, **options)
+        assert isinstance(output, Tensor)
+        return output
 
     return kernel
 
 
-def _takes(query: Tensor, value: Tensor) -> bool:
-    """Whether the kernel takes tensors of this kind (torch's flash_api.cpp)."""
+def _kernel_supports(query: Tensor, value: Tensor) -> bool:
+    """Whether the kernel supports these dtypes and head sizes (torch's flash_api.cpp).
+
+    Args:
+        query: Shape (rows, heads, positions, head size).
+        value: Shape (rows, heads, positions, head size).
+    """
     size = query.shape[-1]
     return value.dtype in (torch.float16, torch.bfloat16) and size == value.shape[-1] <= 256 and size % 8 == 0
 
 
-def same_document(cumulative: Tensor, rows: int, length: int) -> Tensor:
-    """Whether a position may look at another: an earlier one, or itself, of its own document.
+def same_document_mask(cumulative: Tensor, rows: int, length: int) -> Tensor:
+    """A causal mask in which a position sees only its own document.
 
     Args:
-        cumulative: Where the documents begin in the rows, taken end to end; the last where the last one ends.
+        cumulative: Where the documents begin in the rows, taken end to end, and last where the last document ends.
+            INT32 of shape (documents + 1,).
+        rows: Of the batch.
+        length: Positions of each row.
 
     Returns:
-        Boolean of shape (rows, 1, length, length): the row, its position, the one looked at.
+        BOOL of shape (rows, 1, length, length), on the same device: whether a position (third axis) sees another
+        (fourth).
     """
     place = torch.arange(rows * length, dtype=cumulative.dtype, device=cumulative.device)
     document = torch.bucketize(place, cumulative[1:], right=True).view(rows, 1, length)
@@ -97,43 +120,51 @@ def same_document(cumulative: Tensor, rows: int, length: int) -> Tensor:
     return (document.unsqueeze(-1) == document.unsqueeze(-2)) & causal
 
 
-def check_apart(model: Any) -> None:
-    """See that a model keeps the documents of a packed row apart: each gets the same answer before and behind another.
+def check_documents_separate(model: Any) -> None:
+    """Check that a model computes the same for a document whatever other document is in its row.
 
-    Models differ in what they make of positions that begin anew, and some carry a state on from one document to the next.
-    What rounding makes of the answers is held against what the other document makes of them where nothing parts the two.
+    Some models ignore positions that start again at 0, and some carry a state from one document to the next. The check
+    runs two documents in both orders. What rounding changes in the logits is compared with what the other document
+    changes where nothing separates the two.
+
+    Args:
+        model: A PeftModel.
 
     Raises:
-        RecipeError: It does not keep them apart, or takes no positions.
+        RecipeError: The model does not keep documents separate, or takes no positions.
     """
     base = model.get_base_model()
-    # With a cache transformers does not look for documents. The Trainer turns it off too.
+    # With a cache transformers does not look for documents. The Trainer switches it off too.
     base.config.use_cache = base.config.get_text_config().use_cache = False
     one, other = torch.arange(7) * 5 + 11, torch.arange(9) * 7 + 2
     places = torch.arange(7), torch.arange(9)
     device = next(model.parameters()).device
     ids = torch.stack([torch.cat([one, other]), torch.cat([other, one])]) % base.config.get_text_config().vocab_size
     position_ids = torch.stack([torch.cat(places), torch.cat(places[::-1])])
-    why, trained = "they see each other", model.training
+    reason, was_training = "they see each other", model.training
     model.eval()
     try:
         with torch.no_grad():
             together = model(input_ids=ids.to(device)).logits.float()
             packed = model(input_ids=ids.to(device), position_ids=position_ids.to(device)).logits.float()
-        if _unlike(packed) <= _APART * _unlike(together):
+        if _order_difference(packed) <= _MAX_ORDER_DIFFERENCE * _order_difference(together):
             return
     except (TypeError, ValueError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     finally:
-        model.train(trained)
+        model.train(was_training)
     raise RecipeError(
-        f"data.packing is true, but {type(base).__name__} does not keep the documents of a row apart ({why})",
+        f"data.packing is true, but {type(base).__name__} does not keep the documents of a row separate ({reason})",
         hint="set data.packing to false",
     )
 
 
-def _unlike(answers: Tensor) -> float:
-    """How much the answers to both documents differ by which comes first."""
+def _order_difference(answers: Tensor) -> float:
+    """How much the logits of two documents differ by which of them comes first: the largest absolute difference.
+
+    Args:
+        answers: Logits of both orders, shape (2, 16, vocabulary), FP32; the documents have 7 and 9 positions.
+    """
     return max(
         float((a - b).abs().max()) for a, b in ((answers[0, 7:], answers[1, :9]), (answers[1, 9:], answers[0, :7]))
     )

@@ -1,9 +1,9 @@
-"""`StepCallback`: one line that makes any transformers Trainer, or TRL script, measured and stoppable.
+"""`StepCallback`: measures any transformers Trainer, or TRL script, and lets `lorawatch stop` end it.
 
     from lorawatch import StepCallback
     trainer.add_callback(StepCallback())
 
-Started under `lorawatch --record -- python script.py` it journals every rank's steps; started alone it does nothing.
+Under `lorawatch --record -- python script.py` it journals every rank's steps. Without lorawatch it does nothing.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers.trainer
-from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir
 from lorawatch.run.records import Evaluation, Event, EventKind, Step
 from lorawatch.text.numbers import rank_words
-from lorawatch.training.counts import BatchCounts
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.batch_figures import batch_figures
 from lorawatch.training.facts import ModelFacts, gpu_identity, model_facts, rank_started
-from lorawatch.training.gate import Gate
 from lorawatch.training.meter import Reading, StepMeter
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
+from lorawatch.training.start_barrier import StartBarrier
 from lorawatch.training.stopping import ANSWER_S, Agreement
+from lorawatch.training.trainer_hooks import time_data_loader, watch_gradient_norm, watch_skipped_batches
 
 _log = logging.getLogger(__name__)
-_DISK_WAIT_S = 5.0  # for a full disk to take the last lines; a script has its own work to go on with
+_DISK_WAIT_S = 5.0  # for a full disk to take the last lines; short, because the user's script waits for it
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked here
-    """Measures each step of a Trainer and honours `lorawatch stop` and requests for a checkpoint, at no cost to the step
-    worth speaking of.
+    """Measures each step of a Trainer, and serves `lorawatch stop` and requests for a checkpoint.
 
-    It finds the run's directory in LORAWATCH_RUN_DIR, which the recorder sets, and its rank in torchrun's environment.
+    It adds no synchronisation with the GPU and no collective to a step. It finds the run's directory in
+    LORAWATCH_RUN_DIR, which the recorder sets, and its rank in torchrun's environment.
 
     Args:
-        exclude_steps: Warm-up steps at the start of an attempt, outside every figure.
-        observer: The rank's side thread, where the caller has one already; it stays open then.
-        counts: Token counts from the collator; without them they are counted on the device, asynchronously.
-        facts: The model's sizes, where the caller knows them already.
-        gate: What the ranks of a separate run wait at before their first step.
-        checkpoint_every: Steps between two checkpoints, and one at the end; None leaves that to the Trainer's arguments.
-        on_nan: `stop` asks all ranks to stop once this rank's loss is no finite number; `continue` only warns.
-        evaluates: Whether there is an evaluation at the end; without, evaluations are left to the Trainer's arguments.
-        eval_every: Steps between two evaluations before that; None: none.
+        exclude_steps: Warm-up steps at the start of an attempt, which no figure counts.
+        observer: The rank's side thread, where the caller already has one; the caller closes it.
+        counts: Token counts from the collator; without them tokens are counted on the device, asynchronously.
+        facts: The model's sizes, where the caller already knows them.
+        gate: The barrier at which the ranks of a separate run wait before their first step.
+        checkpoint_every: Steps between two checkpoints, with one more at the end; None: the Trainer's arguments decide.
+        on_nan: `stop` asks all ranks to stop once this rank's loss is not a finite number; `continue` only warns.
+        evaluates: Evaluate at the end; otherwise the Trainer's arguments decide.
+        eval_every: Steps between two evaluations before the end; None: none.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         observer: Observer | None = None,
         counts: BatchCounts | None = None,
         facts: ModelFacts | None = None,
-        gate: Gate | None = None,
+        gate: StartBarrier | None = None,
         checkpoint_every: int | None = None,
         on_nan: Literal["stop", "continue"] = "continue",
         evaluates: bool = False,
@@ -73,7 +73,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._own_observer = observer is None
         self._counts = counts
         self._facts = facts
-        self._gate = gate
+        self._start_barrier = gate
         self._meter: StepMeter | None = None
         self._hook: Any = None
         self._gpu_uuid: str | None = None
@@ -86,9 +86,11 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._stop_wanted = False
         self._closing = False
         self.not_finite: tuple[int, float] | None = None
-        """The first step at which this rank's loss was no finite number, and that loss, once it has been read back."""
+        """The first step at which this rank's loss was not a finite number, and that loss; None as long as none was
+        read back.
+        """
         self.stopped_at: int | None = None
-        """The step at which all ranks (of a separate run: this one) stopped on request."""
+        """The step at which all ranks stopped on request (in a separate run: this rank)."""
 
     def on_train_begin(
         self,
@@ -100,21 +102,21 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         if self._observer is None:
             root = os.environ.get(RUN_DIR_VARIABLE)
             if not root:
                 _log.info("lorawatch: %s is not set, so nothing is recorded", RUN_DIR_VARIABLE)
                 return
-            self._observer = Observer(RunDir(Path(root)), Place.from_environment()).start()
+            self._observer = Observer(RunDir(Path(root)), RankInfo.from_environment()).start()
         observer = self._observer
         device = torch.device(args.device)
         if self._facts is None and model is not None:
             self._facts = model_facts(model, getattr(args, "max_length", None))
-        observer.append(rank_started(observer.place, device, state.max_steps or None, self._facts))
-        if self._gate is not None:
+        observer.append(rank_started(observer.rank_info, device, state.max_steps or None, self._facts))
+        if self._start_barrier is not None:
             observer.phase("waiting", "until all ranks are ready")
-            self._gate.wait()
+            self._start_barrier.wait()
         observer.phase("training")
         observer.stopping.resume_from(state.global_step)
         observer.saving.resume_from(state.global_step)
@@ -124,16 +126,16 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         self._meter = StepMeter(device)
         if model is not None:
             self._hook = model.register_forward_hook(self._after_forward, with_kwargs=True)
-        _watch_gradient_norm(self._meter)
-        _time_data_loader(train_dataloader, self._meter, self._counts)
-        _watch_skipping(self._meter, self._counts)
+        watch_gradient_norm(self._meter)
+        time_data_loader(train_dataloader, self._meter, self._counts)
+        watch_skipped_batches(self._meter, self._counts)
         observer.watch(self._journal_steps)
         self._meter.mark()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remember the rate that this step uses: the scheduler moves on before the step's end."""
+        """Read the learning rate of this step, before the scheduler moves on."""
         if self._meter is not None and self._scheduler is not None:
             rate = self._scheduler.get_last_lr()[0]
             self._learning_rate = rate if isinstance(rate, float) else None
@@ -141,31 +143,31 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """The step's end; also the place where all ranks stop on request, at the same step, with a checkpoint."""
+        """End the step. Here all ranks stop on request, after the same step and with a checkpoint."""
         if self._meter is None or self._observer is None:
             return control
         step, last = state.global_step, state.max_steps
         self._meter.end_step(step, self._learning_rate)
         observer = self._observer
-        separate = observer.place.separate
+        separate = observer.rank_info.separate
         asked = observer.saving.step_completed(step, last)
-        self._tell_unanswered(observer, observer.saving, "checkpoint_unanswered", "no checkpoint is saved")
-        if asked and separate and observer.place.rank == 0:
+        self._emit_unanswered(observer, observer.saving, "checkpoint_unanswered", "no checkpoint is saved")
+        if asked and separate and observer.rank_info.rank == 0:
             words = "no checkpoint is saved: ranks that train separately keep none"
             observer.append(Event(at=time.time(), kind="checkpoint_refused", severity="warning", message=words))
         stops = observer.stopping.step_completed(step, last)
-        self._tell_unanswered(observer, observer.stopping, "stop_unanswered", "the ranks cannot stop together")
+        self._emit_unanswered(observer, observer.stopping, "stop_unanswered", "the ranks cannot stop together")
         if stops:
             self.stopped_at = step
             control.should_training_stop = True
-            # At the last step not all ranks may have heard of the stop, and a save needs them all.
+            # At the last step some ranks may not have seen the request, and a save needs all ranks.
             asked = step < last
         due = self._every is not None and (step % self._every == 0 or step >= last)
         if (asked or due) and not separate:
             control.should_save = True
-        on_the_way = self._eval_every is not None and step % self._eval_every == 0 and self.stopped_at is None
-        # Not all ranks may have heard of a stop at the last step, and an evaluation needs them all.
-        if self._evaluates and (on_the_way or step >= last):
+        eval_due = self._eval_every is not None and step % self._eval_every == 0 and self.stopped_at is None
+        # At the last step some ranks may not have seen a stop request, and an evaluation needs all ranks.
+        if self._evaluates and (eval_due or step >= last):
             control.should_evaluate = True
         if control.should_evaluate:
             self._observer.phase("evaluating", f"after step {step}")
@@ -173,7 +175,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._observer.phase("saving", "checkpoint")
         return control
 
-    def _tell_unanswered(self, observer: Observer, agreement: Agreement, kind: EventKind, words: str) -> None:
+    def _emit_unanswered(self, observer: Observer, agreement: Agreement, kind: EventKind, words: str) -> None:
+        """Journal which ranks did not answer a request in time."""
         silent, agreement.unanswered = agreement.unanswered, []
         if silent:
             who = rank_words(silent)
@@ -191,7 +194,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """An evaluation is over: journal what it found. Its time belongs to no step."""
+        """Journal an evaluation. Its time belongs to no step."""
         if metrics and "eval_loss" in metrics:
             self._journal_evaluation(state.global_step, metrics)
         if control.should_save and self._observer is not None:
@@ -200,7 +203,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             self._pause_ended()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A checkpoint is written; its time belongs to no step."""
+        """A checkpoint is written. Its time belongs to no step."""
         self._pause_ended()
 
     def on_train_end(
@@ -211,29 +214,29 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is computed meanwhile belongs to no step."""
+        """Measure nothing within: forward passes there belong to no step."""
         meter, self._meter = self._meter, None
         try:
             yield
         finally:
             self._meter = meter
 
-    def look(self) -> None:
-        """Read back all steps so far, now; on a GPU the caller has waited for it."""
+    def read_back(self) -> None:
+        """Read all completed steps now. On a GPU the caller has synchronised before."""
         if self._observer is not None:
             self._observer.tick()
 
     def close(self) -> None:
-        """Stop measuring; the steps that have ended are journaled. Safe to call twice."""
+        """Stop measuring and journal the steps that have ended. Safe to call twice."""
         if self._meter is None or self._observer is None:
             return
         if self._hook is not None:
             self._hook.remove()
-        _watch_gradient_norm(None)
-        _watch_skipping(None, None)
-        self._closing, self._stop_wanted = True, False  # nobody is left to stop
+        watch_gradient_norm(None)
+        watch_skipped_batches(None, None)
+        self._closing, self._stop_wanted = True, False  # training is over: there is nothing to stop
         self._observer.unwatch(self._journal_steps)
-        self._observer.tick()  # waits for a look that is under way
+        self._observer.tick()  # waits for a tick that is running
         self._journal(self._meter.drain())
         self._meter = None
         if self._own_observer:
@@ -250,7 +253,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
         if self._meter is not None:
             self._journal(self._meter.poll())
         if self._stop_wanted and self._observer is not None:
-            with contextlib.suppress(OSError):  # a full disk: asked for again at the next look
+            with contextlib.suppress(OSError):  # a full disk: the next tick tries again
                 if not self._observer.run.requested("stop"):
                     self._observer.run.request("stop", b"nan_loss")
                 self._stop_wanted = False
@@ -261,11 +264,11 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             return
         for r in readings:
             if r.loss is not None and not math.isfinite(r.loss) and self.not_finite is None:
-                self._loss_broke(observer, r.step, r.loss)
+                self._journal_bad_loss(observer, r.step, r.loss)
             observer.append(
                 Step(
-                    attempt=observer.place.attempt,
-                    rank=observer.place.rank,
+                    attempt=observer.rank_info.attempt,
+                    rank=observer.rank_info.rank,
                     step=r.step,
                     ended_at=r.ended_at,
                     duration_s=r.duration_s,
@@ -285,14 +288,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
 
     def _journal_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         observer = self._observer
-        if observer is None or not (observer.place.rank == 0 or observer.place.separate):
+        if observer is None or not (observer.rank_info.rank == 0 or observer.rank_info.separate):
             return
         loss, tokens = metrics["eval_loss"], metrics.get("eval_label_tokens")
-        took_s = metrics.get("eval_runtime", -1.0)  # by the clock of the day, which may be set back meanwhile
+        took_s = metrics.get("eval_runtime", -1.0)  # a Trainer's own loop uses the wall clock, which may be set back
         observer.append(
             Evaluation(
-                attempt=observer.place.attempt,
-                rank=observer.place.rank,
+                attempt=observer.rank_info.attempt,
+                rank=observer.rank_info.rank,
                 step=step,
                 ended_at=time.time(),
                 duration_s=took_s if took_s >= 0 else None,
@@ -301,7 +304,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
             )
         )
 
-    def _loss_broke(self, observer: Observer, step: int, loss: float) -> None:
+    def _journal_bad_loss(self, observer: Observer, step: int, loss: float) -> None:
         self.not_finite = (step, loss)
         stops = self._on_nan == "stop"
         self._stop_wanted = stops and not self._closing
@@ -310,117 +313,17 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]  # transformers is no
                 at=time.time(),
                 kind="nan_loss",
                 severity="error" if stops else "warning",
-                rank=observer.place.rank,
-                message=f"rank {observer.place.rank}'s loss is {loss} at step {step}"
+                rank=observer.rank_info.rank,
+                message=f"rank {observer.rank_info.rank}'s loss is {loss} at step {step}"
                 + ("" if stops else "; training goes on"),
             )
         )
 
     def _after_forward(self, module: torch.nn.Module, args: Any, inputs: dict[str, Any], outputs: Any) -> None:
-        """Count a training batch and keep its loss; the hook runs before the Trainer scales the loss in place."""
+        """Count a training batch and keep its loss. The hook runs before the Trainer scales the loss in place."""
         meter = self._meter
         if meter is None or not module.training or not torch.is_grad_enabled():
             return
-        ids = inputs.get("input_ids")
-        if ids is None and args:
-            ids = args[0]
-        if not isinstance(ids, torch.Tensor):
-            return
-        nonpad: torch.Tensor | int
-        labels: torch.Tensor | int | None
-        counted = self._counts.take(tuple(ids.shape)) if self._counts is not None else None
-        if counted is not None:
-            nonpad, labels = counted
-        else:
-            mask = inputs.get("attention_mask")
-            nonpad = mask.count_nonzero() if isinstance(mask, torch.Tensor) and mask.shape == ids.shape else ids.numel()
-            labels = _count_labels(inputs)
-        meter.add_batch(ids.numel(), nonpad=nonpad, labels=labels, loss_sum=_loss_sum(inputs, outputs, labels))
-
-
-def _count_labels(inputs: dict[str, Any]) -> torch.Tensor | None:
-    """Positions that a causal model's loss is taken over: the first label of a row is nobody's prediction."""
-    shifted = inputs.get("shift_labels")
-    if not isinstance(shifted, torch.Tensor):
-        labels = inputs.get("labels")
-        if not isinstance(labels, torch.Tensor) or labels.dim() < 2:
-            return None
-        shifted = labels[..., 1:]
-    return (shifted != -100).sum()
-
-
-def _loss_sum(inputs: dict[str, Any], outputs: Any, labels: torch.Tensor | int | None) -> torch.Tensor | None:
-    """The sum of this batch's token losses, undoing the model's division.
-
-    Given `num_items_in_batch` (the label tokens of all micro-batches and ranks) the model divides the sum by it;
-    without, by its own label tokens.
-    """
-    loss = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
-    divisor = inputs.get("num_items_in_batch")
-    if divisor is None:
-        divisor = labels
-    if not isinstance(loss, torch.Tensor) or loss.dim() or divisor is None:
-        return None
-    if isinstance(divisor, torch.Tensor) and divisor.dim():
-        return None
-    return loss.detach().float() * divisor
-
-
-# The gradient norm passes through one method of accelerate, whichever Trainer runs; it hands the Trainer out to nobody
-# who could read it without a synchronisation, so the method is wrapped while a meter runs.
-_clip_grad_norm = Accelerator.clip_grad_norm_
-
-
-def _watch_gradient_norm(meter: StepMeter | None) -> None:
-    if meter is None:
-        Accelerator.clip_grad_norm_ = _clip_grad_norm
-        return
-
-    def clip_grad_norm_(self: Any, *args: Any, **kwargs: Any) -> Any:
-        norm = _clip_grad_norm(self, *args, **kwargs)
-        if norm is not None:
-            meter.set_grad_norm(norm)
-        return norm
-
-    Accelerator.clip_grad_norm_ = clip_grad_norm_
-
-
-# A resumed epoch begins in the middle, in a data loader of its own that the Trainer hands to nobody.
-_skip_first_batches = transformers.trainer.skip_first_batches
-
-
-def _watch_skipping(meter: StepMeter | None, counts: BatchCounts | None) -> None:
-    if meter is None:
-        transformers.trainer.skip_first_batches = _skip_first_batches
-        return
-
-    def skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
-        rest = _skip_first_batches(loader, num_batches)
-        _time_data_loader(rest, meter, counts)
-        return rest
-
-    transformers.trainer.skip_first_batches = skip_first_batches
-
-
-def _time_data_loader(loader: Any, meter: StepMeter, counts: BatchCounts | None) -> None:
-    """Time the waits for the next batch, without the copy to the device that accelerate does around them."""
-    inner = getattr(loader, "base_dataloader", None)
-    if inner is None:
-        return
-    begin = type(inner).__iter__
-
-    def timed() -> Iterator[Any]:
-        if counts is not None:
-            counts.clear()  # an epoch that ended early leaves batches that nobody computed
-        iterator = begin(inner)
-        while True:
-            started = time.perf_counter_ns()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                meter.add_data_wait(time.perf_counter_ns() - started)
-            yield batch
-
-    inner.__iter__ = timed  # accelerate asks the instance for it
+        batch = batch_figures(args, inputs, outputs, self._counts)
+        if batch is not None:
+            meter.add_batch(batch.tokens, nonpad=batch.nonpad, labels=batch.labels, loss_sum=batch.loss_sum)

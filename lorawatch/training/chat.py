@@ -1,6 +1,6 @@
-"""`python -m lorawatch.training.chat RUN_DIR REQUEST`: ask a run's model; the answer is streamed to standard output.
+"""`python -m lorawatch.training.chat RUN_DIR REQUEST`: asks a run's model, and streams the answer to standard output.
 
-REQUEST is a `ChatRequest` as JSON. The prompt is standard input; in a conversation it is typed, a line a turn.
+REQUEST is a `ChatRequest` as JSON. The prompt is read from standard input; in a conversation each turn is a line.
 """
 
 from __future__ import annotations
@@ -17,154 +17,157 @@ import msgspec
 from lorawatch.errors import LorawatchError, UsageError
 from lorawatch.run.adapters import adapter_words, recipe_of
 from lorawatch.run.directory import RunDir
-from lorawatch.run.requests import ChatRequest, Voice
+from lorawatch.run.requests import ChatRequest, ChatTarget
 from lorawatch.system import terminal
 from lorawatch.text.sanitize import clean
 from lorawatch.training.streaming import SafeStream, TokenText
 
 if TYPE_CHECKING:
-    from lorawatch.training.tuned import Tuned
+    from lorawatch.training.finetuned_model import FinetunedModel
 
-HELP = "ctrl-D leaves, ctrl-C ends an answer; /base, /adapter and /both choose who answers, /new begins anew"
+HELP = (
+    "ctrl-D leaves, ctrl-C ends an answer; /base, /adapter and /both choose who answers, /new starts a new conversation"
+)
 
 
 class Chat:
     """A conversation with a run's model.
 
     Args:
-        tuned: The model.
+        finetuned_model: The model.
         request: How it is asked.
-        write: Where the answer's text goes, piece by piece.
-        tell: Where remarks go.
+        write: Gets the answer's text, piece by piece.
+        notify: Gets remarks to the user.
     """
 
     def __init__(
-        self, tuned: Tuned, request: ChatRequest, write: Callable[[str], None], tell: Callable[[str], None]
+        self,
+        finetuned_model: FinetunedModel,
+        request: ChatRequest,
+        write: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
-        self._tuned, self._request, self._write, self._tell = tuned, request, write, tell
-        self.voice: Voice = request.voice
+        self._model, self._request, self._write, self._notify = finetuned_model, request, write, notify
+        self.target: ChatTarget = request.target
         self._messages: list[dict[str, str]] = []
-        self._raw = request.raw or tuned.tokenizer.chat_template is None
+        self._raw = request.raw or finetuned_model.tokenizer.chat_template is None
         if self._raw and not request.raw:
-            tell("the model's tokenizer has no chat template: the prompt is continued as it is")
+            notify("the model's tokenizer has no chat template: the prompt is continued as it is")
 
     @property
     def has_adapter(self) -> bool:
-        """Whether the adapter can be asked, and not the base alone."""
-        return hasattr(self._tuned.model, "disable_adapter")
+        """Whether the adapter can be asked, and not only the base."""
+        return hasattr(self._model.model, "disable_adapter")
 
-    def forget(self) -> None:
-        """Begin a new conversation."""
+    def reset(self) -> None:
+        """Start a new conversation."""
         self._messages.clear()
 
     def ask(self, prompt: str) -> None:
-        """Answer a prompt as the conversation goes on; of two answers the adapter's is the one that it goes on from.
+        """Answer a prompt. Where both answer, the conversation continues from the adapter's answer.
 
         Raises:
-            UsageError: The conversation does not fit the model's context.
-            KeyboardInterrupt: The answer was broken off; what there was of it counts as said.
+            UsageError: The prompt is empty, the template refuses it, or the conversation does not fit the model's
+                context.
+            KeyboardInterrupt: The answer was interrupted; the text until then stays in the conversation.
         """
-        # A terminal may give half a letter, which no tokenizer takes.
-        said = {"role": "user", "content": prompt.encode("utf-8", "replace").decode()}
+        # A terminal may send part of a character, which a tokenizer does not accept.
+        question = {"role": "user", "content": prompt.encode("utf-8", "replace").decode()}
         before = [] if self._raw else list(self._messages)
-        ids = self._encode([*before, said])
-        room = self._room(ids.shape[1])
-        for voice in ("base", "adapter") if self.voice == "both" else (self.voice,):
-            if self.voice == "both":
-                self._write(f"{voice}:\n")
+        ids = self._encode([*before, question])
+        limit = self._max_new_tokens(ids.shape[1])
+        for target in ("base", "adapter") if self.target == "both" else (self.target,):
+            if self.target == "both":
+                self._write(f"{target}:\n")
             answer: list[str] = []
             cut = ""
             try:
-                cut = self._answer(ids, room, voice == "adapter", answer)
+                cut = self._answer(ids, limit, target == "adapter", answer)
             finally:
-                self._write("\n\n" if self.voice == "both" and voice == "base" else "\n")
+                self._write("\n\n" if self.target == "both" and target == "base" else "\n")
                 if answer:
-                    self._messages = [*before, said, {"role": "assistant", "content": "".join(answer)}]
+                    self._messages = [*before, question, {"role": "assistant", "content": "".join(answer)}]
             if cut:
-                self._tell(cut)
+                self._notify(cut)
 
-    def _answer(self, ids: Any, room: int, adapter: bool, answer: list[str]) -> str:
-        """Write an answer to these tokens; `answer` gets its text, as the model said it.
+    def _answer(self, ids: Any, limit: int, adapter: bool, answer: list[str]) -> str:
+        """Generate an answer and write its text as it comes.
+
+        Args:
+            ids: Tokens of the conversation, shape (1, tokens), INT64, on the model's device.
+            limit: Tokens that the answer may have.
+            adapter: Answer with the adapter, not with the base alone.
+            answer: Gets the pieces of the text, before they are made safe for a terminal.
 
         Returns:
-            Why it was cut; empty where the model ended it.
+            Why the answer was cut; empty where the model ended it.
         """
         import torch
-        from transformers.generation.streamers import BaseStreamer
 
-        tokenizer, model, request = self._tuned.tokenizer, self._tuned.model, self._request
+        tokenizer, model, request = self._model.tokenizer, self._model.model, self._request
         text = TokenText(lambda t: tokenizer.decode(t, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         safe = SafeStream()
         write = self._write
 
-        def say(piece: str) -> None:
+        def show(piece: str) -> None:
             if piece:
                 answer.append(piece)
                 write(safe.feed(piece))
 
-        class Streamer(BaseStreamer):  # type: ignore[misc]  # transformers is not type-checked here
-            """Takes the prompt first, then a token at a time."""
-
-            prompt = True
-            tokens = 0
-
-            def put(self, value: Any) -> None:
-                if self.prompt:
-                    self.prompt = False
-                    return
-                for token in value.reshape(-1).tolist():
-                    self.tokens += 1
-                    say(text.add(token))
-
-            def end(self) -> None:
-                """Nothing is left to do that an answer broken off would not need too."""
-
-        streamer = Streamer()
+        streamer = _streamer(lambda token: show(text.add(token)))
         config = model.generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         stops = sorted({t for t in (*ends, tokenizer.eos_token_id) if isinstance(t, int)})
-        hot = request.temperature > 0
-        # The model's own preferences for sampling would make a greedy answer no greedy one.
-        sampling = {"temperature": request.temperature, "top_p": 1.0, "top_k": 0} if hot else {}
-        cold = {} if hot else {"temperature": None, "top_p": None, "top_k": None}
         torch.manual_seed(request.seed)
-        without = model.disable_adapter() if self.has_adapter and not adapter else contextlib.nullcontext()
+        base_only = model.disable_adapter() if self.has_adapter and not adapter else contextlib.nullcontext()
         try:
-            with torch.inference_mode(), without:
+            with torch.inference_mode(), base_only:
                 out = model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=hot,
-                    eos_token_id=stops or None, pad_token_id=tokenizer.pad_token_id, streamer=streamer, **sampling, **cold,
+                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit,
+                    eos_token_id=stops or None, pad_token_id=tokenizer.pad_token_id, streamer=streamer,
+                    **_sampling(request.temperature),
                 )  # fmt: skip
         finally:
-            say(text.end())
+            show(text.end())
             write(safe.end())
-        if streamer.tokens < room or int(out[0, -1]) in stops:
+        if streamer.tokens < limit or int(out[0, -1]) in stops:
             return ""
-        limit = "--max-tokens raises that" if room == request.max_tokens else "the model's context is full"
-        return f"cut after {room} tokens: {limit}"
+        reason = "--max-tokens raises that" if limit == request.max_tokens else "the model's context is full"
+        return f"cut after {limit} tokens: {reason}"
 
     def _encode(self, messages: list[dict[str, str]]) -> Any:
-        """Token ids, a row."""
-        tokenizer, device = self._tuned.tokenizer, self._tuned.device
+        """Token ids of a conversation, or in raw mode of its last message.
+
+        Returns:
+            Shape (1, tokens), INT64, on the model's device.
+
+        Raises:
+            UsageError: The chat template refuses the conversation.
+        """
+        tokenizer, device = self._model.tokenizer, self._model.device
         if self._raw:
-            found = tokenizer(messages[-1]["content"], return_tensors="pt")
+            encoded = tokenizer(messages[-1]["content"], return_tensors="pt")
         else:
             try:
-                found = tokenizer.apply_chat_template(
+                encoded = tokenizer.apply_chat_template(
                     messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
                 )
-            except Exception as error:  # a template is a program of its own
+            except Exception as error:  # a template is a program and raises errors of any kind
                 raise UsageError(
                     f"the model's chat template refuses the conversation: {clean(str(error))[:300]}",
-                    hint="--raw leaves the template out",
+                    hint="use --raw to leave the template out",
                 ) from error
-        return found["input_ids"].to(device)
+        return encoded["input_ids"].to(device)
 
-    def _room(self, prompt_tokens: int) -> int:
-        """Tokens that an answer may have."""
+    def _max_new_tokens(self, prompt_tokens: int) -> int:
+        """Tokens that an answer may have.
+
+        Raises:
+            UsageError: The prompt has no token, or the conversation fills the model's context.
+        """
         from lorawatch.training.facts import context_length
 
-        limit = context_length(self._tuned.plan.config)
+        limit = context_length(self._model.plan.config)
         if prompt_tokens < 1:
             raise UsageError("the prompt has no token", hint="type some text")
         if limit is None:
@@ -172,73 +175,118 @@ class Chat:
         if prompt_tokens >= limit:
             raise UsageError(
                 f"the conversation has {prompt_tokens} tokens, and the model has a context of {limit}",
-                hint="ask something shorter, or begin anew: /new",
+                hint="ask something shorter, or start a new conversation: /new",
             )
         return min(self._request.max_tokens, limit - prompt_tokens)
 
 
-def converse(chat: Chat, read: Callable[[str], str], write: Callable[[str], None], tell: Callable[[str], None]) -> int:
-    """Take turns until the user leaves. Returns the process's exit status.
+def _streamer(add: Callable[[int], None]) -> Any:
+    """A transformers streamer that hands on an answer's tokens one by one, and counts them in `tokens`."""
+    from transformers.generation.streamers import BaseStreamer
+
+    class Streamer(BaseStreamer):  # type: ignore[misc]  # transformers is not type-checked here
+        tokens = 0
+        _is_prompt = True
+
+        def put(self, value: Any) -> None:
+            """Take the prompt, which comes first, or tokens of the answer: INT64 of any shape."""
+            if self._is_prompt:
+                self._is_prompt = False
+                return
+            for token in value.reshape(-1).tolist():
+                self.tokens += 1
+                add(token)
+
+        def end(self) -> None:
+            """Do nothing: the caller ends the text, also after an answer that was interrupted."""
+
+    return Streamer()
+
+
+def _sampling(temperature: float) -> dict[str, Any]:
+    """Options of `generate` for a temperature; the model's own sampling parameters are switched off."""
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def converse(
+    chat: Chat, read: Callable[[str], str], write: Callable[[str], None], notify: Callable[[str], None]
+) -> int:
+    """Take turns until the user leaves.
 
     Args:
-        read: Gives a typed line for a prompt; EOFError or KeyboardInterrupt where the user leaves.
+        chat: The conversation.
+        read: Returns a typed line for a prompt; raises EOFError or KeyboardInterrupt where the user leaves.
+        write: Gets the line break after the prompt that was left.
+        notify: Gets remarks to the user.
+
+    Returns:
+        The process's exit status.
     """
-    tell(HELP)
+    notify(HELP)
     while True:
         try:
-            line = read(f"{chat.voice}> ").strip()
+            line = read(f"{chat.target}> ").strip()
         except (EOFError, KeyboardInterrupt) as left:
             write("\n")
             return 0 if isinstance(left, EOFError) else 130
         if not line:
             continue
         if line.startswith("/"):
-            _command(chat, line, tell)
+            _command(chat, line, notify)
             continue
         try:
             chat.ask(line)
         except KeyboardInterrupt:
-            tell("broken off")
+            notify("interrupted")
         except UsageError as error:
-            tell(str(error))
+            notify(str(error))
 
 
-def _command(chat: Chat, line: str, tell: Callable[[str], None]) -> None:
-    voices: dict[str, Voice] = {"/base": "base", "/adapter": "adapter", "/both": "both"}
+def _command(chat: Chat, line: str, notify: Callable[[str], None]) -> None:
+    """Carry out a line that begins with a slash."""
+    targets: dict[str, ChatTarget] = {"/base": "base", "/adapter": "adapter", "/both": "both"}
     if line == "/new":
-        chat.forget()
-        tell("a new conversation")
-    elif line in voices:
-        if voices[line] != "base" and not chat.has_adapter:
-            tell("this run has no adapter, or it was started with --base: the base answers")
+        chat.reset()
+        notify("a new conversation")
+    elif line in targets:
+        if targets[line] != "base" and not chat.has_adapter:
+            notify("this run has no adapter, or it was started with --base: the base answers")
             return
-        chat.voice = voices[line]
+        chat.target = targets[line]
     else:
-        tell(HELP if line in ("/help", "/?") else f"no such command; {HELP}")
+        notify(HELP if line in ("/help", "/?") else f"no such command; {HELP}")
 
 
 def _run(run: RunDir, request: ChatRequest) -> int:
+    """Load the model, and ask it once or hold a conversation.
+
+    Returns:
+        The process's exit status.
+    """
     prompt = ""
     if not request.interactive:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
         if not prompt:
             raise UsageError("the prompt is empty", hint='lorawatch chat RUN "a question"')
     recipe = recipe_of(run)
-    tell = _tell
     name = clean(recipe.model.name)
-    tell(f"loading {name}" + ("" if request.voice == "base" else f" with {adapter_words(run, request.adapter)}"))
-    from lorawatch.training import tuned  # torch's import starts here
+    _notify(f"loading {name}" + ("" if request.target == "base" else f" with {adapter_words(run, request.adapter)}"))
+    from lorawatch.training import finetuned_model  # torch's import starts here
 
-    loaded = tuned.load(run, recipe, adapter=request.voice != "base", which=request.adapter, cpu=request.cpu)
-    tell(f"on the {'GPU' if loaded.device.type == 'cuda' else 'CPU'}, {loaded.precision}"
-         + (f" ({loaded.note})" if loaded.note else ""))  # fmt: skip
-    chat = Chat(loaded, request, _write, tell)
+    loaded = finetuned_model.load(
+        run, recipe, adapter=request.target != "base", choice=request.adapter, cpu=request.cpu
+    )
+    device = "GPU" if loaded.device.type == "cuda" else "CPU"
+    _notify(f"on the {device}, {loaded.precision}" + (f" ({loaded.note})" if loaded.note else ""))
+    chat = Chat(loaded, request, _write, _notify)
     if not request.interactive:
         chat.ask(prompt)
         return 0
     import readline  # noqa: F401  its import gives `input` line editing
 
-    return converse(chat, input, _write, tell)
+    return converse(chat, input, _write, _notify)
 
 
 def _write(text: str) -> None:
@@ -246,13 +294,13 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     sys.stderr.write(f"lorawatch: {text}\n")
     sys.stderr.flush()
 
 
 def _terminated(number: int, _frame: object) -> None:
-    sys.exit(128 + number)  # so that the terminal gets its modes back
+    sys.exit(128 + number)  # as an exception, so that the terminal gets its modes back
 
 
 def main() -> int:
@@ -262,7 +310,7 @@ def main() -> int:
     try:
         return _run(RunDir(Path(sys.argv[1])), msgspec.json.decode(sys.argv[2], type=ChatRequest))
     except LorawatchError as error:
-        _tell(str(error))
+        _notify(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal and the parent may both have sent one

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept between runs; before torch is imported."""
+"""Folders and threads of torch's compilers; set before torch is imported."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ _MOST_THREADS = 16
 
 
 def set_up(ranks_here: int, environment: MutableMapping[str, str] | None = None) -> None:
-    """Name folders of the lorawatch home to torch's compilers, and share the host's cores among its ranks.
+    """Keep compiled kernels in the lorawatch home between runs, and share the host's cores among its ranks.
 
-    What the user has set stays. What lies in the folders is loaded and run, so they are this user's alone; where that
-    cannot be had, torch keeps its own place.
+    Variables that the user has set stay. Files in these folders are loaded and run, so only this user may write there.
+    Where such a folder cannot be made, torch uses its own.
+
+    Args:
+        ranks_here: Ranks on this host.
+        environment: Gets the variables; None: this process's environment.
     """
     env = os.environ if environment is None else environment
     for variable, name in _FOLDERS.items():
@@ -31,7 +35,7 @@ def set_up(ranks_here: int, environment: MutableMapping[str, str] | None = None)
 def _own_folder(folder: Path) -> Path | None:
     try:
         make_private(folder)
-        folder.chmod(0o700)  # refused where the folder is somebody else's
+        folder.chmod(0o700)  # fails where the folder belongs to another user
     except OSError:
         return None
     return folder if folder.stat().st_uid == os.getuid() else None

@@ -1,6 +1,6 @@
-"""`python -m lorawatch.training.counting FILE MODEL LENGTH`: a data file's tokens as training would see them.
+"""`python -m lorawatch.training.counting FILE MODEL LENGTH`: counts a data file's tokens as training would see them.
 
-Prints one JSON object: tokens, rows, rows cut and dropped at the sequence length; or the error that a user should see.
+Prints one JSON object: tokens, rows, and rows cut and dropped at the sequence length; or the error to show to the user.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from lorawatch.text.sanitize import json_text
 
 
 def main() -> int:
-    """Count, and print. Returns the process's exit status."""
+    """Count, and print.
+
+    Returns:
+        The process's exit status.
+    """
     terminal.guard()
     source, model, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
     try:
@@ -23,18 +27,18 @@ def main() -> int:
         from lorawatch.training.model import load_tokenizer, read_config
         from lorawatch.training.sources import read_rows
 
-        rows = list(read_rows(source))  # a broken file is named even where there is no tokenizer
+        rows = list(read_rows(source))  # first, so that a broken file is reported even without a tokenizer
         files = hub.find(model)
-        found = SimpleNamespace(folder=files.folder, files=files, config=read_config(files))
-        data = tokenize(rows, load_tokenizer(found), length)  # type: ignore[arg-type]
+        plan = SimpleNamespace(folder=files.folder, files=files, config=read_config(files))
+        data = tokenize(rows, load_tokenizer(plan), length)  # type: ignore[arg-type]
     except LorawatchError as error:
-        _say({"error": error.message, "hint": error.hint, "kind": type(error).__name__})
+        _print_json({"error": error.message, "hint": error.hint, "kind": type(error).__name__})
         return error.exit_code
-    _say({"tokens": data.tokens, "rows": len(data), "cut": data.cut, "dropped": data.dropped})
+    _print_json({"tokens": data.tokens, "rows": len(data), "cut": data.cut, "dropped": data.dropped})
     return 0
 
 
-def _say(answer: dict[str, object]) -> None:
+def _print_json(answer: dict[str, object]) -> None:
     sys.stdout.write(json_text(answer) + "\n")
 
 

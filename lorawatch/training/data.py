@@ -1,24 +1,23 @@
-"""Data sets as the Trainer takes them, and the collator that pads and counts."""
+"""A recipe's rows as data sets that the Trainer takes: random tokens, tokenised rows, packed rows."""
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterable, Sequence
-from copy import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
+from lorawatch.analysis.padding import padding_to_longest
 from lorawatch.errors import DataError, RecipeError
 from lorawatch.recipe.schema import Data as DataKeys
 from lorawatch.recipe.schema import Recipe
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.packing import Packing, padding_to_longest, positions
+from lorawatch.training.packing import Packing
 from lorawatch.training.sources import Row, read_rows
 from lorawatch.training.tokenization import FORMS, IGNORED, Example, encode
 
@@ -26,13 +25,13 @@ Item = dict[str, torch.Tensor]
 
 
 class SyntheticData(Dataset[Item]):
-    """Random tokens of full length, each row drawn from the seed and its index when it is asked for.
+    """Random tokens in rows of full length. Each row is drawn from the seed and its index when it is read.
 
     Args:
-        rows: How many there are.
-        sequence_length: Positions of each.
-        vocabulary: Token ids lie below it.
-        seed: Of the recipe.
+        rows: Number of rows.
+        sequence_length: Positions of each row.
+        vocabulary: Number of token ids.
+        seed: The recipe's seed.
         begin: Index of the first row.
     """
 
@@ -44,26 +43,30 @@ class SyntheticData(Dataset[Item]):
         return self._rows
 
     def __getitem__(self, index: int) -> Item:
-        # torch's generator takes the low 32 bits of a seed only.
+        # torch's generator uses only the low 32 bits of a seed.
+        """A row: `input_ids` and `labels`, both of shape (sequence_length,), INT64."""
         mixed = blake2b(f"{self._seed}/{self._begin + index}".encode(), digest_size=4).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
         ids = torch.randint(self._vocabulary, (self._length,), generator=generator)
         return {"input_ids": ids, "labels": ids}
 
+    def description(self) -> str:
+        """The data in a few words, for people."""
+        return f"{len(self):,} rows of random tokens"
+
     @property
     def fingerprint(self) -> str:
-        """Equal for equal rows, however many of them: a run that goes on for more steps has the same first ones."""
+        """Equal for equal rows, however many there are: a run that is resumed for more steps has the same first rows."""
         return f"synthetic-{self._length}-{self._vocabulary}-{self._seed}"
 
 
 @dataclass
 class TokenizedData(Dataset[Item]):
-    """Tokenised rows, packed end to end in two arrays: five bytes a token.
+    """Tokenised rows, stored end to end in two arrays: five bytes a token.
 
     Attributes:
         cut: Rows that were longer than the sequence length.
-        dropped: Rows left out, since no label remained.
-        tokens: All positions.
+        dropped: Rows left out because they had no label within it.
     """
 
     cut: int = 0
@@ -73,22 +76,26 @@ class TokenizedData(Dataset[Item]):
     _ends: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, example: Example, sequence_length: int) -> None:
-        """Append a row, cut to the sequence length; dropped where the loss would be taken nowhere."""
+        """Append a row, cut to the sequence length. A row without a label that the loss can be taken on is dropped."""
         ids, learned = example.ids, example.learned
         if len(ids) > sequence_length:
             self.cut += 1
             ids, learned = ids[:sequence_length], learned[:sequence_length]
-        if not any(learned[1:]):  # nothing predicts the first token
+        if not any(learned[1:]):  # no position predicts the first token
             self.dropped += 1
             return
         self._ids.extend(ids)
         self._learned.extend(learned)
         self._ends.append(len(self._ids))
 
-    def held_out(self, rows: int, seed: int) -> tuple[TokenizedData, TokenizedData]:
-        """The rows in two sets, each in their order here: those that stay, and so many drawn by a seed.
+    def split_off(self, rows: int, seed: int) -> tuple[TokenizedData, TokenizedData]:
+        """Two sets, each in this order: the rows that stay, and as many as asked for, drawn by a seed.
 
-        Equal rows (as a data set may repeat them) can be in both.
+        Rows that are equal can be in both, where a data set repeats them.
+
+        Args:
+            rows: How many to draw.
+            seed: Of the draw.
         """
         drawn = set(random.Random(seed).sample(range(len(self)), rows))
         sets = TokenizedData(self.cut, self.dropped), TokenizedData()
@@ -103,6 +110,7 @@ class TokenizedData(Dataset[Item]):
 
     @property
     def tokens(self) -> int:
+        """Positions of all rows."""
         return len(self._ids)
 
     @property
@@ -110,9 +118,18 @@ class TokenizedData(Dataset[Item]):
         """Positions of each row."""
         return [end - begin for begin, end in zip([0, *self._ends], self._ends, strict=False)]
 
+    def description(self) -> str:
+        """The data in a few words, for people."""
+        parts = [f"{len(self):,} rows, {self.tokens:,} tokens"]
+        if self.cut:
+            parts.append(f"{self.cut:,} cut")
+        if self.dropped:
+            parts.append(f"{self.dropped:,} dropped")
+        return ", ".join(parts)
+
     @property
     def fingerprint(self) -> str:
-        """Equal for equal data."""
+        """Equal for equal rows in the same order."""
         digest = blake2b(self._ids.tobytes(), digest_size=8)
         digest.update(self._learned)
         digest.update(self._ends.tobytes())
@@ -122,6 +139,9 @@ class TokenizedData(Dataset[Item]):
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Item:
+        """A row: `input_ids` and `labels`, both of shape (positions,), INT64; a label is `IGNORED` where no loss is
+        taken.
+        """
         end = self._ends[index]
         start = self._ends[index - 1] if index else 0
         ids = torch.tensor(self._ids[start:end], dtype=torch.long)
@@ -130,9 +150,9 @@ class TokenizedData(Dataset[Item]):
 
 
 class PackedData(Dataset[Item]):
-    """Tokenised rows in blocks of one length, several to a block, with their positions.
+    """Tokenised rows in blocks of one length, several rows to a block.
 
-    The first token of each has no label: what comes before it in its block is another row.
+    The first token of each row has no label, because the position before it belongs to another row.
 
     Args:
         rows: At least one.
@@ -141,29 +161,38 @@ class PackedData(Dataset[Item]):
 
     def __init__(self, rows: TokenizedData, length: int) -> None:
         self.rows = rows
-        self.packing = Packing.of(rows.lengths, length)
+        self.packing = Packing.from_lengths(rows.lengths, length)
 
     def __len__(self) -> int:
         return len(self.packing)
 
     def __getitem__(self, index: int) -> Item:
+        """A block: `input_ids`, `labels` and `position_ids`, each of shape (positions of its rows,), INT64."""
         items = [self.rows[row] for row in self.packing.block(index)]
         for item in items:
             item["labels"][0] = IGNORED
             item["position_ids"] = torch.arange(len(item["labels"]))
         return {name: torch.cat([item[name] for item in items]) for name in items[0]}
 
+    def description(self) -> str:
+        """The data in a few words, for people."""
+        packing = self.packing
+        blocks = f"{len(self):,} blocks of {packing.length} with {packing.padding:.1%} padding"
+        return f"{self.rows.description()}, {blocks}"
+
     @property
     def fingerprint(self) -> str:
         """Equal for equal rows in the same blocks."""
-        return f"{self.rows.fingerprint}-{blake2b(self.packing.layout(), digest_size=8).hexdigest()}"
+        return f"{self.rows.fingerprint}-{blake2b(self.packing.layout_bytes(), digest_size=8).hexdigest()}"
 
-    def words(self, batch_size: int, *, to_longest: bool) -> str:
-        """`packed 2,113 rows into 391 blocks of 512: 3.1% padding instead of 47.2% with each row padded to 512`.
+    def summary(self, batch_size: int, *, to_longest: bool) -> str:
+        """What packing saves, for people.
+
+        `packed 2,113 rows into 391 blocks of 512: 3.1% padding instead of 47.2% with each row padded to 512`
 
         Args:
             batch_size: Rows of a batch.
-            to_longest: Rows that are not packed are padded to the longest of their batch, not to the length of a block.
+            to_longest: Without packing, rows would be padded to the longest of their batch, not to the length of a block.
         """
         packing, lengths = self.packing, self.rows.lengths
         if to_longest:
@@ -176,97 +205,49 @@ class PackedData(Dataset[Item]):
         )
 
 
-class Sets(NamedTuple):
-    """A recipe's rows: to train on, and to evaluate on where there are any."""
+TrainingData = SyntheticData | TokenizedData | PackedData
 
-    train: SyntheticData | TokenizedData | PackedData
+
+class RecipeDatasets(NamedTuple):
+    """A recipe's rows: to train on, and to evaluate on where the recipe has any."""
+
+    train: TrainingData
     evaluation: SyntheticData | TokenizedData | None = None
 
 
-class Collator:
-    """Pads a batch to its longest row and counts its tokens on the CPU.
-
-    A batch without padding gets no attention mask: all positions are real, and the model takes its fastest path. Packed
-    rows get none either, but the positions that tell their documents.
-
-    Args:
-        pad_id: The id that fills up; padded positions have no label.
-        counts: Where the counts go, in the order of the batches.
-        packing: How the rows were packed that are.
-    """
-
-    def __init__(self, pad_id: int, counts: BatchCounts, packing: Packing | None = None) -> None:
-        self._pad_id = pad_id
-        self._counts = counts
-        self._packing = packing
-
-    def apart(self) -> Self:
-        """One that makes the same batches, for rows that are not trained on: its counts go nowhere."""
-        twin = copy(self)
-        twin._counts = BatchCounts()
-        return twin
-
-    def __call__(self, items: Sequence[Item]) -> Item:
-        if self._packing is not None and "position_ids" in items[0]:
-            return self._counted(self._filled(items, (len(items), self._packing.length)), items)
-        ids = [item["input_ids"] for item in items]
-        labels = [item["labels"] for item in items]
-        longest = max(len(row) for row in ids)
-        nonpad = sum(len(row) for row in ids)
-        batch: Item
-        if nonpad == longest * len(ids):
-            batch = {"input_ids": torch.stack(ids), "labels": torch.stack(labels)}
-        else:
-            batch = {
-                "input_ids": torch.full((len(ids), longest), self._pad_id),
-                "attention_mask": torch.zeros((len(ids), longest), dtype=torch.long),
-                "labels": torch.full((len(ids), longest), IGNORED),
-            }
-            for row, (tokens, learned) in enumerate(zip(ids, labels, strict=True)):
-                batch["input_ids"][row, : len(tokens)] = tokens
-                batch["attention_mask"][row, : len(tokens)] = 1
-                batch["labels"][row, : len(tokens)] = learned
-        return self._counted(batch, items)
-
-    def _filled(self, items: Sequence[Item], shape: tuple[int, int]) -> Item:
-        """A batch of this shape, its rows filled from the left; the rest of them, and whole rows, are padding."""
-        batch = {"input_ids": torch.full(shape, self._pad_id), "labels": torch.full(shape, IGNORED)}
-        for name, rows in batch.items():
-            for row, item in enumerate(items):
-                rows[row, : len(item[name])] = item[name]
-        if self._packing is not None and "position_ids" in items[0]:
-            batch["position_ids"] = positions([item["position_ids"] for item in items], shape, self._packing.longest)
-        return batch
-
-    def _counted(self, batch: Item, items: Sequence[Item]) -> Item:
-        rows, length = batch["labels"].shape
-        nonpad = sum(len(item["input_ids"]) for item in items)
-        self._counts.put((rows, length), nonpad, int((batch["labels"][:, 1:] != IGNORED).sum()))
-        return batch
-
-
-def build_data(
-    recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int
-) -> SyntheticData | TokenizedData | PackedData:
+def build_training_data(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> TrainingData:
     """The rows to train on.
 
+    Args:
+        recipe: The run's.
+        tokenizer: The model's; not used for random tokens.
+        vocabulary: Number of token ids.
+        world_size: Ranks that train one model.
+
     Raises:
-        DataError, RecipeError: As `build_sets`.
+        DataError, RecipeError: As `build_datasets`.
     """
-    return build_sets(recipe, tokenizer, vocabulary, world_size).train
+    return build_datasets(recipe, tokenizer, vocabulary, world_size).train
 
 
-def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> Sets:
-    """The rows to train on, and those to evaluate on.
+def build_datasets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int) -> RecipeDatasets:
+    """The rows to train on and to evaluate on.
+
+    Args:
+        recipe: The run's.
+        tokenizer: The model's; not used for random tokens.
+        vocabulary: Number of token ids.
+        world_size: Ranks that train one model.
 
     Raises:
-        DataError: Missing, broken, empty, smaller than one step of all ranks, or of such a size that the share to evaluate
-            on is no row.
-        RecipeError: Random tokens without a number of steps.
+        DataError: The data is missing, broken, empty or smaller than one step of all ranks, or `data.eval_share` of it
+            is less than a row.
+        RecipeError: Random tokens without `train.steps`.
+        MissingDependency: A package that reads this kind of file is missing.
     """
     train, data = recipe.train, recipe.data
     rows_a_step = train.batch_size_per_gpu * train.gradient_accumulation * world_size
-    rows: SyntheticData | TokenizedData | PackedData
+    rows: TrainingData
     evaluation: SyntheticData | TokenizedData | None = None
     if data.source == "synthetic":
         if train.steps is None:
@@ -275,12 +256,12 @@ def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int)
             )
         draw = partial(SyntheticData, sequence_length=data.sequence_length, vocabulary=vocabulary, seed=train.seed)
         rows = draw(train.steps * rows_a_step)
-        if held := _held(data, len(rows)):
-            evaluation = draw(held, begin=1 << 40)  # behind every row that a longer training would have
+        if held := _held_out_count(data, len(rows)):
+            evaluation = draw(held, begin=1 << 40)  # beyond every row that a longer training would read
     else:
         tokenized, left = _tokenized(recipe, tokenizer, data.source, data.split, "data.source"), ""
-        if held := _held(data, len(tokenized)):
-            tokenized, evaluation = tokenized.held_out(held, train.seed)
+        if held := _held_out_count(data, len(tokenized)):
+            tokenized, evaluation = tokenized.split_off(held, train.seed)
             left = f" beside the {held} of data.eval_share"
         rows, usable, instead = tokenized, f"{len(tokenized)} usable rows{left}", ""
         if data.packing and len(tokenized):
@@ -297,10 +278,15 @@ def build_sets(recipe: Recipe, tokenizer: Any, vocabulary: int, world_size: int)
         key = "data.eval_source" if data.eval_source else "data.source"
         source, split = data.eval_source or data.source, data.eval_split or data.split
         evaluation = _tokenized(recipe, tokenizer, source, split, key)
-    return Sets(rows, evaluation)
+    return RecipeDatasets(rows, evaluation)
 
 
 def _tokenized(recipe: Recipe, tokenizer: Any, source: str, split: str, key: str) -> TokenizedData:
+    """The tokenised rows of a source.
+
+    Raises:
+        DataError: None of them has a label within the sequence length, or as `read_rows` and `encode`.
+    """
     rows = tokenize(read_rows(source, split, key), tokenizer, recipe.data.sequence_length)
     if not len(rows):
         raise DataError(
@@ -311,8 +297,12 @@ def _tokenized(recipe: Recipe, tokenizer: Any, source: str, split: str, key: str
     return rows
 
 
-def _held(data: DataKeys, rows: int) -> int:
-    """How many rows the share to evaluate on is."""
+def _held_out_count(data: DataKeys, rows: int) -> int:
+    """How many of the rows `data.eval_share` holds out for evaluation.
+
+    Raises:
+        DataError: Less than one row.
+    """
     held = round(data.eval_share * rows)
     if data.eval_share and not held:
         raise DataError(
@@ -325,8 +315,13 @@ def _held(data: DataKeys, rows: int) -> int:
 def tokenize(rows: Iterable[Row], tokenizer: Any, sequence_length: int) -> TokenizedData:
     """Tokenise rows in their order.
 
+    Args:
+        rows: Rows as `read_rows` gives them.
+        tokenizer: A transformers tokenizer.
+        sequence_length: Longer rows are cut to this many positions.
+
     Raises:
-        DataError: A row that fits no known form; names file and line.
+        DataError: A row has no known form; the message names file and line.
     """
     data = TokenizedData()
     for row in rows:

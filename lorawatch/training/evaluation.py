@@ -1,8 +1,8 @@
 """Evaluation: the mean loss over the label tokens of rows that are never trained on, and the best adapter so far.
 
-transformers' own loop averages the means of batches, counts a short batch as much as a full one, and gathers after each.
-Here each rank sums the losses of its share of the batches, and the ranks speak to each other when it is over. Training
-does not notice: no random number is drawn, and no hook, data loader or counter of the training takes part.
+transformers' own loop averages the means of batches, so that a short batch counts as much as a full one, and gathers
+after each batch. Here each rank sums the losses of its share of the batches, and the ranks communicate once at the end.
+Training is not affected: no random number is drawn, and no hook, data loader or counter of the training is used.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from lorawatch.analysis.loss import loss_over_labels
 from lorawatch.errors import LorawatchError
 from lorawatch.run.adapters import BestAdapter, best_of
 from lorawatch.system import folders
-from lorawatch.training.adapter import save_adapter
-from lorawatch.training.checkpoint import everyone
+from lorawatch.training.adapter_saver import save_adapter
+from lorawatch.training.collectives import all_gather
 from lorawatch.training.data import Item, SyntheticData, TokenizedData
 from lorawatch.training.observer import Observer
 from lorawatch.training.tokenization import IGNORED
 
-# Logits of how many positions are widened to FP32 at once: 256 MB of them.
-_WIDENED = 1 << 26
-_TELL_EVERY_S = 5.0
+# How many logits are converted to FP32 at once: 256 MB.
+_MAX_FP32_LOGITS = 1 << 26
+_PROGRESS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one rank's batches came to.
+class RankLoss:
+    """The result of one rank's batches.
 
     Attributes:
-        loss_sum: Over its label tokens; NaN or infinite where one's loss is.
-        cut: Why it has not seen all its batches; empty where it has.
+        loss_sum: Sum of the losses of its label tokens, in nats; NaN or infinite where one of them is.
+        label_tokens: Their number.
+        cut: Why the rank did not compute all its batches; empty where it did.
     """
 
     loss_sum: float = 0.0
@@ -47,12 +48,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """An evaluation that saw all its rows.
+class EvaluationResult:
+    """An evaluation of all rows.
 
     Attributes:
-        loss: Mean over all label tokens of all ranks; NaN or infinite where one's loss is.
-        duration_s: Wall time, without the saving of a best adapter.
+        step: The step after which it was made.
+        loss: Mean over all label tokens of all ranks, in nats; NaN or infinite where one of them is.
+        label_tokens: Of all ranks.
+        duration_s: Wall time, without the time to save a best adapter.
     """
 
     step: int
@@ -61,33 +64,45 @@ class Evaluated:
     duration_s: float
 
 
-def combined(parts: Sequence[Part]) -> tuple[float, int]:
-    """Mean loss over all ranks' label tokens, whatever each one's share of them, and their number; NaN of none."""
+def mean_loss(parts: Sequence[RankLoss]) -> tuple[float, int]:
+    """Mean loss over the label tokens of all ranks, whatever each rank's share of them is, and their number.
+
+    Returns:
+        Nats a label token, and label tokens; the loss is NaN where there are none.
+    """
     counts = [part.label_tokens for part in parts]
     loss = loss_over_labels([part.loss_sum for part in parts], counts)
     return (math.nan if loss is None else loss), sum(counts)
 
 
 def check_equal_rows(ranks: Sequence[str]) -> None:
-    """See that all ranks evaluate on the same rows.
+    """Check that all ranks evaluate on the same rows.
 
     Args:
-        ranks: Each rank's fingerprint of them.
+        ranks: Each rank's fingerprint of its rows.
 
     Raises:
-        LorawatchError: They differ; says whose.
+        LorawatchError: They differ; the message names the ranks.
     """
     odd = [str(rank) for rank, rows in enumerate(ranks) if rows != ranks[0]]
     if odd:
         raise LorawatchError(
             f"rank {', '.join(odd)} would evaluate on other rows than rank 0",
-            hint="the data file differs between hosts, or changed meanwhile",
+            hint="the data file differs between hosts, or changed while the ranks started",
         )
 
 
-def share(rows: int, batch_size: int, rank: int, ranks: int) -> list[range]:
-    """A rank's batches of consecutive places, dealt in turn: each row is in one batch of one rank, none is repeated to make
-    batches or ranks even."""
+def rank_batches(rows: int, batch_size: int, rank: int, ranks: int) -> list[range]:
+    """A rank's batches: consecutive rows, dealt to the ranks in turn.
+
+    Each row is in one batch of one rank. No row is repeated to make batches or ranks equal.
+
+    Args:
+        rows: Rows of all ranks.
+        batch_size: Rows of a batch.
+        rank: This rank.
+        ranks: How many share the rows.
+    """
     return [range(begin, min(begin + batch_size, rows)) for begin in range(0, rows, batch_size)][rank::ranks]
 
 
@@ -95,17 +110,20 @@ def summed_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     """The sum of a causal model's losses over the label tokens of a batch, and their number.
 
     Args:
-        logits: Of shape (rows, positions, vocabulary). Widened to FP32 in pieces, and only where there is a label.
-        labels: Of shape (rows, positions), on the CPU; `IGNORED` where there is none. A row's first is nobody's prediction.
+        logits: Shape (rows, positions, vocabulary), floating point. They are converted to FP32 in pieces, and only at
+            labels.
+        labels: Shape (rows, positions), INT64, on the CPU; `IGNORED` where there is none. The first of each row is left
+            out: no position predicts it.
 
     Returns:
-        The sum, FP64 and 0-dimensional, on the logits' device; nothing waits for it.
+        The sum in nats, FP64 of shape (), on the logits' device; and the number of label tokens. The host does not wait
+        for the device.
     """
     shifted = labels[:, 1:]
     row, position = (shifted != IGNORED).nonzero(as_tuple=True)
     wanted = shifted[row, position]
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    piece = max(_WIDENED // logits.shape[-1], 1)
+    piece = max(_MAX_FP32_LOGITS // logits.shape[-1], 1)
     for begin in range(0, len(wanted), piece):
         rows, positions, targets = (
             index[begin : begin + piece].to(logits.device, non_blocking=True) for index in (row, position, wanted)
@@ -116,13 +134,13 @@ def summed_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
 
 
 class Evaluator:
-    """Evaluates a training between two of its steps, and keeps the adapter with the lowest loss; the same calls on every
-    rank that trains.
+    """Evaluates a training between two of its steps, and keeps the adapter with the lowest loss. Every rank makes the
+    same calls.
 
     Args:
         data: The rows.
         batch_size: Rows that a rank computes at once.
-        observer: Tells what happens.
+        observer: Gets events.
         tokenizer: Saved beside the best adapter.
     """
 
@@ -132,18 +150,18 @@ class Evaluator:
         self._data, self._batch_size, self._observer, self._tokenizer = data, batch_size, observer, tokenizer
         self._rows: Sequence[int] = range(len(data))
         if isinstance(data, TokenizedData):
-            # Rows of one length share a batch, so that little is padded; the longest first, which take most memory.
+            # Rows of similar length share a batch, which saves padding. The longest come first: they need most memory.
             self._rows = sorted(self._rows, key=data.lengths.__getitem__, reverse=True)
-        self._print = f"{data.fingerprint}-{len(data)}"
+        self._fingerprint = f"{data.fingerprint}-{len(data)}"
         self._best: BestAdapter | None = None
-        if observer.place.rank == 0:
+        if observer.rank_info.rank == 0:
             folders.recover(observer.run.best)
-            self._best = self._known()
+            self._best = self._previous_best()
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal rows, and as many."""
-        return self._print
+        """Equal for the same number of equal rows."""
+        return self._fingerprint
 
     def evaluate(
         self,
@@ -151,64 +169,70 @@ class Evaluator:
         model: Any,
         collate: Callable[[Sequence[Item]], Item],
         computing: Callable[[], AbstractContextManager[Any]],
-        broken: str = "",
-    ) -> Evaluated | None:
-        """Evaluate the model as it stands.
+        reason: str = "",
+    ) -> EvaluationResult | None:
+        """Evaluate the model in its present state.
 
         Args:
-            step: The step that is done.
-            model: With its adapter, not wrapped by DDP.
-            collate: Makes a batch of rows; counts nothing that the training counts.
-            computing: What a forward pass needs around it, such as autocast.
-            broken: Why this rank's state is not worth it; empty where nothing is.
+            step: The last completed step.
+            model: A PeftModel, not wrapped by DDP.
+            collate: Makes a batch of rows, without counting tokens for the training.
+            computing: Makes a context for a forward pass, such as autocast.
+            reason: Why this rank's state must not be evaluated; empty where it may.
 
         Returns:
-            The same on every rank that trains together; None where a rank's part was cut short.
+            The same on every rank that trains the model; None where a rank did not compute all its batches.
         """
         began = time.monotonic()
-        place = self._observer.place
-        mine = Part(cut=broken) if broken else self._part(step, model, collate, computing)
-        parts = everyone(mine)
+        rank_info = self._observer.rank_info
+        own = RankLoss(cut=reason) if reason else self._rank_loss(step, model, collate, computing)
+        parts = all_gather(own)
         cut = next((part.cut for part in parts if part.cut), "")
-        loss, tokens = combined(parts)
-        found = None if cut else Evaluated(step, loss, tokens, time.monotonic() - began)
-        if place.rank == 0:
-            if found is None:
-                self._observer.tell("evaluation_cut", f"no evaluation after step {step}: {cut}")
+        loss, tokens = mean_loss(parts)
+        result = None if cut else EvaluationResult(step, loss, tokens, time.monotonic() - began)
+        if rank_info.rank == 0:
+            if result is None:
+                self._observer.emit_event("evaluation_cut", f"no evaluation after step {step}: {cut}")
             elif not math.isfinite(loss):
-                self._observer.tell(
+                self._observer.emit_event(
                     "evaluation_nan", f"the loss of the evaluation after step {step} is {loss}", "warning"
                 )
             elif self._best is None or loss < self._best.loss or (loss == self._best.loss and step == self._best.step):
-                self._keep(found, model)
-        everyone(None)  # so that no rank's next step waits for the disk of rank 0
-        return found
+                self._save_best(result, model)
+        all_gather(None)  # a barrier: the time that rank 0 takes to save belongs to no rank's next step
+        return result
 
-    def _part(
+    def _rank_loss(
         self,
         step: int,
         model: Any,
         collate: Callable[[Sequence[Item]], Item],
         computing: Callable[[], AbstractContextManager[Any]],
-    ) -> Part:
-        place, stopping = self._observer.place, self._observer.stopping
+    ) -> RankLoss:
+        """The losses of this rank's batches."""
+        rank_info, stopping = self._observer.rank_info, self._observer.stopping
         device = next(model.parameters()).device
-        batches = share(len(self._data), self._batch_size, 0 if place.alone else place.rank, place.together)
-        # PEFT's wrapper adds nothing here, and what accelerate has put around it would copy the logits to FP32.
+        batches = rank_batches(
+            len(self._data),
+            self._batch_size,
+            0 if rank_info.trains_alone else rank_info.rank,
+            rank_info.model_world_size,
+        )
+        # PEFT's wrapper adds nothing here, and accelerate's wrapper around it would copy the logits to FP32.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         total = torch.zeros((), dtype=torch.float64, device=device)
         tokens = 0
-        told = time.monotonic()
+        reported = time.monotonic()
         in_training = [module for module in model.modules() if module.training]
         model.eval()
         try:
             with torch.no_grad(), computing():
                 for number, places in enumerate(batches):
-                    if stopping.asked:
-                        return Part(cut="the run is to stop")
+                    if stopping.requested:
+                        return RankLoss(cut="the run is to stop")
                     now = time.monotonic()
-                    if now - told >= _TELL_EVERY_S:
-                        told = now
+                    if now - reported >= _PROGRESS_EVERY_S:
+                        reported = now
                         self._observer.phase("evaluating", f"after step {step}, {number} of {len(batches)} batches")
                     batch = collate([self._data[row] for row in self._rows[places.start : places.stop]])
                     labels = batch.pop("labels")
@@ -219,35 +243,35 @@ class Evaluator:
         finally:
             for module in in_training:
                 module.training = True
-        return Part(float(total), tokens)
+        return RankLoss(float(total), tokens)
 
-    def _keep(self, found: Evaluated, model: Any) -> None:
-        """Save the adapter as the best; one that the disk refuses costs itself."""
+    def _save_best(self, result: EvaluationResult, model: Any) -> None:
+        """Save the adapter as the best. Where the disk refuses, the previous best stays, and an event says so."""
         best = BestAdapter(
-            step=found.step,
-            loss=found.loss,
-            label_tokens=found.label_tokens,
-            attempt=self._observer.place.attempt,
+            step=result.step,
+            loss=result.loss,
+            label_tokens=result.label_tokens,
+            attempt=self._observer.rank_info.attempt,
             at=time.time(),
-            data=self._print,
+            data=self._fingerprint,
         )
         try:
             save_adapter(self._observer.run.best, model, self._tokenizer, best)
         except Exception as error:  # noqa: BLE001  what writing raises depends on the library that writes
             stays = f"; that of step {self._best.step} stays" if self._best is not None else ""
             words = " ".join(str(error).split())[:300] or type(error).__name__
-            self._observer.tell(
-                "best_not_saved", f"the best adapter, of step {found.step}, is not saved{stays}: {words}", "warning"
+            self._observer.emit_event(
+                "best_not_saved", f"the best adapter, of step {result.step}, is not saved{stays}: {words}", "warning"
             )
         else:
             self._best = best
 
-    def _known(self) -> BestAdapter | None:
-        """The best of earlier attempts; None where there is none, or none that could be compared."""
+    def _previous_best(self) -> BestAdapter | None:
+        """The best adapter of earlier attempts; None where there is none, or where its loss is of other rows."""
         best = best_of(self._observer.run)
-        if best is None or best.data == self._print:
+        if best is None or best.data == self._fingerprint:
             return best
-        self._observer.tell(
+        self._observer.emit_event(
             "evaluation_rows_changed",
             f"the rows to evaluate on are not those of before: the best adapter so far (step {best.step}) is given up at "
             "the next evaluation",

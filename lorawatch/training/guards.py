@@ -1,6 +1,6 @@
-"""What a rank does before anything else, so that it never outlives its agent and its printing never ends a run.
+"""What a rank does first: it ends with its agent, and its output cannot end a run.
 
-Standard library and small modules of ours only: all of this happens before torch is imported.
+This module runs before torch is imported, and imports only the standard library and small modules.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _kept: list[IO[Any]] = []  # files that faulthandler writes to must stay open
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the agent dies: it would leave its ranks stepping otherwise.
+    """Ask the kernel to send SIGKILL when the agent dies. Without that, its ranks would continue to train.
 
-    An agent that died before the request is seen by the parent's change, or by the parent being the recorder, which takes in
-    orphans; then this process ends here.
+    If the agent died before this request, the parent has changed, or is the recorder, which adopts orphans. Then this
+    process ends here.
     """
     before = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -39,7 +39,7 @@ def die_with_parent() -> None:
 
 
 def redirect_output(path: Path) -> None:
-    """Send file descriptors 1 and 2 to the rank's log; where it cannot be opened they stay as they are."""
+    """Send file descriptors 1 and 2 to the rank's log. Where the log cannot be opened they stay as they are."""
     with contextlib.suppress(OSError):
         make_private(path.parent)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -49,7 +49,7 @@ def redirect_output(path: Path) -> None:
 
 
 class QuietStream(io.TextIOBase):
-    """Text over a file descriptor; writing never raises: what a full disk or a closed pipe refuses is gone."""
+    """Text over a file descriptor. Writing never raises: what a full disk or a closed pipe refuses is lost."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -75,17 +75,19 @@ class QuietStream(io.TextIOBase):
 
 
 def quiet_streams() -> None:
-    """Replace sys.stdout and sys.stderr by streams that never raise; SIGPIPE is Python's default, ignored."""
+    """Replace sys.stdout and sys.stderr with streams that never raise. SIGPIPE stays ignored, as Python sets it."""
     sys.stdout = QuietStream(1)
     sys.stderr = QuietStream(2)
 
 
 def dump_stacks_on_signal(path: Path) -> None:
-    """SIGUSR1 appends all threads' Python stacks to a file and the rank goes on; a crash dumps them to the log."""
+    """SIGUSR1 appends the Python stacks of all threads to a file, and the rank continues. A crash dumps them to the
+    log.
+    """
     file: IO[Any]
     try:
         make_private(path.parent)
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115  stays open as long as the process
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115  stays open until the process ends
     except OSError:
         file = os.fdopen(os.dup(2), "w")
     _kept.append(file)
@@ -94,10 +96,13 @@ def dump_stacks_on_signal(path: Path) -> None:
 
 
 def on_termination(callback: Callable[[int], None]) -> None:
-    """Call back on a side thread for SIGTERM and SIGINT, also while the main thread is stuck inside a collective.
+    """Call a function on a side thread for SIGTERM and SIGINT, even while the main thread is blocked in a collective.
 
-    Python runs signal handlers on the main thread between bytecodes, which a blocked collective never reaches; the
-    wakeup descriptor is written by the C handler at once.
+    Python runs signal handlers on the main thread between bytecodes, which a blocked collective never reaches. The C
+    handler writes to the wakeup descriptor at once.
+
+    Args:
+        callback: Gets the signal's number.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -1,7 +1,7 @@
 """Measures a rank's steps without disturbing them: no synchronisation, no collective, no value fetched from the GPU.
 
-On a GPU a step's end is a CUDA event; its loss and gradient norm are copied into pinned memory behind it. A side thread
-reads both once the event has completed. On the CPU everything is known at once.
+On a GPU a CUDA event marks the end of a step, and its loss and gradient norm are copied into pinned memory behind the
+event. A side thread reads both once the event has completed. On the CPU everything is known at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-# Steps whose values may wait for the side thread; a step past that keeps its time and loses its loss.
+# How many steps' values can wait for the side thread. A step beyond that keeps its time and loses its loss.
 _SLOTS = 256
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One measured step; the fields are those of `records.Step`."""
+    """One measured step. The fields are those of `records.Step`."""
 
     step: int
     ended_at: float
@@ -36,8 +36,10 @@ class Reading:
 
 
 @dataclass
-class _Batches:
-    """What has been seen of the step that is running; counts are ints, or tensors on the device."""
+class _StepTotals:
+    """Totals of the running step. Counts are numbers, or INT64 tensors of shape () on the device; `loss_sum` is FP32 of
+    shape ().
+    """
 
     tokens: int | None = None
     nonpad: Any = None
@@ -49,12 +51,12 @@ class _Batches:
 
 @dataclass
 class _Mark:
-    """A point of time on the GPU: the end of a step, or the place from which the next step's time runs."""
+    """A point in time on the GPU: the end of a step, or the moment from which the next step's time runs."""
 
     event: torch.cuda.Event
     recorded_at: float
     step: int | None = None
-    batches: _Batches = field(default_factory=_Batches)
+    batches: _StepTotals = field(default_factory=_StepTotals)
     learning_rate: float | None = None
     slot: int | None = None
 
@@ -62,34 +64,35 @@ class _Mark:
 class StepMeter:
     """Measures one rank's steps on one device.
 
-    The main thread calls `mark`, `add_batch`, `end_step`; the side thread calls `poll`. A step's time runs from the end
-    of the step before, or from the last `mark`, so that durations add up to the wall time between two marks.
+    The main thread calls `mark`, `add_batch` and `end_step`; the side thread calls `poll`. A step's time runs from the
+    end of the step before, or from the last `mark`, so that durations add up to the wall time between two marks.
 
     Args:
-        device: Where the rank trains; anything but a CUDA device is timed on the host's clock.
+        device: Where the rank trains. Other devices than CUDA are timed on the host's clock.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._cuda = device.type == "cuda"
-        self._now = _Batches()
+        self._now = _StepTotals()
         self._ready: deque[Reading] = deque()
         self._marks: deque[_Mark] = deque()
         self._base_ns = time.perf_counter_ns()
-        self._last: tuple[torch.cuda.Event, float] | None = None  # side thread: the last completed event, its unix time
-        self._base: torch.cuda.Event | None = None  # side thread: where the next step's time runs from
+        # Of the side thread: the last completed event with its Unix time, and the event from which the next step's time runs.
+        self._last: tuple[torch.cuda.Event, float] | None = None
+        self._base: torch.cuda.Event | None = None
         self._not_done_at = 0.0
         self._events: deque[torch.cuda.Event] = deque()
         if self._cuda:
             self._floats = torch.empty((_SLOTS, 2), dtype=torch.float32, pin_memory=True)
             self._counts = torch.empty((_SLOTS, 2), dtype=torch.int64, pin_memory=True)
-            # Views made once: indexing a tensor costs microseconds on the main thread.
+            # Views are made once, because indexing a tensor takes microseconds on the main thread.
             self._float_cells = [tuple(row.unbind()) for row in self._floats.unbind()]
             self._count_cells = [tuple(row.unbind()) for row in self._counts.unbind()]
             self._free: deque[int] = deque(range(_SLOTS))
 
     def mark(self) -> None:
-        """The next step's time runs from here: training begins, or an evaluation or a checkpoint is over."""
+        """Let the next step's time run from here: training begins, or an evaluation or a checkpoint has ended."""
         if self._cuda:
             self._marks.append(self._record())
         self._base_ns = time.perf_counter_ns()
@@ -102,36 +105,38 @@ class StepMeter:
         labels: torch.Tensor | int | None = None,
         loss_sum: torch.Tensor | None = None,
     ) -> None:
-        """One forward pass of the running step; a step of several micro-batches adds them up.
+        """Add a forward pass to the running step. The micro-batches of a step add up.
 
         Args:
             tokens: Positions, padding included.
-            nonpad: Positions that hold a token: a number, or a 0-dimensional integer tensor on the device.
+            nonpad: Positions that hold a token: a number, or an integer tensor of shape () on the device.
             labels: Positions that the loss is taken over, likewise.
-            loss_sum: The sum of their losses, a 0-dimensional detached tensor of its own memory.
+            loss_sum: Sum of their losses: a detached floating-point tensor of shape (), with its own memory.
         """
         now = self._now
-        now.tokens = _plus(now.tokens, tokens)
-        now.nonpad = _plus(now.nonpad, nonpad)
-        now.labels = _plus(now.labels, labels)
-        now.loss_sum = _plus(now.loss_sum, loss_sum)
+        now.tokens = _add(now.tokens, tokens)
+        now.nonpad = _add(now.nonpad, nonpad)
+        now.labels = _add(now.labels, labels)
+        now.loss_sum = _add(now.loss_sum, loss_sum)
 
     def add_data_wait(self, nanoseconds: int) -> None:
-        """Time that the main thread spent waiting for the data loader."""
+        """Add time, in nanoseconds, that the main thread waited for the data loader."""
         self._now.data_wait_ns = (self._now.data_wait_ns or 0) + nanoseconds
 
     def set_grad_norm(self, norm: torch.Tensor | float | None) -> None:
-        """The running step's gradient norm before clipping, as the Trainer has it: on the device."""
+        """Set the running step's gradient norm before clipping: a number, or a floating-point tensor of shape () on the
+        device.
+        """
         self._now.grad_norm = norm
 
     def end_step(self, step: int, learning_rate: float | None = None) -> None:
-        """The step is done, or (on a GPU) wholly queued.
+        """End the step. On a GPU all of its work is queued.
 
         Args:
             step: Its number, from 1.
-            learning_rate: What the optimizer used.
+            learning_rate: The optimizer's in this step.
         """
-        now, self._now = self._now, _Batches()
+        now, self._now = self._now, _StepTotals()
         if not self._cuda:
             self._end_on_host(step, now, learning_rate)
             return
@@ -157,7 +162,7 @@ class StepMeter:
         return len(self._marks)
 
     def poll(self) -> list[Reading]:
-        """Side thread: the steps that have ended since the last call, in order; never waits for the GPU."""
+        """The steps that have ended since the last call, in order. For the side thread; it never waits for the GPU."""
         if not self._cuda:
             return [self._ready.popleft() for _ in range(len(self._ready))]
         readings: list[Reading] = []
@@ -180,7 +185,7 @@ class StepMeter:
         return readings
 
     def drain(self, timeout_s: float = 10.0) -> list[Reading]:
-        """The remaining steps, after training: looks again until all have ended or the time is up."""
+        """The remaining steps, after training. Polls until all have ended or the time is over."""
         readings = self.poll()
         deadline = time.monotonic() + timeout_s
         while self.waiting and time.monotonic() < deadline:
@@ -189,14 +194,17 @@ class StepMeter:
         return readings
 
     def _record(self) -> _Mark:
-        # Used again once read: making an event costs the main thread more than recording it.
+        # Events are reused: making one costs the main thread more than recording it.
         event = self._events.popleft() if self._events else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.device))
         return _Mark(event, time.time())
 
     def _unix_time(self, mark: _Mark) -> float:
-        """When an event completed: the time of the one before plus what the GPU measured between them, held between the
-        last moment at which it was known not to have completed and now."""
+        """When an event completed, in seconds of Unix time.
+
+        It is the time of the event before plus what the GPU measured between the two, limited to the interval between
+        the last moment at which the event had not completed and now.
+        """
         earliest = max(mark.recorded_at, self._not_done_at)
         if self._last is None:
             return earliest
@@ -220,14 +228,14 @@ class StepMeter:
                         mark.learning_rate, memory)  # fmt: skip
 
     def _memory(self) -> tuple[int | None, int | None]:
-        # The nested form is what the allocator returns; flattening it costs ten times more.
+        # The allocator returns the nested form; flattening it costs ten times more.
         stats = torch.cuda.memory.memory_stats_as_nested_dict(self.device)
         try:
             return stats["allocated_bytes"]["all"]["peak"], stats["reserved_bytes"]["all"]["peak"]
         except KeyError:  # nothing was allocated yet, or another allocator is in use
             return None, None
 
-    def _end_on_host(self, step: int, seen: _Batches, learning_rate: float | None) -> None:
+    def _end_on_host(self, step: int, seen: _StepTotals, learning_rate: float | None) -> None:
         now_ns = time.perf_counter_ns()
         duration_s = (now_ns - self._base_ns) / 1e9
         self._base_ns = now_ns
@@ -241,7 +249,7 @@ def _reading(
     step: int,
     ended_at: float,
     duration_s: float,
-    seen: _Batches,
+    seen: _StepTotals,
     nonpad: int | None,
     labels: int | None,
     loss_sum: float | None,
@@ -265,12 +273,12 @@ def _reading(
     )
 
 
-def _plus(total: Any, more: Any) -> Any:
+def _add(total: Any, more: Any) -> Any:
     if more is None:
         return total
     return more if total is None else total + more
 
 
 def _number(value: Any, kind: type) -> Any:
-    """A host value; a tensor on the CPU gives its number without a wait."""
+    """A value on the host. A tensor on the CPU is read without waiting."""
     return None if value is None else kind(value)

@@ -1,4 +1,4 @@
-"""Builds the model that a recipe names: pretrained or random weights, with LoRA adapters in FP32."""
+"""Builds the model that a recipe names, from pretrained or random weights, with LoRA adapters in FP32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorawatch.models.shapes import builtin_shapes
 from lorawatch.recipe.schema import Recipe
 from lorawatch.training import fp8, nf4, random_weights
 from lorawatch.training.facts import ModelFacts, context_length, is_linear, linear_layers, model_facts
-from lorawatch.training.loading import config_of, model_from, model_of, tokenizer_of
+from lorawatch.training.safe_loading import config_from_files, model_from_config, model_from_files, tokenizer_from_files
 from lorawatch.training.tokenization import byte_tokenizer
 
 _GIB = 1 << 30
@@ -32,17 +32,17 @@ _ADAPTER_BYTES = 4 + 4 + 8  # FP32 weight and gradient, AdamW's two moments
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model before its weights: what it will be, how large, and where the weights come from.
+    """A model before its weights are loaded: its shape and size, and where the weights come from.
 
     Attributes:
         config: transformers' config.
-        files: Where the weights are; None for random weights.
-        folder: A folder that may hold the tokenizer; None where only the shape is known.
+        files: Where the weights are; None: random weights.
+        folder: A folder that may hold the tokenizer; None: only the shape is known.
         dtype: Number format of the base weights.
         facts: Sizes with the adapters.
-        base_bytes: Memory of the base weights alone, as they are kept in training.
-        weights_bytes: With the adapters, their gradients and optimizer states; activations come on top.
-        stored_nf4: The files hold NF4 weights already.
+        base_bytes: Memory of the base weights alone, in the format that training keeps them in.
+        weights_bytes: Memory of base, adapters, gradients and optimizer states, without activations.
+        stored_nf4: The files hold NF4 weights.
     """
 
     config: Any
@@ -61,13 +61,13 @@ class ModelPlan:
 
 
 def plan_model(recipe: Recipe) -> ModelPlan:
-    """Find the model and size it, without reading a weight.
+    """Find a recipe's model and compute its sizes, without reading a weight.
 
     Raises:
-        ModelNotFound: It is nowhere.
-        RecipeError: `lora.targets` names no linear layer of it, the sequences are longer than its context, or its weights
-            are stored in a quantized format that the recipe does not ask for.
-        MissingDependency: A GGUF file without the package that reads it.
+        ModelNotFound: The model is not on this machine, or its config cannot be used.
+        RecipeError: `lora.targets` names no linear layer of the model, the sequences are longer than its context, or
+            its weights are stored in a quantized format that the recipe does not ask for.
+        MissingDependency: It is a GGUF file, and the package that reads it is missing.
     """
     dtype = getattr(torch, recipe.model.dtype)
     files: hub.ModelFiles | None = None
@@ -81,7 +81,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     _check_length(recipe, config)
     stored_nf4 = files is not None and _check_stored(recipe, config)
     with torch.device("meta"), no_init_weights():
-        skeleton = model_from(config, dtype=dtype)
+        skeleton = model_from_config(config, dtype=dtype)
     skeleton.tie_weights()
     products, magnitudes = _adapter_parameters(skeleton, recipe)
     adapters = products + magnitudes
@@ -91,7 +91,7 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     width = heads * size if size else text.hidden_size
     matmul = sum(m.weight.numel() for m in skeleton.modules() if is_linear(m))
     flops = lora_flops_per_token(matmul, products, recipe.data.sequence_length, width, text.num_hidden_layers)
-    # Most of an FP8 step's products run at another peak than the rest: it has no MFU.
+    # FP8 products run at another peak than the rest of the step, so a run in FP8 has no MFU.
     computed_in = str(fp8.FORMAT).removeprefix("torch.") if recipe.model.quantization == "fp8" else recipe.model.dtype
     facts = ModelFacts(base.parameters + adapters, adapters, flops, computed_in)
     kept = base.parameters * dtype.itemsize
@@ -103,16 +103,16 @@ def plan_model(recipe: Recipe) -> ModelPlan:
     return ModelPlan(config, files, folder, dtype, facts, kept, kept + adapters * _ADAPTER_BYTES, stored_nf4)
 
 
-def check_memory(plan: ModelPlan, device: torch.device, what_would_fit: Callable[[], str] | None = None) -> None:
-    """See that a GPU has room for the weights before any of them goes there.
+def check_memory(plan: ModelPlan, device: torch.device, out_of_memory_hint: Callable[[], str] | None = None) -> None:
+    """Check that a GPU has room for a model's weights, before any of them is loaded.
 
     Args:
         plan: The model.
-        device: Where it would go.
-        what_would_fit: Says what to do where it has not.
+        device: Where it would go; on the CPU nothing is checked.
+        out_of_memory_hint: Returns what to change where there is no room.
 
     Raises:
-        NoSuitableGpu: It has not; with the numbers.
+        NoSuitableGpu: There is not; the message has the figures.
     """
     if device.type != "cuda":
         return
@@ -122,14 +122,19 @@ def check_memory(plan: ModelPlan, device: torch.device, what_would_fit: Callable
         raise NoSuitableGpu(
             f"the model needs {plan.weights_bytes / _GIB:.1f} GiB for weights and adapters alone, but {name} (cuda:"
             f"{device.index or 0}) has {free / _GIB:.1f} of {total / _GIB:.1f} GiB free",
-            hint=what_would_fit()
-            if what_would_fit
-            else "use a GPU with more free memory (--gpus), end what else runs there (nvidia-smi), or a smaller model",
+            hint=out_of_memory_hint()
+            if out_of_memory_hint
+            else "use a GPU with more free memory (--gpus), stop other programs on it (nvidia-smi), or use a smaller model",
         )
 
 
 def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftModel:
-    """The model on its device, base weights frozen, adapters trainable and FP32."""
+    """The model on its device. Base weights are frozen; adapters are trainable and FP32.
+
+    Raises:
+        ModelNotFound: Its files cannot be read.
+        RuntimeError: PEFT left a weight trainable or frozen that should not be.
+    """
     base = load_base(plan, recipe, device)
     targets = recipe.lora.targets
     lora = LoraConfig(
@@ -149,16 +154,16 @@ def load_model(plan: ModelPlan, recipe: Recipe, device: torch.device) -> PeftMod
         ):
             raise RuntimeError(f"{name} is {parameter.dtype}, trainable {parameter.requires_grad}: not a LoRA set-up")
     if recipe.model.quantization == "fp8":
-        fp8.convert(model)
+        fp8.convert_frozen_linears(model)
     return model
 
 
 def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
-    """The model on its device as it is before training: with its frozen linear layers in NF4 where the recipe says so,
-    quantized as they are read or drawn, so that there is never much more of the model than that.
+    """The model on its device as it is before training.
 
-    Random weights are drawn on the device itself: 8 billion of them take well under a second on an H100. On another kind
-    of device the same seed gives others.
+    Where the recipe asks for NF4, the frozen linear layers are quantized while they are read or drawn, so that memory
+    never holds much more than the quantized model. Random weights are drawn on the device, which takes well under a
+    second for 8 billion on an H100. Another kind of device draws others from the same seed.
 
     Raises:
         ModelNotFound: Its files cannot be read.
@@ -166,9 +171,9 @@ def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
     torch.manual_seed(recipe.train.seed)
     in_nf4 = recipe.model.quantization == "nf4"
     if plan.files is None:
-        exchange = partial(nf4.quantized, device=device) if in_nf4 else None
-        drawn = random_weights.draw(plan.config, plan.dtype, device, exchange)
-        return nf4.prepare(drawn, device) if in_nf4 else drawn
+        replace_layer = partial(nf4.quantize_linear, device=device) if in_nf4 else None
+        drawn = random_weights.draw_model(plan.config, plan.dtype, device, replace_layer)
+        return nf4.mark_as_4bit(drawn, device) if in_nf4 else drawn
     try:
         base = _read_weights(plan, plan.files, device, in_nf4)
     except OSError as error:
@@ -179,12 +184,17 @@ def load_base(plan: ModelPlan, recipe: Recipe, device: torch.device) -> Any:
 
 
 def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, in_nf4: bool) -> Any:
+    """A pretrained model on its device.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     if files.gguf is None:
         extra: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" or in_nf4 else {}
         if in_nf4 and not plan.stored_nf4:
-            extra["quantization_config"] = nf4.config(plan.dtype)
-        base = model_of(files.folder, config=plan.config, dtype=plan.dtype, **extra)
-        return nf4.prepare(base, device) if in_nf4 else base
+            extra["quantization_config"] = nf4.quantization_config(plan.dtype)
+        base = model_from_files(files.folder, config=plan.config, dtype=plan.dtype, **extra)
+        return nf4.mark_as_4bit(base, device) if in_nf4 else base
     unpacked: dict[str, Any] = {}
     try:
         from transformers import GgufConfig
@@ -192,15 +202,15 @@ def _read_weights(plan: ModelPlan, files: hub.ModelFiles, device: torch.device, 
         unpacked["quantization_config"] = GgufConfig(dequantize=True)
     except ImportError:
         pass  # older versions always unpack
-    base = model_of(files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked)
-    # Unpacked it is a plain model; while it is marked as quantized, the Trainer refuses it and it cannot be saved.
+    base = model_from_files(files.folder, gguf_file=files.gguf, config=plan.config, dtype=plan.dtype, **unpacked)
+    # It is now a plain model. Marked as quantized, the Trainer would refuse it, and it could not be saved.
     for mark in ("hf_quantizer", "quantization_method"):
         setattr(base, mark, None)
     base.is_quantized = False
     if hasattr(base.config, "quantization_config"):
         del base.config.quantization_config
     if in_nf4:
-        return nf4.prepare(nf4.quantize(base, [name for name, _, _ in linear_layers(base)], device), device)
+        return nf4.mark_as_4bit(nf4.quantize_layers(base, [name for name, _, _ in linear_layers(base)], device), device)
     return base.to(device)
 
 
@@ -208,13 +218,13 @@ def load_tokenizer(plan: ModelPlan) -> Any:
     """The model's tokenizer; for a model of which only the shape is known, one that maps bytes to ids.
 
     Raises:
-        ModelNotFound: The model's files hold no tokenizer.
+        ModelNotFound: The model's files hold no tokenizer that can be read.
     """
     if plan.folder is None:
         return byte_tokenizer()
     extra = {"gguf_file": plan.files.gguf} if plan.files and plan.files.gguf else {}
     try:
-        tokenizer = tokenizer_of(plan.folder, **extra)
+        tokenizer = tokenizer_from_files(plan.folder, **extra)
     except LorawatchError:
         raise
     except Exception as error:  # transformers checks it with errors of many kinds
@@ -222,7 +232,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
             return byte_tokenizer()
         raise ModelNotFound(f"{plan.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
     if extra:
-        # The special tokens are read from the file's metadata into the config, but not into the tokenizer.
+        # transformers reads a GGUF file's special tokens into the config, but not into the tokenizer.
         for name in ("bos", "eos", "pad"):
             number = getattr(plan.config, f"{name}_token_id", None)
             if isinstance(number, int):
@@ -233,6 +243,11 @@ def load_tokenizer(plan: ModelPlan) -> Any:
 
 
 def _check_length(recipe: Recipe, config: Any) -> None:
+    """Check that a recipe's sequences fit the model's context.
+
+    Raises:
+        RecipeError: They do not.
+    """
     limit, asked = context_length(config), recipe.data.sequence_length
     if limit is not None and asked > limit:
         raise RecipeError(
@@ -245,7 +260,8 @@ def _check_stored(recipe: Recipe, config: Any) -> bool:
     """Whether a model's files hold NF4 weights.
 
     Raises:
-        RecipeError: They hold quantized weights, and the recipe does not say so or nothing here trains them.
+        RecipeError: They hold quantized weights, and the recipe asks for another format, or for one that cannot be
+            trained.
     """
     stored = getattr(config, "quantization_config", None)
     if stored is None:
@@ -262,7 +278,11 @@ def _check_stored(recipe: Recipe, config: Any) -> bool:
 
 
 def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> tuple[int, int]:
-    """Weights of the adapters' matrices, and DoRA's magnitudes, one an output."""
+    """Weights of the adapters' matrices, rank × (inputs + outputs) a layer, and DoRA's magnitudes, one an output.
+
+    Raises:
+        RecipeError: `lora.targets` names a layer that the model does not have.
+    """
     layers = list(linear_layers(skeleton))
     targets = recipe.lora.targets
     products = magnitudes = 0
@@ -288,12 +308,21 @@ def _adapter_parameters(skeleton: torch.nn.Module, recipe: Recipe) -> tuple[int,
 
 
 def _table_only(name: str) -> None:
+    """Refuse a name of the table of shapes, which have no weights.
+
+    Raises:
+        ModelNotFound: It is one, and no folder has that name.
+    """
     if "/" not in name and not Path(name).is_dir():
         raise ModelNotFound(f"{name} is a shape without weights", hint="set model.weights to random")
 
 
 def _shape(name: str) -> tuple[Any, Path | None]:
-    """The config of a model that is built from its shape alone, and a folder that may hold its tokenizer."""
+    """The config of a model that is built from its shape, and a folder that may hold its tokenizer.
+
+    Raises:
+        ModelNotFound: The shape is not known.
+    """
     shapes = builtin_shapes()
     if name in shapes:
         shape = copy.deepcopy(dict(shapes[name].config))
@@ -312,11 +341,11 @@ def read_config(files: hub.ModelFiles) -> Any:
 
     Raises:
         ModelNotFound: There is none that can be used.
-        MissingDependency: A GGUF file without the package that reads it.
+        MissingDependency: It is a GGUF file, and the package that reads it is missing.
     """
     if files.gguf is None:
         try:
-            return config_of(files.folder)
+            return config_from_files(files.folder)
         except LorawatchError:
             raise
         except Exception as error:  # transformers checks it with errors of many kinds
@@ -328,7 +357,7 @@ def read_config(files: hub.ModelFiles) -> Any:
             f"{files.gguf} is a GGUF file, which the package gguf reads", hint="pip install gguf"
         ) from None
     try:
-        return config_of(files.folder, gguf_file=files.gguf)
+        return config_from_files(files.folder, gguf_file=files.gguf)
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFound(f"{files.folder / files.gguf} cannot be used: {_first_line(error)}") from error
 

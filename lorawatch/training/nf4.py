@@ -1,7 +1,9 @@
-"""Base weights in NF4 (QLoRA) by bitsandbytes: four bits each with double quantization, computed in the base's own format.
+"""Base weights in NF4 (QLoRA) by bitsandbytes: four bits each, with double quantization (Dettmers et al. 2023, section
+3).
 
-Embeddings, output head and norms stay as they are. `peft.prepare_model_for_kbit_training` would make them float32: a 70B's
-tables alone would take 4 GB more and the residual stream twice as much, and the norms compute in float32 anyway.
+Products are computed in the base's own number format. Embeddings, output head and norms stay as they are.
+`peft.prepare_model_for_kbit_training` would convert them to FP32: the tables of a 70B model alone would take 4 GB more,
+and the residual stream twice as much, while the norms already compute in FP32.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 
-def config(dtype: torch.dtype) -> Any:
-    """What transformers quantizes pretrained weights by, as it reads them.
+def quantization_config(dtype: torch.dtype) -> Any:
+    """How transformers quantizes pretrained weights while it reads them.
 
     Args:
         dtype: Of the computation.
@@ -24,12 +26,13 @@ def config(dtype: torch.dtype) -> Any:
     )
 
 
-def quantized(linear: nn.Module, device: torch.device) -> nn.Module:
-    """A linear layer as one whose weight is NF4, on a device.
+def quantize_linear(linear: nn.Module, device: torch.device) -> nn.Module:
+    """A linear layer with its weight in NF4.
 
     Args:
-        linear: A `torch.nn.Linear`, or GPT-2's Conv1D, which keeps its weight the other way round.
-        device: Where it is quantized and stays.
+        linear: A `torch.nn.Linear`, or GPT-2's Conv1D, which keeps its weight transposed. The weight has shape
+            (outputs, inputs), floating point.
+        device: Where the weight is quantized and kept: packed into UINT8 of shape (outputs × inputs / 2, 1).
     """
     from bitsandbytes.nn import Linear4bit, Params4bit
 
@@ -48,33 +51,38 @@ def quantized(linear: nn.Module, device: torch.device) -> nn.Module:
     return layer
 
 
-def quantize(model: Any, names: list[str], device: torch.device) -> Any:
-    """Quantize a model's linear layers one by one, on a device, and bring the rest there too.
+def quantize_layers(model: Any, names: list[str], device: torch.device) -> Any:
+    """Quantize a model's linear layers one by one on a device, and move the rest of the model there.
 
     Args:
         model: On the CPU.
         names: Full names of the layers.
-        device: Where it goes.
+        device: Where the model goes.
     """
     for name in names:
-        model.set_submodule(name, quantized(model.get_submodule(name), device))
+        model.set_submodule(name, quantize_linear(model.get_submodule(name), device))
     return model.to(device)
 
 
-def prepare(model: Any, device: torch.device) -> Any:
-    """Make a model with NF4 layers known as one to PEFT and the Trainer, as one that transformers quantized is."""
+def mark_as_4bit(model: Any, device: torch.device) -> Any:
+    """Mark a model with NF4 layers as quantized, as transformers does, so that PEFT and the Trainer treat it as such.
+
+    Args:
+        model: With its NF4 layers.
+        device: Where it is.
+    """
     from bitsandbytes.nn import Linear4bit
     from transformers.utils.quantization_config import QuantizationMethod
 
     model.is_loaded_in_4bit = True
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES
-    # All of it is on one device; accelerate would take a map that says "cpu" for weights moved out of a GPU's way.
+    # The whole model is on one device. accelerate would read "cpu" in the map as weights offloaded from a GPU.
     model.__dict__.pop("hf_device_map", None)
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # In evaluation bitsandbytes would repack the weights for the CPU's BF16 instructions, rounding their scales;
-            # training would then go on with those, and without a gradient.
+            # In evaluation bitsandbytes would repack the weights for the CPU's BF16 instructions, rounding their scales.
+            # Training would continue with the repacked weights, and without a gradient.
             module.support_avx512bf16_for_cpu = False
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what the weights took as they were read
+        torch.cuda.empty_cache()  # frees the memory of the unquantized weights
     return model

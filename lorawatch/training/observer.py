@@ -1,4 +1,4 @@
-"""A rank's side thread: writes the journal, reads what was measured, sees requests; training never waits for it."""
+"""A rank's side thread: writes the journal, reads measurements and sees requests. Training never waits for it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalWriter
 from lorawatch.run.records import Event, EventKind, PhaseChange, Record, Severity, Step
 from lorawatch.system.permissions import make_private
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
 
 _log = logging.getLogger(__name__)
 
 
 class Observer:
-    """Owns a rank's journal and its part in the agreements to stop and to save.
+    """Owns a rank's journal, and its part in the agreements to stop and to save.
 
     Args:
         run: The run's directory.
-        place: Which rank this is.
-        interval_s: Time between two looks.
+        rank_info: Which rank this is.
+        interval_s: Seconds between two ticks.
     """
 
-    def __init__(self, run: RunDir, place: Place, *, interval_s: float = 0.1) -> None:
+    def __init__(self, run: RunDir, rank_info: RankInfo, *, interval_s: float = 0.1) -> None:
         self.run = run
-        self.place = place
-        self.stopping = StopAgreement(run.control, place)
-        self.saving = SaveAgreement(run.control, place)
+        self.rank_info = rank_info
+        self.stopping = StopAgreement(run.control, rank_info)
+        self.saving = SaveAgreement(run.control, rank_info)
         self.steps_made = 0
-        """Step lines that were queued."""
-        self._journal = JournalWriter(run.rank_journal(place.rank), rank=place.rank)
+        """Number of step lines that were queued."""
+        self._journal = JournalWriter(run.rank_journal(rank_info.rank), rank=rank_info.rank)
         self._interval_s = interval_s
         self._watchers: list[Callable[[], None]] = []
         self._cancel = threading.Event()
@@ -42,9 +42,13 @@ class Observer:
         self._thread = threading.Thread(target=self._loop, name="lorawatch-observer", daemon=True)
 
     def start(self) -> Observer:
-        """Begin looking; returns itself."""
+        """Start the thread.
+
+        Returns:
+            This observer.
+        """
         with contextlib.suppress(OSError):
-            make_private(self.run.journal)  # this may be a program of the user's, under any umask
+            make_private(self.run.journal)  # in a user's program the umask can be anything
             make_private(self.run.control)
             self.stopping.reserve()
             self._journal.reserve()
@@ -52,33 +56,36 @@ class Observer:
         return self
 
     def append(self, record: Record) -> None:
-        """Queue a journal line; any thread."""
+        """Queue a journal line. Safe on any thread."""
         self.steps_made += isinstance(record, Step)
         self._journal.append(record)
 
     def phase(self, name: str, detail: str | None = None) -> None:
-        """Journal what the rank is busy with from now on."""
+        """Journal what the rank does from now on."""
         self.append(
-            PhaseChange(at=time.time(), attempt=self.place.attempt, rank=self.place.rank, name=name, detail=detail)
+            PhaseChange(
+                at=time.time(), attempt=self.rank_info.attempt, rank=self.rank_info.rank, name=name, detail=detail
+            )
         )
 
-    def tell(self, kind: EventKind, message: str, severity: Severity = "info") -> None:
-        """Journal an event of all ranks that train together, which one of them tells; of a rank that trains for itself
-        its own."""
-        rank = self.place.rank if self.place.separate else None
+    def emit_event(self, kind: EventKind, message: str, severity: Severity = "info") -> None:
+        """Journal an event. Of ranks that train one model, one rank emits it for all; in a separate run it belongs to
+        this rank.
+        """
+        rank = self.rank_info.rank if self.rank_info.separate else None
         self.append(Event(at=time.time(), kind=kind, severity=severity, message=message, rank=rank))
 
     def watch(self, tick: Callable[[], None]) -> None:
-        """Call a function at every look, on the side thread."""
+        """Call a function at every tick, on the side thread."""
         self._watchers.append(tick)
 
     def unwatch(self, tick: Callable[[], None]) -> None:
-        """Call it no more."""
+        """Do not call a function any longer."""
         if tick in self._watchers:
             self._watchers.remove(tick)
 
     def tick(self) -> None:
-        """One look, now, on the calling thread."""
+        """Make one tick now, on the calling thread: call the watchers, see requests, write the journal."""
         with self._ticking:
             for watcher in list(self._watchers):
                 try:
@@ -94,13 +101,13 @@ class Observer:
             self._journal.flush()
 
     def close(self, wait_s: float = 0.0) -> int:
-        """Look once more, write what waits, end the thread. Safe to call twice.
+        """Make a last tick, write what waits, and end the thread. Safe to call twice.
 
         Args:
-            wait_s: How long to wait for a disk that takes no lines.
+            wait_s: Seconds to wait for a disk that does not take the lines.
 
         Returns:
-            How many lines the disk did not take.
+            Number of lines that the disk did not take.
         """
         self._cancel.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:

@@ -1,4 +1,4 @@
-"""Whether a device can keep a model's weights as a recipe asks, told before any of them is loaded."""
+"""Checks that a device supports a recipe's `model.quantization`, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from lorawatch.recipe.schema import Recipe
 from lorawatch.training import fp8
 
 FP8_FROM = (8, 9)
-"""The first CUDA compute capability whose tensor cores multiply FP8: Ada."""
+"""The first CUDA compute capability whose tensor cores multiply FP8: Ada's."""
 NF4_PACKAGE = "pip install 'lorawatch[qlora]'"
 NF4_FROM = (0, 49)
-"""The first bitsandbytes that is known to work; some before it end the process on a CPU."""
+"""The first version of bitsandbytes that is known to work. Some earlier versions end the process on a CPU."""
 
 
 def check(recipe: Recipe, device: torch.device) -> None:
-    """See that a device can do a recipe's `model.quantization`.
+    """Check that a device supports a recipe's `model.quantization`.
+
+    Args:
+        recipe: The run's.
+        device: This rank's.
 
     Raises:
-        NoSuitableGpu: It cannot; says why and what can.
-        MissingDependency: A package that it needs is not there, or does not work on it.
+        NoSuitableGpu: It does not; the message says why, and which GPUs do.
+        MissingDependency: A package is missing, or does not work on this device.
     """
     if recipe.model.quantization == "fp8":
         _check_fp8(device)
@@ -72,12 +76,12 @@ def _check_nf4(device: torch.device) -> None:
     try:
         from bitsandbytes.nn import Params4bit
 
-        # Loads the library of this torch's CUDA version, and runs a kernel of it.
+        # This loads the library for torch's CUDA version and runs a kernel.
         Params4bit(torch.ones(64, 64), requires_grad=False, quant_type="nf4").to(device).cpu()
-    except Exception as error:  # it fails in many ways, at its import or at the first kernel
+    except Exception as error:  # it can fail in many ways, at its import or at the first kernel
         words = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise MissingDependency(
             f"model.quantization is nf4, but bitsandbytes {version} does not work on {where} with torch "
             f"{torch.__version__}: {words[:200]}",
-            hint=f"another version may: {NF4_PACKAGE} --upgrade; python -m bitsandbytes says what is wrong",
+            hint=f"another version may: {NF4_PACKAGE} --upgrade; python -m bitsandbytes shows what is wrong",
         ) from error

@@ -1,4 +1,4 @@
-"""Random weights drawn on their device, one module after the other."""
+"""Draws random weights on their device, one module after the other."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorawatch.training.facts import is_linear
-from lorawatch.training.loading import model_from
+from lorawatch.training.safe_loading import model_from_config
 
-Exchange = Callable[[nn.Module], nn.Module]
-"""What takes the place of a module whose weights have just been drawn."""
+ReplaceLayer = Callable[[nn.Module], nn.Module]
+"""Returns the module that replaces a module whose weights were just drawn."""
 
 
-def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchange | None = None) -> Any:
-    """A model of a config, its weights drawn as transformers draws them, from torch's generator as it stands.
+def draw_model(config: Any, dtype: torch.dtype, device: torch.device, replace_layer: ReplaceLayer | None = None) -> Any:
+    """A model of a config, with weights that are drawn as transformers draws them, from torch's global generator.
 
-    Each weight is drawn once and in the same order whatever `exchange` makes of it, so that a quantized model is the plain
-    one of the same seed, quantized. There is never more than one layer as it was drawn beside those exchanged.
+    Each weight is drawn once and in the same order whatever `replace_layer` makes of it. So a quantized model is the
+    plain model of the same seed, quantized. At most one layer is in memory as it was drawn.
 
     Args:
         config: transformers' config.
         dtype: Of the weights as they are drawn.
-        device: Where they are drawn; another kind of device draws others.
-        exchange: Of the linear layers, the output head left out.
+        device: Where they are drawn. Another kind of device draws others.
+        replace_layer: Called for each linear layer except the output head; None: layers stay as drawn.
     """
     with torch.device("meta"):
-        model = model_from(config, dtype=dtype)
+        model = model_from_config(config, dtype=dtype)
     head = model.get_output_embeddings()
     exchanged: set[nn.Module] = set()
 
     def fill(module: nn.Module, owner: Any) -> None:
-        # Innermost first, each by the `_init_weights` of the model it belongs to: as PreTrainedModel.initialize_weights.
+        # The order of PreTrainedModel.initialize_weights: innermost first, each by the `_init_weights` of its own model.
         for child in module.children():
             fill(child, child if isinstance(child, PreTrainedModel) else owner)
             if isinstance(module, nn.ModuleList):
@@ -43,12 +43,12 @@ def draw(config: Any, dtype: torch.dtype, device: torch.device, exchange: Exchan
         owner._initialize_weights(module)
 
     def finish(layer: nn.Module) -> None:
-        # Not earlier: a module's `_init_weights` may draw the weights of its linear layers anew, as GPT-2's does.
-        if exchange is None:
+        # Not earlier: a module's `_init_weights` may draw the weights of its linear layers again, as GPT-2's does.
+        if replace_layer is None:
             return
         for name, module in list(layer.named_modules()):
             if name and is_linear(module) and module is not head and module not in exchanged:
-                new = exchange(module)
+                new = replace_layer(module)
                 exchanged.add(new)
                 layer.set_submodule(name, new)
 

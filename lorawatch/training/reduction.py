@@ -1,7 +1,8 @@
-"""The all-reduce of a step whose gradients come many at once, as replayed CUDA graphs leave them.
+"""The all-reduce of a step whose gradients come at once, as replayed CUDA graphs leave them.
 
-DDP copies each gradient into a bucket and back, a small kernel each, so that the first are on their way while the last
-are computed. Here the gradients that a graph leaves go as one piece, and are used where they lie in it.
+DDP copies each gradient into a bucket and back, with a small kernel each, so that the first gradients are exchanged
+while the last are computed. Here the gradients that a graph leaves are exchanged as one tensor, and used where they are
+in it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 
 class FlatAllReduce:
-    """Averages gradients over the ranks of the default process group, in DDP's arithmetic: scaled, then summed.
+    """Averages gradients over the ranks of the default process group with DDP's arithmetic: scaled first, then summed.
 
     Args:
-        parameters: What is trained; of one device and one dtype, in the same order on every rank.
+        parameters: The trained parameters, of one device and one dtype, in the same order on every rank.
         ranks: In the group.
     """
 
@@ -28,9 +29,10 @@ class FlatAllReduce:
         self._share = 1 / ranks
 
     def __call__(self) -> None:
-        """Replace every gradient by the ranks' mean; after a step's last backward pass, on every rank.
+        """Replace every gradient with the ranks' mean, of the same shape and dtype. Call it on every rank after a
+        step's last backward pass.
 
-        On a GPU it is queued, and the host waits for nothing.
+        On a GPU the work is queued, and the host does not wait.
         """
         flat = torch.cat([p.grad.flatten() for p in self._parameters if p.grad is not None]).mul_(self._share)
         dist.all_reduce(flat)
@@ -39,7 +41,7 @@ class FlatAllReduce:
 
 
 class OverlappedAllReduce:
-    """Averages pieces of a step's gradients over the ranks of the default process group while others are computed.
+    """Averages parts of a step's gradients over the ranks of the default process group while other parts are computed.
 
     Args:
         ranks: In the group.
@@ -50,14 +52,18 @@ class OverlappedAllReduce:
         self._under_way: list[Any] = []
 
     def begin(self, piece: Tensor) -> None:
-        """Have a piece replaced by the ranks' sum, of the same size on every rank; leave it alone until `finish`."""
+        """Start to replace gradients with the ranks' sum. They must not be used until `finish`.
+
+        Args:
+            piece: Shape (values,), floating point; of the same size on every rank.
+        """
         self._under_way.append(dist.all_reduce(piece, async_op=True))
 
     def finish(self) -> float:
-        """Have what follows wait for all pieces: on a GPU what is queued there, and not the host.
+        """Let what follows wait for all sums: on a GPU what is queued there, but not the host.
 
         Returns:
-            What the sums are to be multiplied by.
+            The factor that makes the sums means.
         """
         for work in self._under_way:
             work.wait()

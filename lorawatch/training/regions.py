@@ -1,4 +1,4 @@
-"""Compiles the parts of a model that repeat: one decoder layer is compiled, and all of them run what came out."""
+"""Compiles the repeated layers of a model: one decoder layer is compiled, and all layers run the result."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorawatch.training.attention import within_documents
+from lorawatch.training.attention import document_attention
 
 CAUSAL = "lorawatch_causal_sdpa"
-"""SDPA by a name for which transformers makes no mask: None means causal."""
+"""A name for SDPA under which transformers makes no mask; no mask means causal."""
 PACKED = "lorawatch_within_documents"
-"""The same for packed rows: attention that knows by itself where documents begin."""
+"""The same for packed rows: attention that finds the documents in its arguments."""
 BACKEND = "inductor"
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 
@@ -24,22 +24,22 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 class Regions:
     """The compiled parts of a causal model: its decoder layers, its last norm, its loss.
 
-    A whole model compiles for minutes, a layer for seconds, and the kernels are nearly the same. The model keeps its
+    A whole model takes minutes to compile and a layer seconds, and the kernels are nearly the same. The model keeps its
     modules and the names of its weights.
 
     Args:
-        base: The model with its adapters in place, without PEFT's wrapper.
+        base: The model with its adapters, without PEFT's wrapper.
         sequence_length: Positions of every row.
-        longest: Positions of the longest document in packed rows; None: each row is a document.
+        longest: Positions of the longest document in packed rows; None: each row is one document.
 
     Raises:
-        ValueError: It has no layers that repeat.
+        ValueError: The model has no repeated layers.
     """
 
     def __init__(self, base: Any, sequence_length: int, longest: int | None = None) -> None:
         self._base = base
         self._length, self._longest = sequence_length, longest
-        self.layers, self._norms = _parts(base)
+        self.layers, self._norms = _repeated_layers(base)
         if not self.layers:
             raise ValueError(f"{type(base).__name__} has no list of equal layers")
         self._loss: Callable[..., Any] = base.loss_function
@@ -50,53 +50,61 @@ class Regions:
         return f"{len(self.layers)} × {', '.join(kinds)}"
 
     def compile(self) -> None:
-        """Mark them; each is compiled when it is first called."""
+        """Mark the parts for compiling. Each is compiled when it is first called."""
         for module in (*self.layers, *self._norms):
             module.compile(dynamic=False, backend=BACKEND)
-        # Fused with the cast of the logits to FP32, which then never lie in memory.
+        # The loss is fused with the cast of the logits to FP32, so that FP32 logits are never stored.
         self._base.loss_function = torch.compile(self._loss, dynamic=False, backend=BACKEND)
-        if self.maskless:
-            # While a graph is recorded transformers cannot look whether rows are packed, and makes a mask in any case:
-            # attention would lose its fast path. Rows that are not packed are padded on the right alone, where no real
-            # position looks.
+        if self.needs_no_mask:
+            # While a graph is recorded transformers cannot check whether rows are packed, and always makes a mask, with which
+            # attention loses its fast path. Rows that are not packed need none: they are padded on the right, where no
+            # real position looks.
             name, attend = CAUSAL, sdpa_attention_forward
             if self._longest is not None:
-                name, attend = PACKED, within_documents(self._longest, self._base.device)
+                name, attend = PACKED, document_attention(self._longest, self._base.device)
             ALL_ATTENTION_FUNCTIONS.register(name, attend)
             self._base.set_attn_implementation(name)
 
-    def undo(self) -> None:
-        """The model as it was."""
+    def restore(self) -> None:
+        """Restore the model as it was."""
         for module in (*self.layers, *self._norms):
             module._compiled_call_impl = None
         self._base.loss_function = self._loss
         if self._base.config._attn_implementation != self._attention:
             self._base.set_attn_implementation(self._attention)
 
-    def below(self, index: int) -> list[nn.Module]:
-        """What computes before this layer: the layers below it, and the embedding of tokens."""
+    def modules_below(self, index: int) -> list[nn.Module]:
+        """The modules that compute before a layer: the layers below it, and the token embedding."""
         return [*self.layers[:index], self._base.get_input_embeddings()]
 
     @contextmanager
-    def entering(self, index: int) -> Iterator[list[Tensor]]:
-        """Within, yield the list to which the hidden states are added that this layer is given."""
+    def capture_inputs(self, index: int) -> Iterator[list[Tensor]]:
+        """Within, collect the hidden states that a layer is given: shape (rows, positions, width), floating point.
+
+        Args:
+            index: Of the layer, from the lowest.
+
+        Yields:
+            A list that gets an entry each time the layer is called.
+        """
         layer, entered = self.layers[index], list[Tensor]()
         call = layer._compiled_call_impl or layer._call_impl
 
         def noting(*given: Any, **named: Any) -> Any:
+            """The layer, after its hidden states are noted."""
             entered.append(given[0] if given else named["hidden_states"])
             return call(*given, **named)
 
         before = layer._compiled_call_impl
-        layer._compiled_call_impl = noting  # outside of what is compiled
+        layer._compiled_call_impl = noting  # outside the compiled code
         try:
             yield entered
         finally:
             layer._compiled_call_impl = before
 
     @property
-    def maskless(self) -> bool:
-        """Whether attention takes no mask; transformers makes one where windows cut it short."""
+    def needs_no_mask(self) -> bool:
+        """Whether attention needs no mask. transformers makes one where a window limits attention."""
         config = self._base.config.get_text_config()
         windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
         return (
@@ -106,8 +114,8 @@ class Regions:
         )
 
 
-def _parts(base: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Layers of the outermost lists of equal layers, and the norms beside such a list."""
+def _repeated_layers(base: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The layers of the outermost lists of equal layers, and the norms beside those lists."""
     layers: list[nn.Module] = []
     norms: list[nn.Module] = []
     within: tuple[str, ...] = ()

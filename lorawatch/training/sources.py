@@ -1,4 +1,4 @@
-"""Reads rows from files and from the hub, each with the place it came from, so that an error can name file and line."""
+"""Reads rows from files and from the hub. Each row has its place of origin, so that an error can name file and line."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from lorawatch.system.user_files import expanded
 
 @dataclass(frozen=True)
 class Row:
-    """One row and where it stands: `chat.jsonl, line 12`."""
+    """One row, and where it comes from: `chat.jsonl, line 12`."""
 
     fields: dict[str, Any]
     where: str
 
 
 def read_rows(source: str, split: str = "train", key: str = "data.source") -> Iterator[Row]:
-    """The rows of `demo`, of a file, or of a hub data set.
+    """The rows of the demo data, of a file, or of a hub data set.
 
     Args:
-        source: `data.source` of a recipe, `synthetic` left out.
+        source: `data.source` of a recipe, but not `synthetic`.
         split: Of a hub data set.
-        key: What of the recipe names the source, for errors.
+        key: The recipe's key that names the source, for messages.
 
     Raises:
-        DataError: It is missing, unreadable, empty or broken; names file and line.
+        DataError: The source is missing, unreadable, empty or broken; the message names file and line.
+        MissingDependency: The package that reads it is missing.
     """
     if source == "demo":
         with resources.as_file(resources.files("lorawatch.assets") / "data" / "demo_chat.jsonl") as path:
@@ -98,7 +99,7 @@ def _json(path: Path) -> Iterator[Row]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # JSON lines under another name
+        if error.msg == "Extra data":  # the file holds JSON lines
             yield from _json_lines(path)
             return
         if not text.strip():
@@ -166,13 +167,13 @@ def _hub(name: str, split: str, key: str) -> Iterator[Row]:
             f"{key} is {name!r}: the package datasets reads hub data sets", hint="pip install datasets"
         ) from None
     if not hub.hub_reachable():
-        datasets.config.HF_HUB_OFFLINE = True  # only what is cached, and no retries
+        datasets.config.HF_HUB_OFFLINE = True  # use the cache only, without retries
     try:
         loaded = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises dozens of kinds
+    except Exception as error:  # the library raises errors of many kinds
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise DataError(
-            f"{key} is {name!r}: no such file, and as a hub data set (split {split!r}) not to be had: {first}",
+            f"{key} is {name!r}: no such file, and the hub data set (split {split!r}) cannot be loaded: {first}",
             hint=f"check the name, {key.replace('source', 'split')} and the network; or give a file: "
             + ", ".join(SUFFIXES),
         ) from error

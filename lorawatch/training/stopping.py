@@ -1,16 +1,16 @@
-"""How the ranks agree on the step to stop at, or to save at, without a collective and without a cost to the steps before.
+"""How the ranks agree on a step at which to stop or to save, without a collective and at no cost to the steps before.
 
-Whoever wants the run to stop creates `control/stop`. Each rank's side thread sees it at its own moment and pledges the
-next step as the earliest at which it could stop: `control/ack-attempt_K-rank-R` holds that number. The run stops at the
-highest pledge. A rank waits after its own pledged step until all pledges are there, so it can never have passed the
-agreed step; since side threads write the pledges, a rank that waits for another inside a step cannot hold them up.
+A stop is requested by the file `control/stop`. Each rank's side thread sees it at its own moment, and pledges the next
+step as the earliest at which the rank can stop: `control/ack-attempt_K-rank-R` holds that number. All ranks stop at the
+highest pledge. A rank waits after its own pledged step until all pledges are there, so it never passes the agreed step.
+Side threads write the pledges, so a rank that waits for another rank inside a step does not delay them.
 
-`control/checkpoint` asks for a checkpoint in the same way, as often as it is written anew.
+`control/checkpoint` requests a checkpoint in the same way, each time it is written.
 
-The ranks of a separate run have nothing to agree on: each stops after the step that it pledged itself.
+The ranks of a separate run agree on nothing: each stops after the step that it has pledged.
 
-Ranks that never look (a script with the callback on rank 0 only) pledge nothing: the others wait a bounded time for them, then
-withdraw, name who did not answer, and train on.
+A rank may never pledge: a script may have the callback on rank 0 only. The other ranks wait for a bounded time,
+withdraw their pledges, report who did not answer, and continue to train.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import threading
 from pathlib import Path
 
 from lorawatch.system.files import Reserve, read_small, write_atomically
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
 ANSWER_S = 15.0
-"""How long a rank waits for the others' pledges. Their side threads look ten times a second, whatever their main threads do."""
+"""Seconds that a rank waits for the others' pledges. Side threads check ten times a second, whatever the main threads
+do.
+"""
 _PLEDGE_BYTES = 128
 _PLEDGE = re.compile(rb"(\d{1,18})(?: (\S{0,64}))?")
 
@@ -34,24 +36,24 @@ class Agreement:
 
     Args:
         request: The request's file.
-        place: Which rank of how many, and which attempt.
-        acks: Beginning of the names of the pledges, beside the request.
+        rank_info: Which rank this is.
+        acks: How the names of the pledges' files begin; they are beside the request.
     """
 
-    def __init__(self, request: Path, place: Place, acks: str) -> None:
+    def __init__(self, request: Path, rank_info: RankInfo, acks: str) -> None:
         self.unanswered: list[int] = []
-        """The ranks that did not answer in time; the caller takes them away once it has said so."""
+        """The ranks that did not answer in time; the caller clears the list once it has reported them."""
         self._request = request
-        self._place = place
+        self._rank_info = rank_info
         self._lock = threading.Lock()
         self._completed = 0
-        self._begin(acks)
+        self._begin_round(acks)
 
-    def _begin(self, acks: str) -> None:
-        place, control = self._place, self._request.parent
-        paths = [control / f"{acks}-attempt_{place.attempt}-rank-{r}" for r in range(place.world_size)]
-        self._own = paths[place.rank] if place.rank < len(paths) else control / acks
-        self._acks = [self._own] if place.separate else paths
+    def _begin_round(self, acks: str) -> None:
+        rank_info, control = self._rank_info, self._request.parent
+        paths = [control / f"{acks}-attempt_{rank_info.attempt}-rank-{r}" for r in range(rank_info.world_size)]
+        self._own = paths[rank_info.rank] if rank_info.rank < len(paths) else control / acks
+        self._acks = [self._own] if rank_info.separate else paths
         self._pledge: int | None = None
         self._asked_for = ""
         self._agreed = threading.Event()
@@ -60,30 +62,30 @@ class Agreement:
 
     @property
     def completed(self) -> int:
-        """The last step that this rank finished."""
+        """The last step that this rank completed."""
         return self._completed
 
     def resume_from(self, step: int) -> None:
-        """Main thread, before the first step: training goes on after this one."""
+        """Set the step after which training continues. For the main thread, before the first step."""
         with self._lock:
             self._completed = max(self._completed, step)
 
     def tick(self) -> None:
-        """Side thread, every 50–100 ms: see the request, pledge, gather the others' pledges."""
-        with self._lock:  # a round that is over is left to the main thread, which begins the next
+        """See the request, pledge, and read the other ranks' pledges. For the side thread, every 50–100 ms."""
+        with self._lock:  # after an agreement the main thread begins the next round
             if self._agreed_step is not None:
                 return
         if self._pledge is None:
-            asked = self._asked()
-            if asked is None:
+            requested = self._open_request()
+            if requested is None:
                 return
             with self._lock:
                 pledge = self._completed + 1
                 try:
-                    self._write(f"{pledge} {asked}".strip().encode())
+                    self._write(f"{pledge} {requested}".strip().encode())
                 except OSError:
-                    return  # not pledged until the others can read it
-                self._pledge, self._asked_for = pledge, asked
+                    return  # a pledge counts only once the other ranks can read it
+                self._pledge, self._asked_for = pledge, requested
         pledges = [_pledge(path) for path in self._acks]
         with self._lock:
             if self._pledge is None or any(p is None for p in pledges):
@@ -93,18 +95,18 @@ class Agreement:
             self._agreed.set()
 
     def _write(self, pledge: bytes) -> None:
-        """Write the pledge down for the others.
+        """Write the pledge for the other ranks.
 
         Raises:
             OSError: The disk does not take it.
         """
         write_atomically(self._own, pledge)
 
-    def _asked(self) -> str | None:
-        """Which request there is that was not served yet; None where there is none."""
+    def _open_request(self) -> str | None:
+        """Identity of a request that is not served yet; None where there is none."""
         return "" if self._request.exists() else None
 
-    def _reached(self, step: int, last: int | None) -> bool:
+    def _at_agreed_step(self, step: int, last: int | None) -> bool:
         with self._lock:
             self._completed = step
             pledged = self._pledge
@@ -115,7 +117,7 @@ class Agreement:
         return self._agreed_step is not None and step >= self._agreed_step
 
     def _withdraw(self) -> bool:
-        """Give up waiting for the others, unless they have just answered."""
+        """Stop waiting for the other ranks, unless they have just answered."""
         silent = [rank for rank, path in enumerate(self._acks) if _pledge(path) is None]
         with self._lock:
             if self._agreed_step is not None:
@@ -124,11 +126,11 @@ class Agreement:
             self._pledge = None
             with contextlib.suppress(OSError):
                 self._own.unlink(missing_ok=True)
-            self._served_in_vain()
+            self._mark_unserved()
         return True
 
-    def _served_in_vain(self) -> None:
-        """Remember that this request cannot be served, so that no rank waits for it again. The lock is held."""
+    def _mark_unserved(self) -> None:
+        """Remember that this request cannot be served, so that no rank waits for it again. The caller holds the lock."""
         raise NotImplementedError
 
 
@@ -137,20 +139,20 @@ class StopAgreement(Agreement):
 
     Args:
         control: The run's `control` folder, which all ranks share.
-        place: Which rank of how many, and which attempt.
+        rank_info: Which rank this is.
     """
 
-    def __init__(self, control: Path, place: Place) -> None:
-        self._in_vain = False
+    def __init__(self, control: Path, rank_info: RankInfo) -> None:
+        self._unserved = False
         self._room: Reserve | None = None
-        super().__init__(control / "stop", place, "ack")
+        super().__init__(control / "stop", rank_info, "ack")
 
     def reserve(self) -> None:
-        """Take room on the disk for the pledge, so that the ranks can agree to stop where the disk is full."""
+        """Reserve disk space for the pledge, so that the ranks can agree to stop when the disk is full."""
         self._room = Reserve(self._own, _PLEDGE_BYTES)
 
     def release(self) -> None:
-        """Give the room back."""
+        """Release the reserved space."""
         if self._room is not None:
             self._room.release()
 
@@ -161,78 +163,80 @@ class StopAgreement(Agreement):
             self._room.write(pledge)
 
     @property
-    def asked(self) -> bool:
-        """Whether this rank has seen the request."""
+    def requested(self) -> bool:
+        """Whether this rank has seen a stop request."""
         return self._pledge is not None
 
     @property
     def stop_at(self) -> int | None:
-        """The step after which every rank that takes part stops, once all have pledged."""
+        """The step after which all ranks stop, once all have pledged; None before."""
         return self._agreed_step
 
-    def _asked(self) -> str | None:
-        return None if self._in_vain else super()._asked()
+    def _open_request(self) -> str | None:
+        return None if self._unserved else super()._open_request()
 
-    def _served_in_vain(self) -> None:
-        self._in_vain = True
+    def _mark_unserved(self) -> None:
+        self._unserved = True
 
     def step_completed(self, step: int, last: int | None = None) -> bool:
-        """Main thread, after each step: whether to stop here. Waits only after the step this rank pledged.
+        """Whether to stop after this step. For the main thread; it waits only after the step that this rank pledged.
 
         Args:
-            step: The step that is done.
-            last: The run's last step. There nobody waits: a rank that has already ended pledges no more.
+            step: The step that was completed.
+            last: The run's last step. No rank waits there, because a rank that has already ended does not pledge.
         """
-        return self._reached(step, last)
+        return self._at_agreed_step(step, last)
 
 
 class SaveAgreement(Agreement):
-    """One rank's part in agreeing on the step after which all save, once for each time that somebody asks.
+    """One rank's part in agreeing on the step after which all ranks save, once for each request.
 
-    A request is known again by its inode and time. Ranks may see different ones where somebody asks twice at the same
-    moment, so each pledge says which it saw, and what any rank saw counts as served for all.
+    A request is identified by its inode and modification time. If two requests come at the same moment, ranks may see
+    different ones. So each pledge names the request that its rank saw, and every request that any rank saw counts as
+    served.
 
     Args:
         control: The run's `control` folder, which all ranks share.
-        place: Which rank of how many, and which attempt.
+        rank_info: Which rank this is.
     """
 
-    def __init__(self, control: Path, place: Place) -> None:
+    def __init__(self, control: Path, rank_info: RankInfo) -> None:
         self._round = 0
         self._served: set[str] = set()
-        super().__init__(control / "checkpoint", place, "ack-checkpoint-0")
+        super().__init__(control / "checkpoint", rank_info, "ack-checkpoint-0")
 
-    def _asked(self) -> str | None:
+    def _open_request(self) -> str | None:
         try:
-            found = self._request.stat()
+            status = self._request.stat()
         except FileNotFoundError:
             return None
-        identity = f"{found.st_ino}.{found.st_mtime_ns}"
+        identity = f"{status.st_ino}.{status.st_mtime_ns}"
         return None if identity in self._served else identity
 
-    def _served_in_vain(self) -> None:
+    def _mark_unserved(self) -> None:
         self._served.add(self._asked_for)
 
     def step_completed(self, step: int, last: int | None = None) -> bool:
-        """Main thread, after each step: whether all ranks save here. Waits only after the step this rank pledged.
+        """Whether all ranks save after this step. For the main thread; it waits only after the step that this rank
+        pledged.
 
         Args:
-            step: The step that is done.
-            last: The run's last step; nobody saves there on request, since not all ranks may have heard of it.
+            step: The step that was completed.
+            last: The run's last step. No rank saves on request there, because some ranks may not have seen the request.
         """
-        if not self._reached(step, last) or (last is not None and step >= last):
+        if not self._at_agreed_step(step, last) or (last is not None and step >= last):
             return False
         with self._lock:
             self._served |= self._seen
             self._round += 1
-            self._begin(f"ack-checkpoint-{self._round}")
+            self._begin_round(f"ack-checkpoint-{self._round}")
         return True
 
 
 def _pledge(path: Path) -> tuple[int, str] | None:
-    """The step that a rank has pledged and the request that it saw; None where it has not, or something else lies there."""
+    """The step that a rank has pledged, and the request that it saw; None where there is no valid pledge."""
     try:
-        found = _PLEDGE.fullmatch(read_small(path, 256))
+        pledge = _PLEDGE.fullmatch(read_small(path, 256))
     except OSError:
         return None
-    return (int(found[1]), (found[2] or b"").decode(errors="replace")) if found else None
+    return (int(pledge[1]), (pledge[2] or b"").decode(errors="replace")) if pledge else None

@@ -1,4 +1,4 @@
-"""From rows to token ids and labels: chat by the model's template, with the loss on the assistant's tokens only."""
+"""Turns rows into token ids and labels. Chats use the model's template, with the loss on the assistant's tokens only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised row: ids and, of the same length, which of them the loss is taken on."""
+    """A tokenised row.
+
+    Attributes:
+        ids: Token ids.
+        learned: For each of them, whether the loss is taken on it.
+    """
 
     ids: list[int]
     learned: list[bool]
@@ -51,8 +56,9 @@ def byte_tokenizer() -> Any:
 def encode(row: dict[str, Any], tokenizer: Any, where: str) -> Example:
     """Tokenise one row.
 
-    Chat gets the loss on the assistant's messages and the token that ends them; a prompt with a completion is taken as
-    it is, without a template, with the loss on the completion and the end-of-sequence token; text gets it everywhere.
+    In a chat the loss is taken on the assistant's messages and on the token that ends each. A prompt with a completion
+    is used without a template, and the loss is taken on the completion and the end-of-sequence token. In a text it is
+    taken everywhere.
 
     Args:
         row: Its fields.
@@ -60,7 +66,7 @@ def encode(row: dict[str, Any], tokenizer: Any, where: str) -> Example:
         where: File and line, for messages.
 
     Raises:
-        DataError: No form that is known, or a field of the wrong type.
+        DataError: The row has no known form, or a field has the wrong type.
     """
     if "messages" in row or "conversations" in row:
         return encode_chat(_messages(row, where), tokenizer, where)
@@ -89,15 +95,22 @@ def encode(row: dict[str, Any], tokenizer: Any, where: str) -> Example:
 
 
 def encode_chat(messages: list[dict[str, str]], tokenizer: Any, where: str) -> Example:
-    """Tokenise a conversation, the loss on the assistant's tokens and the token that ends each of its messages.
+    """Tokenise a conversation, with the loss on the assistant's tokens and on the token that ends each of its messages.
 
-    A template that marks the assistant's part ({% generation %}) is asked for it. Others are rendered with more and
-    more messages, and what an assistant's message adds to its generation prompt is its part; each prefix is checked
-    against the whole. Where a template rewrites earlier turns (it drops their reasoning, say) those are not learned.
-    The parts are tokenised one by one, as at inference, where the prompt is tokenised alone.
+    A template that marks the assistant's part ({% generation %}) is asked for that part. Other templates are rendered
+    with one message more each time: what an assistant's message adds to its generation prompt is its part, and each
+    prefix is checked against the whole. Where a template rewrites earlier turns (it may drop their reasoning), the loss
+    leaves those turns out. The parts are tokenised one by one, as at inference, where the prompt is tokenised by
+    itself.
+
+    Args:
+        messages: Each with role and content.
+        tokenizer: A transformers tokenizer.
+        where: File and line, for messages.
 
     Raises:
-        DataError: The tokenizer has no chat template, or the template refuses the messages.
+        DataError: The tokenizer has no chat template, or the template refuses the messages or does not show which part
+            is the assistant's.
     """
     template = tokenizer.chat_template
     if template is None:
@@ -113,10 +126,10 @@ def encode_chat(messages: list[dict[str, str]], tokenizer: Any, where: str) -> E
         spans = _assistant_spans(messages, whole, tokenizer)
     except DataError:
         raise
-    except Exception as error:  # a template is a program of its own: jinja errors, TypeErrors, raise_exception()
+    except Exception as error:  # a template is a program: jinja errors, TypeErrors, raise_exception()
         raise DataError(f"{where}: the model's chat template refuses the messages: {error}") from error
     if not spans and any(m["role"] == "assistant" for m in messages):
-        raise DataError(f"{where}: the assistant's part cannot be told apart in the model's chat template")
+        raise DataError(f"{where}: the assistant's part cannot be found in the model's chat template")
     ids: list[int] = []
     learned: list[bool] = []
     position = 0
@@ -137,7 +150,7 @@ def _assistant_spans(messages: list[dict[str, str]], whole: str, tokenizer: Any)
         if message["role"] != "assistant":
             continue
         until = _render(messages[: i + 1], tokenizer)
-        # No prompt can be rendered from no messages: a conversation that the assistant opens is cut at its content.
+        # A conversation that the assistant opens has no prompt to render; it is cut at the message's content.
         opening = until[: max(until.find(message["content"]), 0)]
         prompt = _render(messages[:i], tokenizer, generation=True) if i else opening
         if until.startswith(prompt) and whole.startswith(until):

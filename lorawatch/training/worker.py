@@ -1,7 +1,7 @@
-"""A rank's entry: `python -m lorawatch.training.worker RUN_DIR [separate]`, as torchrun starts it.
+"""A rank's entry point: `python -m lorawatch.training.worker RUN_DIR [separate]`, started by torchrun.
 
-The guards come first, before torch is imported: the rank dies with its agent, printing never ends it, its stacks can be
-asked for, and however it ends it leaves an exit record.
+Before torch is imported, the process sets its guards: the rank ends with its agent, its output cannot end it, its
+stacks can be requested, and it leaves an exit record however it ends.
 """
 
 from __future__ import annotations
@@ -16,58 +16,58 @@ from lorawatch.errors import LossNotFinite, NoSuitableGpu
 from lorawatch.recipe import loading
 from lorawatch.run.directory import RunDir
 from lorawatch.system.quiet import QUIET
-from lorawatch.training import compile_cache, guards, space
+from lorawatch.training import compile_cache, disk_wait, guards
 from lorawatch.training.observer import Observer
 from lorawatch.training.outcome import ExitReport
-from lorawatch.training.place import Place, stand_alone
+from lorawatch.training.rank_info import RankInfo, hide_other_ranks
 
 
 def main() -> NoReturn:
-    """Run one rank; ends the process."""
+    """Run one rank, and end the process."""
     guards.die_with_parent()
     if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["separate"]):
         sys.exit("usage: python -m lorawatch.training.worker RUN_DIR [separate] (torchrun starts it)")
     run = RunDir(Path(sys.argv[1]).absolute())
-    place = Place.from_environment()
+    rank_info = RankInfo.from_environment()
     if sys.argv[2:]:
-        place = place.separated()
-    if place.alone:
-        stand_alone(place)
-    guards.redirect_output(run.rank_log(place.attempt, place.rank))
+        rank_info = rank_info.as_separate()
+    if rank_info.trains_alone:
+        hide_other_ranks(rank_info)
+    guards.redirect_output(run.rank_log(rank_info.attempt, rank_info.rank))
     guards.quiet_streams()
-    guards.dump_stacks_on_signal(run.stacks / f"rank-{place.rank}.txt")
+    guards.dump_stacks_on_signal(run.stacks / f"rank-{rank_info.rank}.txt")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    compile_cache.set_up(place.world_size)
-    report = ExitReport(run.exit_record(place.attempt, place.rank), place)
-    observer = Observer(run, place).start()
+    compile_cache.set_up(rank_info.world_size)
+    report = ExitReport(run.exit_record(rank_info.attempt, rank_info.rank), rank_info)
+    observer = Observer(run, rank_info).start()
 
     def terminated(number: int) -> None:
-        # The agent ends the siblings of a dead rank so; sent by anybody else it is what ends the run.
+        # The agent sends this to the other ranks when one has died. From any other sender it is what ends the run.
         report.step = observer.stopping.completed
         report.ended("stopped", signal=number)
-        _leave(observer, report, 128 + number)
+        _exit(observer, report, 128 + number)
 
     guards.on_termination(terminated)
     try:
-        _train(run, place, observer, report)
+        _train(run, rank_info, observer, report)
     except SystemExit as end:
         report.step = observer.stopping.completed
         code = end.code if isinstance(end.code, int) else 1
         report.failed(RuntimeError(f"something in the process called sys.exit({end.code!r})"))
-        _leave(observer, report, code or 1)
+        _exit(observer, report, code or 1)
     except BaseException as error:  # noqa: BLE001  every end leaves a record
         import traceback
 
         report.step = observer.stopping.completed
         code = report.failed(error)
         traceback.print_exception(error)
-        # torchrun starts the ranks again for any other status, and they would meet the same loss.
-        _leave(observer, report, 0 if isinstance(error, LossNotFinite) else code)
-    _leave(observer, report, 0, wait_s=space.wait_s())
+        # torchrun restarts the ranks after any other status, and they would reach the same loss.
+        _exit(observer, report, 0 if isinstance(error, LossNotFinite) else code)
+    _exit(observer, report, 0, wait_s=disk_wait.disk_wait_s())
 
 
-def _train(run: RunDir, place: Place, observer: Observer, report: ExitReport) -> None:
+def _train(run: RunDir, rank_info: RankInfo, observer: Observer, report: ExitReport) -> None:
     from torch.distributed.elastic.multiprocessing.errors import record  # torch's import starts here
 
     @record
@@ -82,24 +82,27 @@ def _train(run: RunDir, place: Place, observer: Observer, report: ExitReport) ->
                 f"the run is for GPUs, but torch {torch.__version__} cannot use any",
                 hint="install a torch build for your driver, or run on the CPU: --gpus cpu:2; see `lorawatch doctor`",
             )
-        from lorawatch.training import shortage
+        from lorawatch.training import gpu_memory
         from lorawatch.training.trainer import train
 
         if device == "cuda":
-            gpu = torch.device(device, place.device_index)
-            report.what_would_fit = partial(shortage.advice, recipe, place.together, gpu)
-        outcome = train(run, recipe, place, observer, device)
+            gpu = torch.device(device, rank_info.device_index)
+            report.out_of_memory_hint = partial(gpu_memory.out_of_memory_hint, recipe, rank_info.model_world_size, gpu)
+        outcome = train(run, recipe, rank_info, observer, device)
         report.step = outcome.step
         report.ended("stopped" if outcome.stopped else "completed")
 
     entry()
 
 
-def _leave(observer: Observer, report: ExitReport, code: int, *, wait_s: float = 0.0) -> NoReturn:
-    """End without the interpreter's teardown, where a broken process group or driver could hang.
+def _exit(observer: Observer, report: ExitReport, code: int, *, wait_s: float = 0.0) -> NoReturn:
+    """End the process without the interpreter's teardown, where a broken process group or driver could hang.
 
     Args:
-        wait_s: How long to wait for a full disk to take the last lines.
+        observer: Is closed.
+        report: Is written.
+        code: The process's exit status.
+        wait_s: Seconds to wait for a full disk to take the last lines.
     """
     unwritten = observer.close(wait_s)
     report.write(steps_made=observer.steps_made, unwritten=unwritten)

@@ -86,7 +86,7 @@ def train(row: str, steps: int, learning_rate: float) -> dict[str, Any]:
     from lorawatch.training import fp8, trainer
     from lorawatch.training import model as models
     from lorawatch.training.observer import Observer
-    from lorawatch.training.place import Place
+    from lorawatch.training.rank_info import RankInfo
 
     engine = "reference" if row == "reference" else "fast"
     recipe = loading.load("demo", [
@@ -97,14 +97,14 @@ def train(row: str, steps: int, learning_rate: float) -> dict[str, Any]:
 
         def rounded(*given: object) -> object:
             model = load(*given)  # type: ignore[arg-type]
-            fp8.convert(model)
+            fp8.convert_frozen_linears(model)
             return model
 
         models.load_model = rounded  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
-        observer = Observer(run, Place()).start()
-        trainer.train(run, recipe, Place(), observer, "cpu")
+        observer = Observer(run, RankInfo()).start()
+        trainer.train(run, recipe, RankInfo(), observer, "cpu")
         observer.close()
         lines = list(JournalTail(run.rank_journal(0)).records())
     losses = [line.loss or float("nan") for line in lines if isinstance(line, Step)]

@@ -90,19 +90,19 @@ def rank(given: argparse.Namespace) -> None:
     from lorawatch.run.directory import RunDir
     from lorawatch.run.journal import JournalTail
     from lorawatch.run.records import Step
-    from lorawatch.training import fast
+    from lorawatch.training import fast_engine
     from lorawatch.training import model as models
+    from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.callback import StepCallback
-    from lorawatch.training.counts import BatchCounts
-    from lorawatch.training.data import build_data
+    from lorawatch.training.data import build_training_data
     from lorawatch.training.observer import Observer
-    from lorawatch.training.place import Place
+    from lorawatch.training.rank_info import RankInfo
     from lorawatch.training.reduction import FlatAllReduce
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     transformers_logging.set_verbosity_error()
-    place = Place.from_environment()
-    device = torch.device("cpu") if given.cpu else torch.device("cuda", place.local_rank)
+    rank_info = RankInfo.from_environment()
+    device = torch.device("cpu") if given.cpu else torch.device("cuda", rank_info.local_rank)
     if not given.cpu:
         torch.cuda.set_device(device)
     order = [stretch for _ in range(given.turns) for stretch in given.stretches.split(",")]
@@ -125,7 +125,7 @@ def rank(given: argparse.Namespace) -> None:
             edges.append(time.time())
             stretch = order[past // given.steps]
             trainer.accelerator.gather = gather if stretch in ("coupled", "behind") else kept
-            if engine.averages:
+            if engine.averages_gradients:
                 graphed = engine._graphed
                 assert graphed is not None
                 if not overlapped:
@@ -177,34 +177,34 @@ def rank(given: argparse.Namespace) -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
-        observer = Observer(run, place).start()
+        observer = Observer(run, rank_info).start()
         arguments = training_arguments(recipe, run.checkpoints, device)
         set_seed(0)
         plan = models.plan_model(recipe)
-        data = build_data(recipe, None, plan.vocabulary, place.together)
+        data = build_training_data(recipe, None, plan.vocabulary, rank_info.model_world_size)
         model = models.load_model(plan, recipe, device)
         reduce = FlatAllReduce((p for p in model.parameters() if p.requires_grad), given.ranks)
         set_seed(0)
         counts = BatchCounts()
-        collator = fast.StaticCollator(0, counts, recipe.train.batch_size_per_gpu, recipe.data.sequence_length)
-        engine = fast.FastEngine(recipe, collator, observer)
+        collator = fast_engine.StaticCollator(0, counts, recipe.train.batch_size_per_gpu, recipe.data.sequence_length)
+        engine = fast_engine.FastEngine(recipe, collator, observer)
         callbacks = [engine, StepCallback(observer=observer, counts=counts, facts=plan.facts), Turns()]
         trainer = ReferenceTrainer(
-            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
-        )
-        trainer.fingerprint, trainer.engine = data.fingerprint, engine
+            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks,
+            fingerprint=data.fingerprint, engine=engine,
+        )  # fmt: skip
         gather = trainer.accelerator.gather
 
         def kept(tensor: Any) -> Any:
             return tensor * given.ranks
 
-        with Card(None if given.cpu else place.local_rank) as card:
+        with Card(None if given.cpu else rank_info.local_rank) as card:
             trainer.train()
             if not given.cpu:
                 torch.cuda.synchronize()
         edges.append(time.time())
         observer.close()
-        steps = [line for line in JournalTail(run.rank_journal(place.rank)).records() if isinstance(line, Step)]
+        steps = [line for line in JournalTail(run.rank_journal(rank_info.rank)).records() if isinstance(line, Step)]
     # Four marks a step: its begin, before and after the all-reduce, its end.
     measured = [marks[i : i + 4] for i in range(SETTLE, len(marks), 4)]
     lines = []
@@ -215,10 +215,10 @@ def rank(given: argparse.Namespace) -> None:
             mine = measured[number * given.steps + 5 : (number + 1) * given.steps]
             for name, at in (("back_ms", 0), ("reduce_ms", 1), ("rest_ms", 2)):
                 pieces[name] = statistics.mean(m[at].elapsed_time(m[at + 1]) for m in mine)
-        line = {"stretch": stretch, "number": number, **pieces, "rank": place.rank, "median_ms": statistics.median(durations),
+        line = {"stretch": stretch, "number": number, **pieces, "rank": rank_info.rank, "median_ms": statistics.median(durations),
                 "mean_ms": statistics.mean(durations), **card.between(edges[number], edges[number + 1])}  # fmt: skip
         lines.append(line)
-    (Path(os.environ["RESULTS"]) / f"rank-{place.rank}.json").write_text(json.dumps(lines))
+    (Path(os.environ["RESULTS"]) / f"rank-{rank_info.rank}.json").write_text(json.dumps(lines))
     os._exit(0)  # the process group's end waits for what nobody needs
 
 

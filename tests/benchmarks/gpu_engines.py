@@ -183,14 +183,15 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     from lorawatch.run.directory import RunDir
     from lorawatch.run.journal import JournalTail
     from lorawatch.run.records import Event, Step
-    from lorawatch.training import fast
+    from lorawatch.training import fast_engine
     from lorawatch.training import model as models
+    from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.callback import StepCallback
-    from lorawatch.training.counts import BatchCounts
-    from lorawatch.training.data import Collator, build_data
+    from lorawatch.training.collator import Collator
+    from lorawatch.training.data import build_training_data
     from lorawatch.training.observer import Observer
-    from lorawatch.training.place import Place
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.rank_info import RankInfo
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -249,7 +250,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         if cuda:
             torch.cuda.synchronize()
 
-    class WithoutGraph(fast.FastEngine):
+    class WithoutGraph(fast_engine.FastEngine):
         def _may_be_recorded(self) -> bool:
             return False
 
@@ -262,7 +263,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
             def loss(**inputs: Any) -> Any:
                 return forward(**inputs).loss  # type: ignore[misc]
 
-            class WholeModel(fast.Regions):  # type: ignore[name-defined,misc]
+            class WholeModel(fast_engine.Regions):  # type: ignore[name-defined,misc]
                 def compile(self) -> None:
                     self._norms = []
                     layers, self.layers = self.layers, []
@@ -271,19 +272,19 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
                     compiled = torch.compile(loss, mode="reduce-overhead" if cuda else None, dynamic=False)
                     engine._forward = lambda **inputs: SimpleNamespace(loss=compiled(**inputs))
 
-            fast.Regions = WholeModel  # type: ignore[attr-defined]
+            fast_engine.Regions = WholeModel  # type: ignore[attr-defined]
             return super()._build(*given)
 
     energy = Energy(cuda)
     windows = Windows()
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
-        place = Place()
-        observer = Observer(run, place).start()
+        rank_info = RankInfo()
+        observer = Observer(run, rank_info).start()
         arguments = training_arguments(recipe, run.checkpoints, device)
         set_seed(0)
         plan = models.plan_model(recipe)
-        data = build_data(recipe, None, plan.vocabulary, 1)
+        data = build_training_data(recipe, None, plan.vocabulary, 1)
         model: Any
         if row == "peer":
             with device:
@@ -308,14 +309,14 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         engine: Any = None
         callbacks: list[Any] = [steps, windows]
         if row not in EAGER:
-            kind = {"no-graph": WithoutGraph, "whole": Whole}.get(row, fast.FastEngine)
-            collator = fast.StaticCollator(0, counts, options.batch, options.length)
+            kind = {"no-graph": WithoutGraph, "whole": Whole}.get(row, fast_engine.FastEngine)
+            collator = fast_engine.StaticCollator(0, counts, options.batch, options.length)
             engine = kind(recipe, collator, observer)
             callbacks.insert(0, engine)
         trainer = ReferenceTrainer(
-            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
-        )
-        trainer.fingerprint = data.fingerprint
+            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks,
+            fingerprint=data.fingerprint,
+        )  # fmt: skip
         trainer.train()
         energy.stop()
         observer.close()

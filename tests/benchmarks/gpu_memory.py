@@ -204,20 +204,21 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
     from lorawatch.run.journal import JournalTail
     from lorawatch.run.records import Step
     from lorawatch.training import model as models
+    from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.callback import StepCallback
-    from lorawatch.training.counts import BatchCounts
-    from lorawatch.training.data import Collator, build_data
+    from lorawatch.training.collator import Collator
+    from lorawatch.training.data import build_training_data
     from lorawatch.training.observer import Observer
-    from lorawatch.training.place import Place
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.rank_info import RankInfo
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     case = Case(**{**asked["case"], "targets": tuple(asked["case"]["targets"])})
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if wait:
         sys.stdin.buffer.readline()
-    place = Place.from_environment()
-    device = torch.device("cpu") if dry else torch.device("cuda", place.local_rank)
+    rank_info = RankInfo.from_environment()
+    device = torch.device("cpu") if dry else torch.device("cuda", rank_info.local_rank)
     nvml = Nvml(None if dry else device.index)
     result: dict[str, Any] = {"nvml_before": nvml.used()}
 
@@ -234,7 +235,7 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
-        observer = Observer(run, place).start()
+        observer = Observer(run, rank_info).start()
         try:
             if not dry:
                 torch.cuda.set_device(device)
@@ -246,7 +247,7 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
             set_seed(0)
             plan = models.plan_model(recipe)
             models.check_memory(plan, device)
-            data = build_data(recipe, None, plan.vocabulary, place.world_size)
+            data = build_training_data(recipe, None, plan.vocabulary, rank_info.world_size)
             model = models.load_model(plan, recipe, device)
             if not dry:
                 result["built_allocated"] = torch.cuda.memory_allocated(device)
@@ -256,8 +257,8 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
             trainer = ReferenceTrainer(
                 model=model, args=arguments, train_dataset=data, data_collator=Collating(0, counts),
                 callbacks=[StepCallback(observer=observer, counts=counts, facts=plan.facts)],
+                fingerprint=data.fingerprint,
             )  # fmt: skip
-            trainer.fingerprint = data.fingerprint
             trainer.train()
         except torch.cuda.OutOfMemoryError as error:
             result["oom"] = str(error).splitlines()[0][:300]
@@ -270,14 +271,14 @@ def measure_one(asked: dict[str, Any], dry: bool, wait: bool) -> None:
                 "inactive_split_peak": stats["inactive_split_bytes.all.peak"],
             }  # fmt: skip
         observer.close()
-        journal = JournalTail(run.rank_journal(place.rank)).records()
+        journal = JournalTail(run.rank_journal(rank_info.rank)).records()
         steps = [line for line in journal if isinstance(line, Step)]
         result["steps"] = len(steps)
         result["step_allocated"] = [s.memory_allocated_bytes for s in steps]
         result["step_reserved"] = [s.memory_reserved_bytes for s in steps]
         result["losses"] = [round(s.loss, 4) if s.loss is not None else None for s in steps]
     result["versions"] = f"torch {torch.__version__}"
-    if place.rank == 0:
+    if rank_info.rank == 0:
         tell(result)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

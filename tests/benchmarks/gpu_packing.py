@@ -78,7 +78,7 @@ def recipe_of(options: argparse.Namespace, *overrides: str) -> Any:
     ])  # fmt: skip
 
 
-def model_of(recipe: Any, options: argparse.Namespace, device: Any) -> Any:
+def model_from_files(recipe: Any, options: argparse.Namespace, device: Any) -> Any:
     from lorawatch.training import model as models
 
     plan = models.plan_model(recipe)
@@ -106,22 +106,23 @@ def attention(options: argparse.Namespace) -> list[str]:
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from lorawatch.training.attention import check_apart, variable_length_kernel, within_documents
-    from lorawatch.training.counts import BatchCounts
+    from lorawatch.training.attention import check_documents_separate, document_attention, variable_length_kernel
+    from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.data import PackedData
-    from lorawatch.training.fast import StaticCollator
+    from lorawatch.training.fast_engine import StaticCollator
     from lorawatch.training.regions import PACKED
 
     device = torch.device("cpu" if options.dry else "cuda")
-    model = model_of(recipe_of(options), options, device)
+    model = model_from_files(recipe_of(options), options, device)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    check_apart(model)
+    check_documents_separate(model)
     model.eval()
     data = PackedData(rows(options, model.config.vocab_size), options.length)
-    print(f"{data.words(options.batch, to_longest=False)}; up to {data.packing.documents(options.batch)} documents in a batch "
+    print(f"{data.summary(options.batch, to_longest=False)}; up to "
+          f"{data.packing.max_documents(options.batch)} documents in a batch "
           f"of {options.batch}, the longest {data.packing.longest}", flush=True)  # fmt: skip
     blocks = range(min(options.batch, len(data)))
     documents = [data.rows[row]["input_ids"] for block in blocks for row in data.packing.block(block)]
@@ -148,7 +149,7 @@ def attention(options: argparse.Namespace) -> list[str]:
         with torch.autocast(kind, torch.bfloat16):
             found["each alone"] = apart()
             found["mask"] = packed()
-            ALL_ATTENTION_FUNCTIONS.register(PACKED, within_documents(data.packing.longest, device))
+            ALL_ATTENTION_FUNCTIONS.register(PACKED, document_attention(data.packing.longest, device))
             model.get_base_model().set_attn_implementation(PACKED)
             found["kernel"] = packed()
         model.get_base_model().set_attn_implementation("sdpa")
@@ -212,13 +213,14 @@ def measure(row: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     from lorawatch.run.directory import RunDir
     from lorawatch.run.journal import JournalTail
     from lorawatch.run.records import Event, Step
-    from lorawatch.training import fast
+    from lorawatch.training import fast_engine
+    from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.callback import StepCallback
-    from lorawatch.training.counts import BatchCounts
-    from lorawatch.training.data import Collator, PackedData
+    from lorawatch.training.collator import Collator
+    from lorawatch.training.data import PackedData
     from lorawatch.training.observer import Observer
-    from lorawatch.training.place import Place
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.rank_info import RankInfo
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     compiled, packs = row.startswith("fast"), row.endswith("packed")
     steps = options.steps if compiled else max(WARM_UP + 10, options.steps // 3)
@@ -227,9 +229,9 @@ def measure(row: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     if not options.dry:
         torch.cuda.reset_peak_memory_stats()
     run = RunDir(folder)
-    observer = Observer(run, Place()).start()
+    observer = Observer(run, RankInfo()).start()
     arguments = training_arguments(recipe, run.checkpoints, device)
-    model = model_of(recipe, options, device)
+    model = model_from_files(recipe, options, device)
     data = rows(options, model.config.vocab_size)
     packing = None
     if packs:
@@ -242,13 +244,12 @@ def measure(row: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     callbacks: list[Any] = [watching]
     engine: Any = None
     if compiled:
-        collator = fast.StaticCollator(0, counts, options.batch, options.length, packing)
-        engine = fast.FastEngine(recipe, collator, observer)
+        collator = fast_engine.StaticCollator(0, counts, options.batch, options.length, packing)
+        engine = fast_engine.FastEngine(recipe, collator, observer)
         callbacks.insert(0, engine)
     trainer = ReferenceTrainer(
-        model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
+        model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks, engine=engine
     )
-    trainer.engine = engine
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     observer.close()

@@ -85,14 +85,15 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
     from lorawatch.run.directory import RunDir
     from lorawatch.run.journal import JournalTail
     from lorawatch.run.records import Event, Step
-    from lorawatch.training import fast, quantization
+    from lorawatch.training import fast_engine, quantization
     from lorawatch.training import model as models
+    from lorawatch.training.batch_counts import BatchCounts
     from lorawatch.training.callback import StepCallback
-    from lorawatch.training.counts import BatchCounts
-    from lorawatch.training.data import Collator, build_data
+    from lorawatch.training.collator import Collator
+    from lorawatch.training.data import build_training_data
     from lorawatch.training.observer import Observer
-    from lorawatch.training.place import Place
-    from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+    from lorawatch.training.rank_info import RankInfo
+    from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -110,7 +111,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         recipe = loading.load("llama-70b-qlora" if row == "70b" else "exxact-8b", overrides)
         needed = estimate(memory.workload(recipe))
         run = RunDir(Path(folder))
-        observer = Observer(run, Place()).start()
+        observer = Observer(run, RankInfo()).start()
         arguments = training_arguments(recipe, run.checkpoints, device)
         set_seed(0)
         plan = models.plan_model(recipe)
@@ -132,15 +133,15 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
             result["loading_peak"] = torch.cuda.max_memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
         # The same rows in every step, since random ones teach nothing.
-        rows = build_data(recipe, None, plan.vocabulary, 1)
+        rows = build_training_data(recipe, None, plan.vocabulary, 1)
         batch = recipe.train.batch_size_per_gpu
         data = [rows[i % batch] for i in range(batch * STEPS[row])]
         counts = BatchCounts()
         collator: Any = Collator(0, counts)
         callbacks: list[Any] = [StepCallback(observer=observer, counts=counts, facts=plan.facts)]
         if recipe.train.engine == "fast":
-            collator = fast.StaticCollator(0, counts, batch, recipe.data.sequence_length)
-            callbacks.insert(0, fast.FastEngine(recipe, collator, observer))
+            collator = fast_engine.StaticCollator(0, counts, batch, recipe.data.sequence_length)
+            callbacks.insert(0, fast_engine.FastEngine(recipe, collator, observer))
         trainer = ReferenceTrainer(
             model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks
         )

@@ -26,8 +26,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import halves
 import psutil
+import recording_on_off
 from report import Report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -73,12 +73,12 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        env = {**os.environ, **halves.plan(folder, pairs, steps)}
+        env = {**os.environ, **recording_on_off.plan(folder, pairs, steps)}
         log = folder / "recorder.log"
         with open(log, "wb") as out:
             recorder = subprocess.Popen(
                 [*PROGRAM, "--record", *recipe(ranks, engine, cpu), *(settings or []), "--tag", "recording",
-                 "--set", f"train.steps={halves.total_steps(pairs, steps)}"],
+                 "--set", f"train.steps={recording_on_off.total_steps(pairs, steps)}"],
                 env=env, cwd=folder, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         try:

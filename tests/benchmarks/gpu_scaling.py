@@ -221,7 +221,7 @@ def recording(plan: Plan, report: Report) -> None:
     step_s = known or (0.02 if plan.cpu else {"fast": 0.06, "reference": 0.2}[engine])
     # Importing, loading, compiling: from the sweep's cache, or into an empty one.
     start_s = 25 if plan.cpu else 50 if known else 75
-    pair_s = 2 * (HALF_STEPS + gpu_recording.halves.SETTLE) * step_s
+    pair_s = 2 * (HALF_STEPS + gpu_recording.recording_on_off.SETTLE) * step_s
     pairs = min(MOST_PAIRS, int((plan.left_s() - start_s) / pair_s))
     if pairs < 2:
         print(f"  left out: {plan.left_s():.0f} s are left", flush=True)

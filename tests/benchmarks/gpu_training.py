@@ -28,14 +28,15 @@ from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalTail
 from lorawatch.run.records import Step
 from lorawatch.training import model as models
+from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.callback import StepCallback
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, build_data
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import build_training_data
 from lorawatch.training.facts import gpu_identity
 from lorawatch.training.meter import StepMeter
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
-from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+from lorawatch.training.rank_info import RankInfo
+from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
 DEVICE = torch.device("cuda", 0)
 
@@ -51,10 +52,10 @@ def no_synchronisation() -> None:
     x = torch.randn(4096, 4096, device=DEVICE)
     labels = torch.randint(-100, -98, (4, 512), device=DEVICE)
     readings: list[Any] = []
-    place = SimpleNamespace(rank=0, world_size=1, attempt=0)
+    rank_info = SimpleNamespace(rank=0, world_size=1, attempt=0)
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
-        observer = Observer(run, place)  # type: ignore[arg-type]
+        observer = Observer(run, rank_info)  # type: ignore[arg-type]
         observer.watch(lambda: readings.extend(meter.poll()))
         observer.start()
         layers(x).sum().backward()
@@ -98,7 +99,7 @@ def cost_of_a_step() -> None:
     outputs = {"loss": torch.tensor(1.5, device=DEVICE)}
     for counted in (True, False):
         with tempfile.TemporaryDirectory() as folder:
-            observer = Observer(RunDir(Path(folder)), Place()).start()
+            observer = Observer(RunDir(Path(folder)), RankInfo()).start()
             counts = BatchCounts()
             callback = StepCallback(observer=observer, counts=counts if counted else None)
             state = SimpleNamespace(global_step=0, max_steps=10_000)
@@ -145,7 +146,7 @@ def against_bare_trainer(layers: int, steps: int, pairs: int) -> None:
         check="build", seconds=round(time.perf_counter() - began, 2), parameters=plan.facts.parameters,
         flops_per_token=plan.facts.flops_per_token, allocated_gib=round(torch.cuda.memory_allocated() / 2**30, 2),
     )  # fmt: skip
-    data = build_data(recipe, None, plan.vocabulary, 1)
+    data = build_training_data(recipe, None, plan.vocabulary, 1)
 
     def timed(make: Callable[[Path], tuple[Trainer, Callable[[], list[Step]]]]) -> tuple[float, list[Step]]:
         with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +173,7 @@ def against_bare_trainer(layers: int, steps: int, pairs: int) -> None:
 
     def ours(folder: Path) -> tuple[Trainer, Callable[[], list[Step]]]:
         run = RunDir(folder)
-        observer, counts = Observer(run, Place()).start(), BatchCounts()
+        observer, counts = Observer(run, RankInfo()).start(), BatchCounts()
         callback = StepCallback(observer=observer, counts=counts, facts=plan.facts)
         trainer = ReferenceTrainer(
             model=model, args=training_arguments(recipe, folder, DEVICE), train_dataset=data,

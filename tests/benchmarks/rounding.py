@@ -19,9 +19,9 @@ from report import Report
 
 from lorawatch.recipe import loading
 from lorawatch.training import model as models
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import build_data
-from lorawatch.training.fast import StaticCollator
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.data import build_training_data
+from lorawatch.training.fast_engine import StaticCollator
 from lorawatch.training.regions import Regions
 
 ROWS, LENGTH, LEARNING_RATE = 4, 256, 2e-4
@@ -35,7 +35,7 @@ def loaded() -> tuple[Any, list[Any]]:
     tokenizer = models.load_tokenizer(plan)
     torch.manual_seed(0)
     model = models.load_model(plan, recipe, torch.device("cpu"))
-    rows = build_data(recipe, tokenizer, plan.vocabulary, 1)
+    rows = build_training_data(recipe, tokenizer, plan.vocabulary, 1)
     collate = StaticCollator(tokenizer.pad_token_id or 0, BatchCounts(), ROWS, LENGTH)
     batches = [collate([rows[at + i] for i in range(ROWS)]) for at in range(0, len(rows) - ROWS, ROWS)]
     return model.train(), batches

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from lorawatch.recipe import schema
-from lorawatch.training.fast import FastEngine, StaticCollator
+from lorawatch.training.fast_engine import FastEngine, StaticCollator
 from lorawatch.training.graph import Recorded
 from lorawatch.training.observer import Observer
 

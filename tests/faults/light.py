@@ -21,23 +21,23 @@ from lorawatch.run.directory import RunDir
 from lorawatch.run.records import RankStarted, Step
 from lorawatch.system.processes import ProcessId
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
 
 def rank(steps: int, step_s: float) -> int:
-    place = Place.from_environment()
+    rank_info = RankInfo.from_environment()
     folder = Path(os.environ["LIGHT_MADE"])
-    made = open(folder / f"attempt_{place.attempt}-rank-{place.rank}", "ab", buffering=0)  # noqa: SIM115
-    if str(place.rank) not in os.environ.get("LIGHT_REPORTS", str(place.rank)).split(","):
+    made = open(folder / f"attempt_{rank_info.attempt}-rank-{rank_info.rank}", "ab", buffering=0)  # noqa: SIM115
+    if str(rank_info.rank) not in os.environ.get("LIGHT_REPORTS", str(rank_info.rank)).split(","):
         for _ in range(steps):
             time.sleep(step_s)
             made.write(b".")
         return 0
-    observer = Observer(RunDir(Path(os.environ["LORAWATCH_RUN_DIR"])), place).start()
+    observer = Observer(RunDir(Path(os.environ["LORAWATCH_RUN_DIR"])), rank_info).start()
     observer.append(
         RankStarted(
-            at=time.time(), attempt=place.attempt, rank=place.rank, local_rank=place.local_rank,
-            world_size=place.world_size, host=ProcessId.own().host, pid=os.getpid(), device="cpu", steps_total=steps,
+            at=time.time(), attempt=rank_info.attempt, rank=rank_info.rank, local_rank=rank_info.local_rank,
+            world_size=rank_info.world_size, host=ProcessId.own().host, pid=os.getpid(), device="cpu", steps_total=steps,
             process=ProcessId.own(),
         )
     )  # fmt: skip
@@ -46,13 +46,13 @@ def rank(steps: int, step_s: float) -> int:
         time.sleep(step_s)
         observer.append(
             Step(
-                attempt=place.attempt, rank=place.rank, step=number, ended_at=time.time(), duration_s=step_s or 1e-4,
+                attempt=rank_info.attempt, rank=rank_info.rank, step=number, ended_at=time.time(), duration_s=step_s or 1e-4,
                 tokens=64, nonpad_tokens=64, label_tokens=63, loss=2.0, phase="warmup" if number == 1 else "train",
             )
         )  # fmt: skip
         made.write(b".")
         if observer.stopping.step_completed(number, steps):
-            if place.rank == 0:
+            if rank_info.rank == 0:
                 (folder / f"saved-{number}").touch()
             break
     observer.close(float(os.environ.get("LORAWATCH_DISK_WAIT_S", "0")))

@@ -193,7 +193,7 @@ if "lorawatch.training.worker" in " ".join(sys.orig_argv):
     asked = loading.load("exxact-8b", ["train.batch_size_per_gpu=8"])
 
     def failed(self, error):
-        self.what_would_fit = lambda: memory.shortage(asked, 2, 24 << 30)
+        self.out_of_memory_hint = lambda: memory.shortage(asked, 2, 24 << 30)
         return recorded(self, error)
 
     recorded, outcome.ExitReport.failed = outcome.ExitReport.failed, failed

@@ -93,7 +93,7 @@ def test_a_conversation_on_a_terminal(trained: Trained) -> None:
         mark = terminal.press(f"{QUESTION}\r")
         terminal.wait("\ufffd", since=mark)  # the untrained base says bytes at random, and does not end
         terminal.press("\x03")
-        terminal.wait("broken off", since=mark)
+        terminal.wait("interrupted", since=mark)
         terminal.wait("base> ", since=mark)
         terminal.press("\x04")
         assert terminal.process.wait(20) == 0

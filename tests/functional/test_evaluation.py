@@ -29,7 +29,7 @@ from lorawatch.run.adapters import best_of
 from lorawatch.run.directory import RunDir
 
 
-def told(*overrides: str) -> list[str]:
+def settings(*overrides: str) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
@@ -70,7 +70,7 @@ def test_two_ranks_evaluate_all_rows_once_and_keep_the_best(lorawatch_home: Path
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(SLOW_DISK)
-    result = lorawatch(*TINY, *told(*overrides), env={"PYTHONPATH": str(hook)})
+    result = lorawatch(*TINY, *settings(*overrides), env={"PYTHONPATH": str(hook)})
     assert result.returncode == 0, result.stdout + result.stderr
     run = the_run(lorawatch_home)
     losses = evaluated(run)
@@ -108,7 +108,7 @@ def test_two_ranks_evaluate_all_rows_once_and_keep_the_best(lorawatch_home: Path
     )
 
 
-SAVING = told("train.checkpoint_every=10", "train.eval_every=5", "data.eval_share=0.1", "train.steps=60", "lora.dropout=0.1",
+SAVING = settings("train.checkpoint_every=10", "train.eval_every=5", "data.eval_share=0.1", "train.steps=60", "lora.dropout=0.1",
               "train.learning_rate=1")  # fmt: skip
 
 
@@ -155,7 +155,7 @@ if os.environ.get('RANK') == '0' and os.environ.get('TORCHELASTIC_RESTART_COUNT'
         def die(*args):
             if not [d for d in os.listdir(os.path.dirname(str(args[-1]))) if d == 'best']: return replace(*args)
             {how}
-        evaluation.combined = lambda parts: (next(losses), 1)
+        evaluation.mean_loss = lambda parts: (next(losses), 1)
         folders.{where} = die
     threading.Thread(target=plant, daemon=True).start()
 """
@@ -171,7 +171,7 @@ def test_a_death_with_a_new_best_leaves_one_that_is_whole(
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(DIES_WITH_A_BEST.format(where=where, how=how))
-    overrides = told("data.eval_share=0.5", "train.eval_every=4", "train.checkpoint_every=4", "train.steps=20",
+    overrides = settings("data.eval_share=0.5", "train.eval_every=4", "train.checkpoint_every=4", "train.steps=20",
                      "launch.max_restarts=1")  # fmt: skip
     process = start(*TINY, *overrides, env={"PYTHONPATH": str(hook)})
     run = the_run(lorawatch_home)
@@ -188,7 +188,7 @@ def test_a_death_with_a_new_best_leaves_one_that_is_whole(
 
 def test_a_stop_during_a_long_evaluation_is_heard_at_once(lorawatch_home: Path) -> None:
     """3.6 million rows: a quarter of an hour."""
-    process = start(*TINY, *told("train.steps=1000000", "data.eval_share=0.9", "train.eval_every=5"))
+    process = start(*TINY, *settings("train.steps=1000000", "data.eval_share=0.9", "train.eval_every=5"))
     run = the_run(lorawatch_home)
     wait_for(
         lambda: run.rank_journal(1).exists() and any(p["name"] == "evaluating" for p in journaled(run, "phase", 1))
@@ -207,7 +207,7 @@ def test_a_stop_during_a_long_evaluation_is_heard_at_once(lorawatch_home: Path) 
 def test_separate_ranks_evaluate_their_own_and_rank_0s_best_is_kept(lorawatch_home: Path, tmp_path: Path) -> None:
     overrides = (f"data.source={rows(tmp_path / 'rows.jsonl', 30)}", "data.eval_share=0.17", "train.steps=8",
                  "train.eval_every=4", "launch.strategy=separate", *OVERSHOOTS)  # fmt: skip
-    result = lorawatch(*TINY, *told(*overrides))
+    result = lorawatch(*TINY, *settings(*overrides))
     assert result.returncode == 0, result.stdout + result.stderr
     run = the_run(lorawatch_home)
     mine, other = (
@@ -224,9 +224,9 @@ def test_separate_ranks_evaluate_their_own_and_rank_0s_best_is_kept(lorawatch_ho
 
 
 def test_what_cannot_be_evaluated_on_is_told_before_anything_is_trained(lorawatch_home: Path) -> None:
-    result = lorawatch(*TINY, *told("train.eval_every=5"))
+    result = lorawatch(*TINY, *settings("train.eval_every=5"))
     assert result.returncode == 2
     assert "train.eval_every is 5, but there are no rows to evaluate on" in result.stderr
-    result = lorawatch(*TINY, *told("data.eval_share=0.001"))
+    result = lorawatch(*TINY, *settings("data.eval_share=0.001"))
     assert result.returncode == 2
     assert "data.eval_share is 0.001, which of the 40 rows of synthetic is none" in result.stdout

@@ -25,7 +25,7 @@ class Trained:
         data = folder / "chat.jsonl"
         rows = [{"prompt": "x" * (i % 7), "completion": "yes" if i % 2 else "no"} for i in range(ROWS)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        told = [
+        settings = [
             f"data.source={data}",
             "train.steps=null",
             "train.epochs=2",
@@ -34,7 +34,7 @@ class Trained:
         ]
         home = folder / "home"
         result = lorawatch(
-            "--record", "tiny", *(part for override in told for part in ("--set", override)), timeout=300,
+            "--record", "tiny", *(part for override in settings for part in ("--set", override)), timeout=300,
             env={"LORAWATCH_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment},
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr
@@ -48,9 +48,9 @@ class Trained:
 
     def curves_like(self, other: Trained) -> None:
         """See that all ranks had the other run's losses and gradient norms, and the same norms as each other."""
-        for mine, theirs in zip(self.steps, other.steps, strict=True):
-            assert [s.loss for s in mine] == pytest.approx([s.loss for s in theirs], rel=1e-4)
-            assert [s.grad_norm for s in mine] == pytest.approx([s.grad_norm for s in theirs], rel=1e-3)
+        for actual, expected in zip(self.steps, other.steps, strict=True):
+            assert [s.loss for s in actual] == pytest.approx([s.loss for s in expected], rel=1e-4)
+            assert [s.grad_norm for s in actual] == pytest.approx([s.grad_norm for s in expected], rel=1e-3)
         assert [s.grad_norm for s in self.steps[0]] == [s.grad_norm for s in self.steps[1]]
 
     def adapter_like(self, other: Trained) -> None:
@@ -79,9 +79,9 @@ def test_two_ranks_train_as_the_reference_engine_does(
     tmp_path: Path, reference: Trained, cache: dict[str, str]
 ) -> None:
     fast = Trained(tmp_path, *FAST, **cache)
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        assert [step.step for step in mine] == [step.step for step in theirs] == list(range(1, 7))
-        for a, b in zip(mine, theirs, strict=True):
+    for actual, expected in zip(fast.steps, reference.steps, strict=True):
+        assert [step.step for step in actual] == [step.step for step in expected] == list(range(1, 7))
+        for a, b in zip(actual, expected, strict=True):
             assert a.loss == pytest.approx(b.loss, rel=1e-4)
             assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
             assert (a.nonpad_tokens, a.label_tokens, a.learning_rate) == (
@@ -111,19 +111,19 @@ def test_two_ranks_train_packed_rows_as_the_reference_engine_does(tmp_path: Path
         (tmp_path / str(number)).mkdir()
         runs.append(Trained(tmp_path / str(number), "data.packing=true", "data.sequence_length=16", *more, **cache))
     reference, fast = runs
-    told = [next(e.message for e in run.events[0] if e.kind == "packing") for run in runs]
-    assert told[0].startswith(f"packed {ROWS} rows into ")
-    assert "% padding instead of " in told[0]
-    assert told[0].endswith(" with each batch padded to its longest row")
-    assert told[1].endswith(" with each row padded to 16")
-    assert f"info: {told[1]}" in fast.output
+    messages = [next(e.message for e in run.events[0] if e.kind == "packing") for run in runs]
+    assert messages[0].startswith(f"packed {ROWS} rows into ")
+    assert "% padding instead of " in messages[0]
+    assert messages[0].endswith(" with each batch padded to its longest row")
+    assert messages[1].endswith(" with each row padded to 16")
+    assert f"info: {messages[1]}" in fast.output
     shown = lorawatch("show", "last", "--events", "99", env={"LORAWATCH_HOME": str(fast.run.root.parents[1])})
-    assert told[1] in shown.stdout
+    assert messages[1] in shown.stdout
     assert not any(e.kind == "packing" for run in runs for e in run.events[1])
     assert [e.kind for e in fast.events[0]] == ["packing", "compiled"]
     assert len(fast.steps[0]) >= 4
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        for a, b in zip(mine, theirs, strict=True):
+    for actual, expected in zip(fast.steps, reference.steps, strict=True):
+        for a, b in zip(actual, expected, strict=True):
             assert a.loss == pytest.approx(b.loss, rel=1e-4)
             assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
             assert (a.nonpad_tokens, a.label_tokens) == (b.nonpad_tokens, b.label_tokens)
@@ -137,9 +137,9 @@ import os, sys
 if "RANK" in os.environ:
     sys.path.insert(0, {str(Path(__file__).parents[1])!r})
     from fakes.graph import RecordedEngine
-    from lorawatch.training import fast, reduction, regions
+    from lorawatch.training import fast_engine, reduction, regions
     regions.BACKEND = "eager"
-    fast.FastEngine = RecordedEngine
+    fast_engine.FastEngine = RecordedEngine
     reduce = reduction.FlatAllReduce.__call__
     def counted(self):
         print("one all-reduce", flush=True)
@@ -185,8 +185,8 @@ def test_without_a_compiler_the_reference_engine_trains(tmp_path: Path, referenc
     assert "warning: the step does not compile (rank 0: " in fast.output
     assert "No working C++ compiler found" in fast.output
     assert "the reference engine trains" in fast.output
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        assert [(s.loss, s.tokens) for s in mine] == [(s.loss, s.tokens) for s in theirs]
+    for actual, expected in zip(fast.steps, reference.steps, strict=True):
+        assert [(s.loss, s.tokens) for s in actual] == [(s.loss, s.tokens) for s in expected]
     assert (fast.run.root.parents[1] / "cache" / "inductor").stat().st_mode & 0o777 == 0o700
 
 
@@ -200,5 +200,5 @@ def test_what_one_rank_cannot_compile_no_rank_runs_compiled(
     fast = Trained(tmp_path, *FAST, PYTHONPATH=str(tmp_path), **cache)
     assert "warning: the step does not compile (rank 1: " in fast.output
     assert [event.kind for event in fast.events[0]] == ["engine_fallback"]
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        assert [(s.loss, s.tokens) for s in mine] == [(s.loss, s.tokens) for s in theirs]
+    for actual, expected in zip(fast.steps, reference.steps, strict=True):
+        assert [(s.loss, s.tokens) for s in actual] == [(s.loss, s.tokens) for s in expected]

@@ -13,9 +13,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lorawatch.recipe import loading
 from lorawatch.training import model as models
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, build_data
-from lorawatch.training.trainer import ReferenceTrainer, training_arguments
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import build_training_data
+from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def gradient_norms(folder: Path, *overrides: str) -> list[float]:
     set_seed(0)
     norms = _Norms(model)
     ReferenceTrainer(
-        model=model, args=training_arguments(recipe, folder, CPU), train_dataset=build_data(recipe, None, 320, 1),
+        model=model, args=training_arguments(recipe, folder, CPU), train_dataset=build_training_data(recipe, None, 320, 1),
         data_collator=Collator(0, BatchCounts()), callbacks=[norms],
     ).train()  # fmt: skip
     return norms.norms

@@ -36,12 +36,12 @@ ON_ARRIVAL = """
 import os
 if "RANK" in os.environ:
     rank = os.environ["RANK"]
-    from lorawatch.training import gate
-    through = gate.Gate.wait
+    from lorawatch.training import start_barrier
+    through = start_barrier.StartBarrier.wait
     def wait(self):
         {what}
         return through(self)
-    gate.Gate.wait = wait
+    start_barrier.StartBarrier.wait = wait
 """
 TELL_THE_GROUP = """
         import gc, json, sys

@@ -17,8 +17,9 @@ from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalTail
 from lorawatch.run.records import Evaluation, PhaseChange, RankStarted, Step
 from lorawatch.training import model as models
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, TokenizedData
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import TokenizedData
 from lorawatch.training.tokenization import Example
 
 

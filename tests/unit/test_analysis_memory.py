@@ -110,14 +110,14 @@ def small_model(config: dict[str, Any], work: Workload) -> Any:
     )
     base.config.use_cache = False
     if work.quantization == "nf4":
-        base = nf4.prepare(nf4.quantize(base, [name for name, _, _ in linear_layers(base)], CPU), CPU)
+        base = nf4.mark_as_4bit(nf4.quantize_layers(base, [name for name, _, _ in linear_layers(base)], CPU), CPU)
     lora = LoraConfig(
         r=work.lora.rank, lora_dropout=work.lora.dropout, target_modules=list(work.lora.targets), task_type="CAUSAL_LM",
         use_dora=work.lora.use_dora,
     )  # fmt: skip
     model = get_peft_model(base, lora).train()
     if work.quantization == "fp8":
-        fp8.convert(model)
+        fp8.convert_frozen_linears(model)
     if work.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

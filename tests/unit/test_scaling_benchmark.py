@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import halves
+import recording_on_off
 from gpu_recording import ratios
 from gpu_scaling import first_table, slim
 from scaling_words import RankFigures, extrapolations, loss_words, pace_words, rank_lines, turn_by_turn_pct
@@ -81,10 +81,10 @@ def test_a_loss_that_cannot_be_split_says_why() -> None:
 
 
 def test_recorded_and_unrecorded_halves_take_turns_at_being_first() -> None:
-    assert halves.turns(3) == [True, False, False, True, True, False]
-    assert halves.total_steps(3, 60) == 24 + 6 * 66 + 1
+    assert recording_on_off.turns(3) == [True, False, False, True, True, False]
+    assert recording_on_off.total_steps(3, 60) == 24 + 6 * 66 + 1
     seconds = {True: 2.0, False: 1.9}
-    lines = [{"on": on, "seconds": seconds[on]} for on in halves.turns(3)]
+    lines = [{"on": on, "seconds": seconds[on]} for on in recording_on_off.turns(3)]
     assert ratios(lines) == pytest.approx([0.95] * 3)
 
 

@@ -12,8 +12,8 @@ from lorawatch.run.directory import RunDir, RunInfo
 from lorawatch.run.follower import Follower
 from lorawatch.run.live import LiveView, is_separate
 from lorawatch.run.records import PhaseChange, RankStarted, Record, Step
-from lorawatch.training.gate import Gate
-from lorawatch.training.place import Place, stand_alone
+from lorawatch.training.rank_info import RankInfo, hide_other_ranks
+from lorawatch.training.start_barrier import StartBarrier
 from lorawatch.training.stopping import StopAgreement
 
 TORCHRUN = {
@@ -23,16 +23,16 @@ TORCHRUN = {
 }  # fmt: skip
 
 
-def place(rank: int, world_size: int = 2, attempt: int = 0) -> Place:
-    return Place(rank, rank, world_size, attempt, separate=True)
+def rank_info(rank: int, world_size: int = 2, attempt: int = 0) -> RankInfo:
+    return RankInfo(rank, rank, world_size, attempt, separate=True)
 
 
 def test_a_separate_rank_keeps_its_numbers_and_is_alone_for_the_libraries() -> None:
     environment = {**TORCHRUN, "CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b", "HOME": "/h"}
-    mine = Place.from_environment(environment).separated()
-    assert (mine.rank, mine.world_size, mine.attempt) == (1, 2, 3)
-    assert (mine.alone, mine.together, mine.device_index) == (True, 1, 0)
-    stand_alone(mine, environment)
+    rank_info = RankInfo.from_environment(environment).as_separate()
+    assert (rank_info.rank, rank_info.world_size, rank_info.attempt) == (1, 2, 3)
+    assert (rank_info.trains_alone, rank_info.model_world_size, rank_info.device_index) == (True, 1, 0)
+    hide_other_ranks(rank_info, environment)
     # torchrun's error file stays: it is how the agent learns of an exception
     assert environment == {
         "CUDA_VISIBLE_DEVICES": "GPU-b", "HOME": "/h", "TORCHELASTIC_RESTART_COUNT": "3",
@@ -41,36 +41,36 @@ def test_a_separate_rank_keeps_its_numbers_and_is_alone_for_the_libraries() -> N
 
 
 def test_a_run_of_one_rank_is_alone_as_well_and_coupled_ranks_are_not() -> None:
-    assert Place().alone
-    coupled = Place(1, 1, 2)
-    assert (coupled.alone, coupled.together, coupled.device_index) == (False, 2, 1)
+    assert RankInfo().trains_alone
+    coupled = RankInfo(1, 1, 2)
+    assert (coupled.trains_alone, coupled.model_world_size, coupled.device_index) == (False, 2, 1)
 
 
 @pytest.mark.parametrize(("visible", "left"), [(None, "1"), ("3,5", "5"), ("3", ""), ("", "")])
 def test_a_separate_rank_sees_its_own_gpu_only(visible: str | None, left: str) -> None:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    stand_alone(place(1), environment)
+    hide_other_ranks(rank_info(1), environment)
     assert environment["CUDA_VISIBLE_DEVICES"] == left
 
 
-def waiting(control: Path, who: Place) -> tuple[threading.Thread, list[bool]]:
+def waiting(control: Path, who: RankInfo) -> tuple[threading.Thread, list[bool]]:
     result: list[bool] = []
-    thread = threading.Thread(target=lambda: result.append(Gate(control, who).wait()), daemon=True)
+    thread = threading.Thread(target=lambda: result.append(StartBarrier(control, who).wait()), daemon=True)
     thread.start()
     return thread, result
 
 
 def test_the_gate_opens_for_all_when_the_last_one_is_there(tmp_path: Path) -> None:
-    first, passed = waiting(tmp_path, place(0))
+    first, passed = waiting(tmp_path, rank_info(0))
     first.join(0.1)
     assert first.is_alive(), "it began without the other"
-    assert Gate(tmp_path, place(1)).wait() is True
+    assert StartBarrier(tmp_path, rank_info(1)).wait() is True
     first.join(5)
     assert passed == [True]
 
 
 def test_a_stop_opens_the_gate(tmp_path: Path) -> None:
-    first, passed = waiting(tmp_path, place(0))
+    first, passed = waiting(tmp_path, rank_info(0))
     (tmp_path / "stop").touch()
     first.join(5)
     assert passed == [False]
@@ -78,7 +78,7 @@ def test_a_stop_opens_the_gate(tmp_path: Path) -> None:
 
 def test_who_was_ready_in_an_earlier_attempt_is_not_ready_in_this_one(tmp_path: Path) -> None:
     (tmp_path / "ready-attempt_0-rank-1").touch()
-    first, _ = waiting(tmp_path, place(0, attempt=1))
+    first, _ = waiting(tmp_path, rank_info(0, attempt=1))
     first.join(0.1)
     assert first.is_alive()
     (tmp_path / "ready-attempt_1-rank-1").touch()
@@ -88,7 +88,7 @@ def test_who_was_ready_in_an_earlier_attempt_is_not_ready_in_this_one(tmp_path: 
 
 def test_a_gate_on_a_disk_that_is_full_for_a_while_opens_later(tmp_path: Path) -> None:
     control = tmp_path / "control"  # not there yet: every write fails
-    first, passed = waiting(control, place(0, world_size=1))
+    first, passed = waiting(control, rank_info(0, world_size=1))
     first.join(0.1)
     assert first.is_alive()
     control.mkdir()
@@ -99,7 +99,7 @@ def test_a_gate_on_a_disk_that_is_full_for_a_while_opens_later(tmp_path: Path) -
 def test_a_separate_rank_stops_without_asking_the_others(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     for rank, done in ((0, 7), (1, 3)):
-        agreement = StopAgreement(tmp_path, place(rank))
+        agreement = StopAgreement(tmp_path, rank_info(rank))
         assert not agreement.step_completed(done)
         agreement.tick()
         assert agreement.stop_at == done + 1

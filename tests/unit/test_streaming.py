@@ -86,6 +86,6 @@ def test_no_text_is_lost_or_said_twice(ids: list[int]) -> None:
 
     tokenizer = byte_tokenizer()
     tokens = TokenText(decode)
-    said = "".join(tokens.add(token) for token in ids) + tokens.end()
+    text = "".join(tokens.add(token) for token in ids) + tokens.end()
     # Bytes that are no UTF-8 may be counted as more or fewer unknown letters, but nothing else may change.
-    assert said.replace("\ufffd", "") == decode(ids).replace("\ufffd", "")
+    assert text.replace("\ufffd", "") == decode(ids).replace("\ufffd", "")

@@ -13,13 +13,13 @@ from lorawatch.recipe import loading
 from lorawatch.run.requests import ChatRequest
 from lorawatch.training import model as models
 from lorawatch.training.chat import Chat, converse
-from lorawatch.training.tuned import Tuned
+from lorawatch.training.finetuned_model import FinetunedModel
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def tuned() -> Tuned:
+def tuned() -> FinetunedModel:
     """A model whose adapter changes every answer."""
     recipe = loading.load("tiny", ["lora.targets=all-linear"])
     plan = models.plan_model(recipe)
@@ -27,17 +27,17 @@ def tuned() -> Tuned:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    return Tuned(plan, model.eval(), models.load_tokenizer(plan), CPU)
+    return FinetunedModel(plan, model.eval(), models.load_tokenizer(plan), CPU)
 
 
 class Talk:
     """A chat whose words are kept."""
 
-    def __init__(self, tuned: Tuned, **request: Any) -> None:
+    def __init__(self, tuned: FinetunedModel, **request: Any) -> None:
         self.written: list[str] = []
-        self.told: list[str] = []
+        self.notes: list[str] = []
         request = {"max_tokens": 12, **request}
-        self.chat = Chat(tuned, ChatRequest(**request), self.written.append, self.told.append)
+        self.chat = Chat(tuned, ChatRequest(**request), self.written.append, self.notes.append)
 
     def ask(self, prompt: str) -> str:
         self.written.clear()
@@ -45,55 +45,55 @@ class Talk:
         return "".join(self.written)
 
 
-def test_base_and_adapter_answer_differently_and_always_the_same(tuned: Tuned) -> None:
-    base, adapter = (Talk(tuned, voice=voice).ask("Who?") for voice in ("base", "adapter"))
+def test_base_and_adapter_answer_differently_and_always_the_same(tuned: FinetunedModel) -> None:
+    base, adapter = (Talk(tuned, target=voice).ask("Who?") for voice in ("base", "adapter"))
     assert base != adapter
-    assert Talk(tuned, voice="base").ask("Who?") == base
-    assert Talk(tuned, voice="both").ask("Who?") == f"base:\n{base}\nadapter:\n{adapter}"
+    assert Talk(tuned, target="base").ask("Who?") == base
+    assert Talk(tuned, target="both").ask("Who?") == f"base:\n{base}\nadapter:\n{adapter}"
 
 
-def test_a_conversation_is_remembered_until_it_is_forgotten(tuned: Tuned) -> None:
+def test_a_conversation_is_remembered_until_it_is_forgotten(tuned: FinetunedModel) -> None:
     talk = Talk(tuned)
     first, second = talk.ask("Who?"), talk.ask("Who?")
     assert second != first
-    talk.chat.forget()
+    talk.chat.reset()
     assert talk.ask("Who?") == first
     raw = Talk(tuned, raw=True)
     assert raw.ask("Who?") == raw.ask("Who?")  # nothing is remembered of what is only continued
 
 
-def test_sampling_is_repeatable_by_its_seed(tuned: Tuned) -> None:
+def test_sampling_is_repeatable_by_its_seed(tuned: FinetunedModel) -> None:
     one, again, other = (Talk(tuned, temperature=1.5, seed=seed).ask("Who?") for seed in (1, 1, 2))
     assert one == again != other
 
 
-def test_an_answer_that_is_cut_says_so(tuned: Tuned) -> None:
+def test_an_answer_that_is_cut_says_so(tuned: FinetunedModel) -> None:
     talk = Talk(tuned, max_tokens=3)
     talk.ask("Who?")
-    assert talk.told == ["cut after 3 tokens: --max-tokens raises that"]
+    assert talk.notes == ["cut after 3 tokens: --max-tokens raises that"]
 
 
-def test_the_context_is_the_limit_of_prompt_and_answer(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_is_the_limit_of_prompt_and_answer(tuned: FinetunedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk(tuned, raw=True, max_tokens=50)
     monkeypatch.setattr(tuned.plan.config, "max_position_embeddings", 20)
     talk.ask("x" * 16)
-    assert talk.told == ["cut after 4 tokens: the model's context is full"]
+    assert talk.notes == ["cut after 4 tokens: the model's context is full"]
     with pytest.raises(UsageError, match="the conversation has 20 tokens, and the model has a context of 20"):
         talk.ask("x" * 20)
     assert talk.written == []
 
 
-def test_half_letters_of_a_terminal_are_taken(tuned: Tuned) -> None:
+def test_half_letters_of_a_terminal_are_taken(tuned: FinetunedModel) -> None:
     assert Talk(tuned).ask("caf\udcc3").endswith("\n")
 
 
-def test_a_template_that_refuses_is_named(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_refuses_is_named(tuned: FinetunedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned.tokenizer, "chat_template", "{{ raise_exception('only \x1b[1mpoems') }}")
     with pytest.raises(UsageError, match="refuses the conversation: only poems"):
         Talk(tuned).ask("Who?")
     monkeypatch.setattr(tuned.tokenizer, "chat_template", None)
     talk = Talk(tuned)
-    assert talk.told == ["the model's tokenizer has no chat template: the prompt is continued as it is"]
+    assert talk.notes == ["the model's tokenizer has no chat template: the prompt is continued as it is"]
     assert talk.ask("Who?")
 
 
@@ -112,30 +112,32 @@ def lines(*typed: str | type[BaseException]) -> Any:
     return read
 
 
-def test_commands_switch_who_answers_and_ctrl_d_leaves(tuned: Tuned) -> None:
+def test_commands_switch_who_answers_and_ctrl_d_leaves(tuned: FinetunedModel) -> None:
     talk = Talk(tuned)
     read = lines("/base", "", "Who?", "/both", "/nonsense", "/new", "/adapter", EOFError)
-    assert converse(talk.chat, read, talk.written.append, talk.told.append) == 0
+    assert converse(talk.chat, read, talk.written.append, talk.notes.append) == 0
     assert read.prompts == ["adapter> ", "base> ", "base> ", "base> ", "both> ", "both> ", "both> ", "adapter> "]
-    assert "".join(talk.written) == Talk(tuned, voice="base").ask("Who?") + "\n"
-    assert [t for t in talk.told if t.startswith(("no such", "a new"))] == [
-        t for t in talk.told if t[:2] in ("no", "a ")
+    assert "".join(talk.written) == Talk(tuned, target="base").ask("Who?") + "\n"
+    assert [t for t in talk.notes if t.startswith(("no such", "a new"))] == [
+        t for t in talk.notes if t[:2] in ("no", "a ")
     ]
-    assert sum(t.startswith("no such command") for t in talk.told) == 1
-    assert converse(talk.chat, lines(KeyboardInterrupt), talk.written.append, talk.told.append) == 130
+    assert sum(t.startswith("no such command") for t in talk.notes) == 1
+    assert converse(talk.chat, lines(KeyboardInterrupt), talk.written.append, talk.notes.append) == 130
 
 
-def test_without_an_adapter_the_base_answers(tuned: Tuned) -> None:
+def test_without_an_adapter_the_base_answers(tuned: FinetunedModel) -> None:
     recipe = loading.load("tiny")
     plan = models.plan_model(recipe)
-    bare = Tuned(plan, models.load_base(plan, recipe, CPU).eval(), tuned.tokenizer, CPU)
-    talk = Talk(bare, voice="base")
-    converse(talk.chat, lines("/adapter", "Who?", EOFError), talk.written.append, talk.told.append)
-    assert talk.chat.voice == "base"
-    assert any("the base answers" in t for t in talk.told)
+    bare = FinetunedModel(plan, models.load_base(plan, recipe, CPU).eval(), tuned.tokenizer, CPU)
+    talk = Talk(bare, target="base")
+    converse(talk.chat, lines("/adapter", "Who?", EOFError), talk.written.append, talk.notes.append)
+    assert talk.chat.target == "base"
+    assert any("the base answers" in t for t in talk.notes)
 
 
-def test_an_answer_that_is_broken_off_counts_as_said(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_answer_stays_in_the_conversation(
+    tuned: FinetunedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     talk = Talk(tuned)
     whole = talk.ask("Who?")
     talk = Talk(tuned)
@@ -150,7 +152,7 @@ def test_an_answer_that_is_broken_off_counts_as_said(tuned: Tuned, monkeypatch: 
 
     monkeypatch.setattr(talk.chat, "_write", write)
     read = lines("Who?", EOFError)
-    assert converse(talk.chat, read, talk.written.append, talk.told.append) == 0
-    assert "broken off" in talk.told
+    assert converse(talk.chat, read, talk.written.append, talk.notes.append) == 0
+    assert "interrupted" in talk.notes
     assert whole.startswith(talk.written[0])
     assert [m["role"] for m in talk.chat._messages] == ["user", "assistant"]

@@ -13,7 +13,8 @@ from trained import Trained, rows
 
 from lorawatch.errors import CheckpointError, LossNotFinite
 from lorawatch.run import checkpoints
-from lorawatch.training.data import Collator, SyntheticData
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import SyntheticData
 
 
 def test_whatever_step_it_goes_on_from_the_curve_is_the_same(tmp_path: Path) -> None:
@@ -73,14 +74,14 @@ def test_the_last_two_stay_and_the_last_step_is_one_of_them() -> None:
     run.again()
     assert run.saved == [9, 11]
     assert not [p.name for p in run.run.checkpoints.iterdir() if p.name.startswith(".")]
-    found = checkpoints.read(run.run.checkpoints / "step-00000009")
-    assert (found.manifest.step, found.manifest.attempt, found.manifest.world_size) == (9, 0, 1)
-    assert (found.manifest.epoch, found.manifest.batches_into_epoch) == (pytest.approx(9 / 11), 9)
-    assert set(found.manifest.files) >= {
+    checkpoint = checkpoints.read(run.run.checkpoints / "step-00000009")
+    assert (checkpoint.manifest.step, checkpoint.manifest.attempt, checkpoint.manifest.world_size) == (9, 0, 1)
+    assert (checkpoint.manifest.epoch, checkpoint.manifest.batches_into_epoch) == (pytest.approx(9 / 11), 9)
+    assert set(checkpoint.manifest.files) >= {
         "adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json",
         "rng_state.pth",
     }  # fmt: skip
-    assert found.manifest.versions["torch"] == torch.__version__
+    assert checkpoint.manifest.versions["torch"] == torch.__version__
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said() -> None:
@@ -165,8 +166,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_checkpoint_sta
     assert stopped.value.message == f"rank 0's loss is nan at step 5{good[every]}"
     assert "lower train.learning_rate (0.001)" in str(stopped.value.hint)
     assert (f"--resume {run.run.run_id} --on-nan continue" in str(stopped.value.hint)) == (every != 5)
-    (said,) = run.events("nan_loss")
-    assert (said.severity, said.message) == ("error", "rank 0's loss is nan at step 5")
+    (event,) = run.events("nan_loss")
+    assert (event.severity, event.message) == ("error", "rank 0's loss is nan at step 5")
     assert max(run.saved, default=4) == 4, "what the loss broke is not kept"
     assert not run.run.adapter.exists()
 
@@ -175,8 +176,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_checkpoint_sta
 def test_a_loss_that_is_no_number_may_be_left_to_the_user() -> None:
     run = Trained("train.steps=9", "train.checkpoint_every=3", "train.on_nan=continue")
     assert list(run.again()) == list(range(1, 10))
-    (said,) = run.events("nan_loss")
-    assert (said.severity, said.message) == ("warning", "rank 0's loss is nan at step 5; training goes on")
+    (event,) = run.events("nan_loss")
+    assert (event.severity, event.message) == ("warning", "rank 0's loss is nan at step 5; training goes on")
     assert run.saved == [3]
     assert "weights are no longer finite numbers" in run.events("checkpoint_failed")[-1].message
 
@@ -190,7 +191,7 @@ def test_a_checkpoint_is_saved_whenever_one_is_asked_for(monkeypatch: pytest.Mon
     def ask(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step in (5, 20):
             run.run.request("checkpoint")
-            self.look()
+            self.read_back()
         return after(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(StepCallback, "on_step_end", ask)

@@ -19,23 +19,23 @@ from lorawatch.run import checkpoints
 from lorawatch.run.adapters import BestAdapter, best_of
 from lorawatch.run.records import Evaluation, PhaseChange, Step
 from lorawatch.training import evaluation, regions
-from lorawatch.training.evaluation import Part, check_equal_rows, combined, share, summed_loss
-from lorawatch.training.trainer import ReferenceTrainer
+from lorawatch.training.evaluation import RankLoss, check_equal_rows, mean_loss, rank_batches, summed_loss
+from lorawatch.training.reference_trainer import ReferenceTrainer
 
 
 def test_the_mean_is_over_label_tokens_and_not_over_ranks_or_batches() -> None:
     # Ten tokens of loss 1 on one rank, one of loss 12 on another, none on a third.
-    assert combined([Part(10.0, 10), Part(12.0, 1), Part()]) == (2.0, 11)
-    assert math.isnan(combined([Part(), Part()])[0])
-    assert math.isnan(combined([Part(10.0, 10), Part(math.nan, 3)])[0])
+    assert mean_loss([RankLoss(10.0, 10), RankLoss(12.0, 1), RankLoss()]) == (2.0, 11)
+    assert math.isnan(mean_loss([RankLoss(), RankLoss()])[0])
+    assert math.isnan(mean_loss([RankLoss(10.0, 10), RankLoss(math.nan, 3)])[0])
 
 
 @pytest.mark.parametrize(("rows", "batch", "ranks"), [(7, 2, 2), (8, 2, 2), (1, 4, 3), (5, 1, 4), (9, 4, 1)])
 def test_every_row_is_in_one_batch_of_one_rank(rows: int, batch: int, ranks: int) -> None:
-    shares = [share(rows, batch, rank, ranks) for rank in range(ranks)]
-    assert sorted(row for mine in shares for some in mine for row in some) == list(range(rows))
-    assert max(len(mine) for mine in shares) - min(len(mine) for mine in shares) <= 1
-    assert all(len(some) <= batch for mine in shares for some in mine)
+    shares = [rank_batches(rows, batch, rank, ranks) for rank in range(ranks)]
+    assert sorted(row for batches in shares for some in batches for row in some) == list(range(rows))
+    assert max(len(batches) for batches in shares) - min(len(batches) for batches in shares) <= 1
+    assert all(len(some) <= batch for batches in shares for some in batches)
 
 
 def test_losses_are_summed_in_pieces_where_there_are_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,13 +51,13 @@ def test_losses_are_summed_in_pieces_where_there_are_labels(monkeypatch: pytest.
     widened: list[int] = []
     entropy = nn.functional.cross_entropy
 
-    def watched(found: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        widened.append(found.numel())
-        return entropy(found, *args, **kwargs)
+    def watched(logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        widened.append(logits.numel())
+        return entropy(logits, *args, **kwargs)
 
     monkeypatch.setattr(nn.functional, "cross_entropy", watched)
     for piece, largest in ((11 * 2, 22), (1, 11), (1 << 26, 11 * 7)):
-        monkeypatch.setattr(evaluation, "_WIDENED", piece)
+        monkeypatch.setattr(evaluation, "_MAX_FP32_LOGITS", piece)
         widened.clear()
         total, count = summed_loss(logits, labels)
         assert (count, max(widened)) == (len(by_hand), largest) == (7, largest)
@@ -73,13 +73,13 @@ def test_ranks_that_would_evaluate_on_other_rows_are_named() -> None:
 
 def test_evaluating_changes_no_bit_of_a_training(tmp_path: Path) -> None:
     """With dropout, so that the random numbers count, over three epochs, so that the order of the rows does."""
-    told = [
+    settings = [
         f"data.source={rows(tmp_path / 'rows.jsonl', 11)}", "train.steps=null", "train.epochs=3", "lora.dropout=0.2",
         "train.gradient_accumulation=2", "train.schedule=cosine",
     ]  # fmt: skip
     asked = [f"data.eval_source={rows(tmp_path / 'other.jsonl', 5)}", "train.eval_every=2"]
     for more in ([], ["train.gradient_checkpointing=true"]):
-        plain, evaluated = Trained(*told, *more), Trained(*told, *more, *asked)
+        plain, evaluated = Trained(*settings, *more), Trained(*settings, *more, *asked)
         assert evaluated.again() == plain.again()
         assert list(evaluated.evaluations) == [2, 4, 6, 8, 9]
         assert not plain.run.best.exists()
@@ -125,14 +125,14 @@ def test_the_fast_engine_evaluates_as_the_reference_and_compiles_nothing_for_it(
 
     def counted(self: Any, *args: Any) -> Any:
         compiled.append(graphs())
-        found = evaluate(self, *args)
+        evaluated = evaluate(self, *args)
         compiled.append(graphs())
-        return found
+        return evaluated
 
     monkeypatch.setattr(evaluation.Evaluator, "evaluate", counted)
-    told = (f"data.source={rows(tmp_path / 'rows.jsonl', 40)}", "data.eval_share=0.2", "train.steps=5", "train.eval_every=2",
+    settings = (f"data.source={rows(tmp_path / 'rows.jsonl', 40)}", "data.eval_share=0.2", "train.steps=5", "train.eval_every=2",
             f"data.packing={str(packing).lower()}")  # fmt: skip
-    fast, reference = Trained(*told, "train.engine=fast"), Trained(*told)
+    fast, reference = Trained(*settings, "train.engine=fast"), Trained(*settings)
     fast.again()
     compiled.append(graphs())
     torch._dynamo.reset()
@@ -141,8 +141,8 @@ def test_the_fast_engine_evaluates_as_the_reference_and_compiles_nothing_for_it(
     assert set(compiled) == {compiled[0]}, "neither in an evaluation nor in the step behind one"
     reference.again()
     assert list(fast.evaluations) == [2, 4, 5]
-    for mine, theirs in zip(fast.evaluations.values(), reference.evaluations.values(), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4)
+    for actual, expected in zip(fast.evaluations.values(), reference.evaluations.values(), strict=True):
+        assert actual == pytest.approx(expected, rel=1e-4)
 
 
 def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.Mon
         return summed(*args)
 
     monkeypatch.setattr(evaluation, "summed_loss", slow)
-    monkeypatch.setattr(evaluation, "_TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(evaluation, "_PROGRESS_EVERY_S", 0.0)
     run = Trained("data.eval_share=0.5", "train.eval_every=3", "train.checkpoint_every=6", "train.steps=7")
     run.again()
     lines = run.lines()
@@ -170,14 +170,14 @@ def test_time_and_counts_of_an_evaluation_are_in_no_step(monkeypatch: pytest.Mon
     for step, behind in ((3, [("training", None)]), (6, [("saving", "checkpoint"), ("training", None)])):
         at = phases.index(("evaluating", f"after step {step}"))
         assert phases[at - 1] == ("training", None)
-        told = [("evaluating", f"after step {step}, {n} of 4 batches") for n in range(4)]
-        assert phases[at + 1 : at + 5 + len(behind)] == [*told, *behind]
+        progress = [("evaluating", f"after step {step}, {n} of 4 batches") for n in range(4)]
+        assert phases[at + 1 : at + 5 + len(behind)] == [*progress, *behind]
 
 
 def test_the_best_so_far_is_known_to_a_later_attempt_and_no_evaluation_is_made_twice() -> None:
-    told = ("data.eval_share=0.5", "train.eval_every=2", "train.checkpoint_every=4", "train.steps=8", "train.learning_rate=10",
-            "train.keep_checkpoints=9")  # fmt: skip
-    run = Trained(*told)
+    settings = ("data.eval_share=0.5", "train.eval_every=2", "train.checkpoint_every=4", "train.steps=8",
+                "train.learning_rate=10", "train.keep_checkpoints=9")  # fmt: skip
+    run = Trained(*settings)
     whole = run.again()
     made, best = run.evaluations, (run.run.best / "evaluation.json").read_bytes()
     assert list(made) == [2, 4, 6, 8]
@@ -196,9 +196,9 @@ def test_the_best_so_far_is_known_to_a_later_attempt_and_no_evaluation_is_made_t
     )
     checkpoints.remove(run.run.checkpoints / "step-00000008")
     run.again(after=4)
-    found = best_of(run.run)
-    assert found is not None
-    assert (found.step, found.attempt, found.label_tokens) == (late, 2, known.label_tokens)
+    latest_best = best_of(run.run)
+    assert latest_best is not None
+    assert (latest_best.step, latest_best.attempt, latest_best.label_tokens) == (late, 2, known.label_tokens)
 
 
 def test_a_best_of_other_rows_is_given_up(tmp_path: Path) -> None:
@@ -212,12 +212,12 @@ def test_a_best_of_other_rows_is_given_up(tmp_path: Path) -> None:
     rows(other, 7)
     checkpoints.remove(run.run.checkpoints / "step-00000004")
     run.again(after=2)
-    (said,) = run.events("evaluation_rows_changed")
-    assert "are not those of before" in said.message
-    found = best_of(run.run)
-    assert found is not None
-    assert (found.step, found.attempt) == (4, 1)
-    assert found.loss > 1
+    (event,) = run.events("evaluation_rows_changed")
+    assert "are not those of before" in event.message
+    best = best_of(run.run)
+    assert best is not None
+    assert (best.step, best.attempt) == (4, 1)
+    assert best.loss > 1
 
 
 def test_a_run_that_goes_on_may_be_evaluated_from_then_on(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_training_that_has_broken_is_not_evaluated(monkeypatch: pytest.MonkeyP
         def broken(self: Any, *args: Any) -> Any:
             result = step(self, *args)
             if self.state.global_step == 2:
-                self.steps.not_finite = (3, math.nan)
+                self.step_callback.not_finite = (3, math.nan)
             return result
 
         patched.setattr(ReferenceTrainer, "training_step", broken)
@@ -273,19 +273,19 @@ def test_a_stop_cuts_an_evaluation_short_and_leaves_one_that_is_due_out(monkeypa
         if len(seen) == 3:
             run.run.request("stop")
             deadline = time.monotonic() + 5
-            while not observed[0].stopping.asked and time.monotonic() < deadline:
+            while not observed[0].stopping.requested and time.monotonic() < deadline:
                 pass
         return summed(*args)
 
     observed: list[Any] = []
-    part = evaluation.Evaluator._part
+    part = evaluation.Evaluator._rank_loss
 
     def remember(self: Any, *args: Any) -> Any:
         observed[:] = [self._observer]
         return part(self, *args)
 
     monkeypatch.setattr(evaluation, "summed_loss", ask)
-    monkeypatch.setattr(evaluation.Evaluator, "_part", remember)
+    monkeypatch.setattr(evaluation.Evaluator, "_rank_loss", remember)
     run = Trained("data.eval_share=0.5", "train.eval_every=1", "train.steps=20")
     steps = run.again()
     assert len(seen) == 3, "of 10 batches"
@@ -305,20 +305,20 @@ def test_a_disk_that_refuses_the_best_adapter_costs_itself(monkeypatch: pytest.M
 
     monkeypatch.setattr(evaluation, "save_adapter", full)
     losses = iter((3.0, 2.0, 2.5, 1.0))
-    monkeypatch.setattr(evaluation, "combined", lambda parts: (next(losses), 1))
+    monkeypatch.setattr(evaluation, "mean_loss", lambda parts: (next(losses), 1))
     run = Trained("data.eval_share=0.5", "train.eval_every=2", "train.steps=8")
     kept = []
-    keep = evaluation.Evaluator._keep
+    keep = evaluation.Evaluator._save_best
 
     def watch(self: Any, *args: Any) -> None:
         keep(self, *args)
         kept.append(best_of(self._observer.run))
 
-    monkeypatch.setattr(evaluation.Evaluator, "_keep", watch)
+    monkeypatch.setattr(evaluation.Evaluator, "_save_best", watch)
     assert len(run.again()) == 8
     assert [best.step for best in kept if best] == [2, 2, 6, 8], "2.5 is lower than what there is"
-    (said,) = run.events("best_not_saved")
-    assert said.severity == "warning"
-    assert said.message.startswith(
+    (event,) = run.events("best_not_saved")
+    assert event.severity == "warning"
+    assert event.message.startswith(
         "the best adapter, of step 4, is not saved; that of step 2 stays: [Errno 28] No space"
     )

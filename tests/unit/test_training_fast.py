@@ -20,17 +20,24 @@ from lorawatch.run.journal import JournalTail
 from lorawatch.run.records import Event, PhaseChange, Step
 from lorawatch.training import compile_cache, regions
 from lorawatch.training import model as models
+from lorawatch.training.batch_counts import BatchCounts
 from lorawatch.training.callback import StepCallback
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, TokenizedData
-from lorawatch.training.fast import FastEngine, Level, StaticCollator, arguments
-from lorawatch.training.graph import GraphedLoss, apart_from_autograd
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import TokenizedData
+from lorawatch.training.fast_engine import FastEngine, Level, StaticCollator, trainer_arguments
+from lorawatch.training.graph import GraphedLoss, aliased_parameters
 from lorawatch.training.observer import Observer
-from lorawatch.training.passes import Found, Passes, halves, parted, whole
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
+from lorawatch.training.reference_trainer import ReferenceTrainer, training_arguments
 from lorawatch.training.regions import Regions
+from lorawatch.training.split_backward import (
+    PartResult,
+    StepComputation,
+    split_backward,
+    split_backward_if_equal,
+    unsplit_backward,
+)
 from lorawatch.training.tokenization import Example
-from lorawatch.training.trainer import ReferenceTrainer, training_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -70,11 +77,11 @@ def test_every_batch_has_one_shape_and_counts_what_is_computed() -> None:
 def test_padding_without_a_mask_changes_no_loss_and_no_gradient() -> None:
     _, model = tiny()
     rows = [item(list(range(3, 10)), list(range(3, 10))), item([5, 6, 7], [-100, 6, 7])]
-    found = []
+    results = []
     for collate in (Collator(0, BatchCounts()), StaticCollator(0, BatchCounts(), 3, 32)):
         loss = model(**collate(rows), num_items_in_batch=torch.tensor(8)).loss
-        found.append((loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])))
-    for masked, padded in zip(*found, strict=True):
+        results.append((loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])))
+    for masked, padded in zip(*results, strict=True):
         torch.testing.assert_close(masked, padded, rtol=1e-4, atol=1e-7)
 
 
@@ -84,10 +91,10 @@ def test_equal_layers_are_compiled_once_and_undone_without_a_trace() -> None:
     names = list(model.state_dict())
     batch = {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)}
     plain = model(**batch).loss
-    found = Regions(base, 32)
-    assert str(found) == "5 × LlamaDecoderLayer"
+    compiled = Regions(base, 32)
+    assert str(compiled) == "5 × LlamaDecoderLayer"
     torch._dynamo.utils.counters.clear()
-    found.compile()
+    compiled.compile()
     for _ in range(3):
         loss = model(**batch).loss
         loss.backward()
@@ -96,7 +103,7 @@ def test_equal_layers_are_compiled_once_and_undone_without_a_trace() -> None:
     # The first layer, whose input needs no gradient; all others; the last norm; the loss. None twice.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert base.config._attn_implementation == regions.CAUSAL
-    found.undo()
+    compiled.restore()
     torch._dynamo.utils.counters.clear()
     assert torch.equal(model(**batch).loss, plain)
     assert base.config._attn_implementation == "sdpa"
@@ -108,10 +115,10 @@ def test_a_window_of_attention_shorter_than_the_rows_keeps_its_mask() -> None:
     base = model.get_base_model()
     for window, implementation in ((31, "sdpa"), (32, regions.CAUSAL)):
         base.config.sliding_window = window
-        found = Regions(base, 32)
-        found.compile()
+        compiled = Regions(base, 32)
+        compiled.compile()
         assert base.config._attn_implementation == implementation
-        found.undo()
+        compiled.restore()
 
 
 def test_a_model_without_equal_layers_says_so() -> None:
@@ -122,11 +129,11 @@ def test_a_model_without_equal_layers_says_so() -> None:
 def test_a_recorded_loss_hands_out_scaled_gradients_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, bias = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor(3.0))
 
-    def compute(inputs: Any) -> Found:
+    def compute(inputs: Any) -> PartResult:
         loss = (weight * inputs["x"]).sum() + bias
         return loss.detach(), torch.autograd.grad(loss, [weight, bias])
 
-    passes = Passes([compute], [[0, 1]])
+    passes = StepComputation([compute], [[0, 1]])
     graphed = GraphedLoss(passes, {"x": torch.zeros(2)}, [weight, bias], repeating)
     handed: list[torch.Tensor] = []
     backward = graphed.backward
@@ -138,9 +145,9 @@ def test_a_recorded_loss_hands_out_scaled_gradients_without_a_copy(monkeypatch: 
 
     pointers: list[int] = []
     monkeypatch.setattr(graphed, "backward", kept)
-    assert graphed.fits({"x": torch.ones(2)})
-    assert not graphed.fits({"x": torch.ones(3)})
-    assert not graphed.fits({"x": torch.ones(2), "y": torch.ones(2)})
+    assert graphed.accepts({"x": torch.ones(2)})
+    assert not graphed.accepts({"x": torch.ones(3)})
+    assert not graphed.accepts({"x": torch.ones(2), "y": torch.ones(2)})
     loss = graphed({"x": torch.tensor([10.0, 100.0])})
     assert loss.item() == 213
     loss *= 4  # as the Trainer does for the number of ranks
@@ -157,7 +164,7 @@ def test_a_recorded_loss_hands_out_scaled_gradients_without_a_copy(monkeypatch: 
 def test_parameters_stand_aside_and_come_back() -> None:
     _, model = tiny()
     real = [p for p in model.parameters() if p.requires_grad]
-    with apart_from_autograd(model) as doubles:
+    with aliased_parameters(model) as doubles:
         assert [d.data_ptr() for d in doubles] == [p.data_ptr() for p in real]
         assert not any(a is b for a, b in zip(doubles, real, strict=True))
         assert all(a is b for a, b in zip(doubles, (p for p in model.parameters() if p.requires_grad), strict=True))
@@ -170,21 +177,21 @@ def test_two_parts_of_a_step_find_the_gradients_of_one() -> None:
     regions.compile()
     names, trained = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     batch = {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)}
-    two = halves(model, regions, trained)
+    two = split_backward(model, regions, trained)
     assert two is not None
     lowest = [name for name in names if ".layers.0." in name or ".layers.1." in name]
     assert [[names[place] for place in group] for group in two.groups] == [
         [name for name in names if name not in lowest], lowest,
     ]  # fmt: skip
-    for passes in (two, parted(model, regions, trained, batch)):
+    for passes in (two, split_backward_if_equal(model, regions, trained, batch)):
         assert len(passes.parts) == 2
-        found = []
-        for way in (passes, whole(model, trained)):
+        results = []
+        for way in (passes, unsplit_backward(model, trained)):
             torch.manual_seed(0)
-            found.append(way(batch))
-        assert torch.equal(found[0][0], found[1][0])
-        for mine, theirs in zip(found[0][1], found[1][1], strict=True):
-            torch.testing.assert_close(mine, theirs)
+            results.append(way(batch))
+        assert torch.equal(results[0][0], results[1][0])
+        for actual, expected in zip(results[0][1], results[1][1], strict=True):
+            torch.testing.assert_close(actual, expected)
 
 
 def test_a_step_is_one_part_where_the_lowest_layers_are_reached_by_another_way() -> None:
@@ -195,8 +202,8 @@ def test_a_step_is_one_part_where_the_lowest_layers_are_reached_by_another_way()
     base.norm.register_forward_pre_hook(lambda module, given: (given[0] + low.pop(),))
     regions, trained = Regions(model.get_base_model(), 32), [p for p in model.parameters() if p.requires_grad]
     batch = {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)}
-    assert halves(model, regions, trained) is not None
-    assert len(parted(model, regions, trained, batch).parts) == 1
+    assert split_backward(model, regions, trained) is not None
+    assert len(split_backward_if_equal(model, regions, trained, batch).parts) == 1
 
 
 def test_a_step_is_one_part_where_the_layer_at_the_cut_has_no_part_in_it() -> None:
@@ -204,8 +211,8 @@ def test_a_step_is_one_part_where_the_layer_at_the_cut_has_no_part_in_it() -> No
     regions, trained = Regions(model.get_base_model(), 32), [p for p in model.parameters() if p.requires_grad]
     regions.layers.insert(2, nn.Linear(1, 1))  # as one that sees images
     batch = {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)}
-    assert halves(model, regions, trained) is not None
-    assert len(parted(model, regions, trained, batch).parts) == 1
+    assert split_backward(model, regions, trained) is not None
+    assert len(split_backward_if_equal(model, regions, trained, batch).parts) == 1
 
 
 def test_a_step_of_which_only_the_upper_layers_are_trained_is_one_part() -> None:
@@ -213,7 +220,7 @@ def test_a_step_of_which_only_the_upper_layers_are_trained_is_one_part() -> None
     for parameter in model.get_base_model().model.layers[0].parameters():
         parameter.requires_grad = False
     trained = [p for p in model.parameters() if p.requires_grad]
-    assert halves(model, Regions(model.get_base_model(), 32), trained) is None
+    assert split_backward(model, Regions(model.get_base_model(), 32), trained) is None
 
 
 def ragged(rows: int) -> TokenizedData:
@@ -230,7 +237,7 @@ def trained(folder: Path, kind: str, *overrides: str) -> SimpleNamespace:
     recipe, model = tiny("train.steps=null", "train.epochs=2", *overrides)
     run = RunDir(folder / kind)
     run.root.mkdir()
-    observer = Observer(run, Place()).start()
+    observer = Observer(run, RankInfo()).start()
     counts = BatchCounts()
     options = training_arguments(recipe, folder / "out", torch.device("cpu"))
     steps = StepCallback(observer=observer, counts=counts, exclude_steps=0)
@@ -264,16 +271,16 @@ def test_a_compiled_training_is_the_reference_training(tmp_path: Path, kind: str
     if kind == "recorded":
         assert fast.engine.replays == 1 + 12  # the recording, and each batch of two epochs
     assert len(fast.steps) == len(reference.steps) == 4
-    for mine, theirs in zip(fast.steps, reference.steps, strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
-        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
-        assert (mine.nonpad_tokens, mine.label_tokens) == (theirs.nonpad_tokens, theirs.label_tokens)
-        assert mine.learning_rate == theirs.learning_rate
-        assert mine.tokens == 3 * 2 * 32  # what is computed
-    for (name, mine), theirs in zip(
+    for actual, expected in zip(fast.steps, reference.steps, strict=True):
+        assert actual.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert actual.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+        assert (actual.nonpad_tokens, actual.label_tokens) == (expected.nonpad_tokens, expected.label_tokens)
+        assert actual.learning_rate == expected.learning_rate
+        assert actual.tokens == 3 * 2 * 32  # what is computed
+    for (name, actual), expected in zip(
         fast.model.state_dict().items(), reference.model.state_dict().values(), strict=True
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7, msg=name)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7, msg=name)
     assert "forward" not in fast.model.get_base_model().__dict__
 
 
@@ -285,9 +292,9 @@ def test_compiling_is_a_phase_of_its_own_and_no_step_has_a_part_in_it(tmp_path: 
     assert fast.phases[0].detail == "2 × LlamaDecoderLayer"
     begun = next(phase.at for phase in fast.phases if phase.name == "training")
     assert sum(step.duration_s for step in fast.steps) <= fast.steps[-1].ended_at - begun + 0.01
-    (told,) = fast.events
-    assert (told.kind, told.severity, told.rank) == ("compiled", "info", None)
-    assert told.message.startswith("2 × LlamaDecoderLayer compiled in ")
+    (event,) = fast.events
+    assert (event.kind, event.severity, event.rank) == ("compiled", "info", None)
+    assert event.message.startswith("2 × LlamaDecoderLayer compiled in ")
 
 
 def test_a_step_that_cannot_be_recorded_runs_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,11 +305,11 @@ def test_a_step_that_cannot_be_recorded_runs_compiled(tmp_path: Path, monkeypatc
     fast = trained(tmp_path, "recorded")
     assert fast.engine.level == Level.COMPILED
     assert [step.step for step in fast.steps] == list(range(1, 13))
-    (told,) = fast.events
-    assert (told.kind, told.severity) == ("engine_fallback", "warning")
-    assert told.message == (
-        "the step is no CUDA graph (rank 0: RuntimeError: operation not permitted when stream is capturing): "
-        "its compiled layers run without"
+    (event,) = fast.events
+    assert (event.kind, event.severity) == ("engine_fallback", "warning")
+    assert event.message == (
+        "the step is not a CUDA graph (rank 0: RuntimeError: operation not permitted when stream is capturing): "
+        "its compiled layers run without one"
     )
 
 
@@ -315,10 +322,10 @@ def test_a_step_that_does_not_compile_is_the_reference_engines(tmp_path: Path, m
     assert fast.engine.level == Level.REFERENCE
     assert [step.loss for step in fast.steps] == [step.loss for step in reference.steps]
     assert [step.tokens for step in fast.steps] == [step.tokens for step in reference.steps]
-    (told,) = fast.events
-    assert (told.kind, told.severity) == ("engine_fallback", "warning")
-    assert "no working compiler" in told.message
-    assert told.message.endswith("the reference engine trains")
+    (event,) = fast.events
+    assert (event.kind, event.severity) == ("engine_fallback", "warning")
+    assert "no working compiler" in event.message
+    assert event.message.endswith("the reference engine trains")
 
 
 @pytest.fixture
@@ -330,7 +337,7 @@ def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
 
 def test_a_recorded_loss_goes_through_ddp(tmp_path: Path, alone_in_a_group: None) -> None:
     recipe, model = tiny()
-    observer = Observer(RunDir(tmp_path), Place())
+    observer = Observer(RunDir(tmp_path), RankInfo())
     collator = StaticCollator(0, BatchCounts(), 2, 32)
     engine = RecordedEngine(recipe, collator, observer)
     wrapped = nn.parallel.DistributedDataParallel(model)
@@ -359,7 +366,7 @@ def reduced(bucket: Any, seen: list[int]) -> torch.futures.Future[torch.Tensor]:
 
 
 def test_the_host_does_not_look_at_losses_and_copies_ahead() -> None:
-    assert arguments(cuda=True)["accelerator_config"] == {"non_blocking": True}
+    assert trainer_arguments(cuda=True)["accelerator_config"] == {"non_blocking": True}
     recipe = loading.load("tiny", ["train.engine=fast"])
     options = training_arguments(recipe, Path("out"), torch.device("cpu"))
     assert options.logging_nan_inf_filter is False

@@ -11,7 +11,7 @@ from torch import nn
 from lorawatch.recipe import loading
 from lorawatch.training import fp8
 from lorawatch.training import model as models
-from lorawatch.training.fp8 import FORMAT, Fp8Linear, convert, quantize_rows
+from lorawatch.training.fp8 import FORMAT, Fp8Linear, convert_frozen_linears, quantize_rows
 
 
 def test_each_row_is_rounded_by_its_own_scale() -> None:
@@ -59,7 +59,7 @@ def test_a_models_frozen_layers_are_converted_and_its_adapters_and_head_are_not(
     before = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     linears = [name for name, m in model.named_modules() if type(m) is nn.Linear and "lora_" not in name]
     head = [name for name in linears if name.endswith("lm_head")]
-    assert convert(model) == len(linears) - len(head)
+    assert convert_frozen_linears(model) == len(linears) - len(head)
     assert [n for n, m in model.named_modules() if type(m) is nn.Linear and "lora_" not in n] == head
     assert {name: p.dtype for name, p in model.named_parameters() if p.requires_grad} == before
     ids = torch.arange(3, 35)[None]
@@ -72,7 +72,7 @@ def test_a_models_frozen_layers_are_converted_and_its_adapters_and_head_are_not(
 def test_the_loss_is_near_the_unquantized_models() -> None:
     ids = torch.arange(3, 35)[None]
     plain, quantized = tiny(), tiny()
-    convert(quantized)
+    convert_frozen_linears(quantized)
     want, got = plain(input_ids=ids, labels=ids).loss, quantized(input_ids=ids, labels=ids).loss
     assert got.item() == pytest.approx(want.item(), rel=0.01)
     assert got.item() != want.item()
@@ -80,7 +80,7 @@ def test_the_loss_is_near_the_unquantized_models() -> None:
 
 def test_a_layer_whose_sizes_the_kernels_do_not_take_stays() -> None:
     odd = nn.Sequential(nn.Linear(24, 32), nn.Linear(32, 32)).requires_grad_(requires_grad=False)
-    assert fp8.convert(odd) == 1
+    assert fp8.convert_frozen_linears(odd) == 1
     assert type(odd[0]) is nn.Linear
     assert type(odd[1]) is Fp8Linear
 

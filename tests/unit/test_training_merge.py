@@ -21,7 +21,7 @@ from lorawatch.run.directory import RunDir, RunInfo
 from lorawatch.run.requests import MergeRequest
 from lorawatch.training import merge as merging
 from lorawatch.training import model as models
-from lorawatch.training.adapter import save_adapter
+from lorawatch.training.adapter_saver import save_adapter
 from lorawatch.training.merge import check_disk, check_folder, merge, readable_config
 from lorawatch.training.tokenization import byte_tokenizer
 

@@ -12,8 +12,8 @@ import torch
 
 from lorawatch.recipe import loading, schema
 from lorawatch.run.directory import RunDir
+from lorawatch.training import finetuned_model, nf4, quantization, regions
 from lorawatch.training import model as models
-from lorawatch.training import nf4, quantization, regions, tuned
 from lorawatch.training.facts import model_facts
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -150,7 +150,7 @@ def test_one_compiled_layer_serves_all_without_a_break(tmp_path: Path, monkeypat
     compiled.compile()
     got = model(input_ids=IDS, labels=IDS).loss
     got.backward()
-    compiled.undo()
+    compiled.restore()
     assert got.item() == pytest.approx(want.item(), rel=1e-6)
     assert not torch._dynamo.utils.counters["graph_break"]
     # The first layer, whose input has no gradient, the others, the last norm, the loss.
@@ -177,7 +177,7 @@ def test_weights_stored_in_nf4_are_taken_as_they_are_and_unpacked_for_a_merge(tm
     plain = tiny("model.quantization=none", "model.dtype=bfloat16")
     models.load_base(models.plan_model(plain), plain, CPU).save_pretrained(tmp_path / "plain")
     stored = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "plain", quantization_config=nf4.config(torch.bfloat16), device_map={"": CPU}
+        tmp_path / "plain", quantization_config=nf4.quantization_config(torch.bfloat16), device_map={"": CPU}
     )
     stored.save_pretrained(tmp_path / "nf4")
     byte_tokenizer().save_pretrained(tmp_path / "nf4")
@@ -188,7 +188,7 @@ def test_weights_stored_in_nf4_are_taken_as_they_are_and_unpacked_for_a_merge(tm
         assert torch.equal(weight, other) or "lora_" in name, name
     run = a_run(tmp_path / "run", made)
     recipe = tiny(f"model.name={tmp_path / 'nf4'}", *asked)
-    unpacked = tuned.load(run, recipe, adapter=True, cpu=True, plain=True).model
+    unpacked = finetuned_model.load(run, recipe, adapter=True, cpu=True, plain=True).model
     for name, weight in unpacked.named_parameters():
         assert weight.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
         if "lora_" not in name:
@@ -208,12 +208,12 @@ def test_the_cpu_talks_in_the_bases_own_format_and_in_nf4_where_memory_is_short(
 ) -> None:
     recipe = tiny()
     run = a_run(tmp_path, load(recipe))
-    loaded = tuned.load(run, recipe, adapter=True)
+    loaded = finetuned_model.load(run, recipe, adapter=True)
     assert (loaded.precision, loaded.note) == ("float32", "trained in nf4, which is slow here")
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
     enough = models.plan_model(recipe).weights_bytes
-    monkeypatch.setattr(tuned.psutil, "virtual_memory", lambda: SimpleNamespace(available=enough))
-    loaded = tuned.load(run, recipe, adapter=True)
+    monkeypatch.setattr(finetuned_model.psutil, "virtual_memory", lambda: SimpleNamespace(available=enough))
+    loaded = finetuned_model.load(run, recipe, adapter=True)
     assert loaded.precision == "float32 over nf4"
     assert loaded.note.startswith("the model needs ")
     ids = IDS[:1]
@@ -229,8 +229,10 @@ def test_a_gpu_talks_in_nf4_as_it_trained(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(needed)
         return torch.device("cuda", 0), ""
 
-    monkeypatch.setattr(tuned, "choose_device", choose)
+    monkeypatch.setattr(finetuned_model, "choose_device", choose)
     monkeypatch.setattr(quantization, "check", lambda recipe, device: None)
-    form, device, note = tuned._choose(tuned._forms(recipe, plain=False), on_cpu=False)
-    assert (form.words, device.type, note) == ("float32 over nf4", "cuda", "")
+    form, device, note = finetuned_model._choose_format(
+        finetuned_model._weight_formats(recipe, plain=False), on_cpu=False
+    )
+    assert (form.precision, device.type, note) == ("float32 over nf4", "cuda", "")
     assert asked == [plan.base_bytes + 4 * (plan.facts.lora_parameters or 0)]

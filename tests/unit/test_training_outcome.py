@@ -16,9 +16,9 @@ from lorawatch.models import memory
 from lorawatch.recipe import loading
 from lorawatch.run.records import ExitRecord, Failure
 from lorawatch.system.files import read_json
-from lorawatch.training import shortage
+from lorawatch.training import gpu_memory
 from lorawatch.training.outcome import ExitReport, classify
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 
 OOM = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which 1.31 GiB is free."
@@ -56,8 +56,8 @@ def test_the_memory_hint_says_how_much_was_wanted() -> None:
 
 
 def test_where_it_is_known_what_the_run_needs_the_hint_says_what_would_fit(tmp_path: Path) -> None:
-    report = ExitReport(tmp_path / "e.json", Place())
-    report.what_would_fit = lambda: "what would fit: a smaller batch"
+    report = ExitReport(tmp_path / "e.json", RankInfo())
+    report.out_of_memory_hint = lambda: "what would fit: a smaller batch"
     books = " Including non-PyTorch memory, this process has 77.8 GiB memory in use. If reserved but unallocated …"
     assert report.failed(torch.cuda.OutOfMemoryError(OOM + books)) == 1
     report.write(steps_made=0, unwritten=0)
@@ -82,13 +82,13 @@ def test_what_a_run_may_have_is_what_others_leave_of_the_card(monkeypatch: pytes
     held = {"reserved": 70 * gib, "free": 8 * gib}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (held["free"], 79 * gib))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held["reserved"])
-    assert shortage.memory(1, device) == (79 * gib + DRIVER_BYTES, 0)
+    assert gpu_memory.total_and_other_bytes(1, device) == (79 * gib + DRIVER_BYTES, 0)
     # Half of the card is another's: of what is left the run's own context is its own.
     held.update(reserved=35 * gib, free=gib // 2)
-    total, others = shortage.memory(1, device)
+    total, others = gpu_memory.total_and_other_bytes(1, device)
     assert others == 79 * gib - gib // 2 - 35 * gib - CUDA_CONTEXT_BYTES
     needed = estimate(memory.workload(recipe))
-    words = shortage.advice(recipe, 1, device)
+    words = gpu_memory.out_of_memory_hint(recipe, 1, device)
     assert words.startswith(
         f"the run needs about {needed.device_bytes / gib:.1f} GiB, and {(total - others) / gib:.1f} GiB are available; "
         "what would fit: train.batch_size_per_gpu 5 instead of 8: "
@@ -101,7 +101,7 @@ def test_what_a_run_may_have_is_what_others_leave_of_the_card(monkeypatch: pytes
 
 def test_a_failure_is_recorded_once_with_message_hint_and_status(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "rank-1.exit.json"
-    report = ExitReport(path, Place(rank=1, world_size=2, attempt=3))
+    report = ExitReport(path, RankInfo(rank=1, world_size=2, attempt=3))
     report.step = 7
     try:
         raise ModelNotFound("model 'x' is nowhere", hint="fetch it")
@@ -121,11 +121,11 @@ def test_a_failure_is_recorded_once_with_message_hint_and_status(tmp_path: Path)
 
 
 def test_bad_input_ends_with_status_2(tmp_path: Path) -> None:
-    assert ExitReport(tmp_path / "e.json", Place()).failed(DataError("x")) == 2
+    assert ExitReport(tmp_path / "e.json", RankInfo()).failed(DataError("x")) == 2
 
 
 def test_a_full_disk_still_takes_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = ExitReport(tmp_path / "e.json", Place())
+    report = ExitReport(tmp_path / "e.json", RankInfo())
     opened = os.open
 
     def refuse(path: Any, flags: int, *rest: Any, **named: Any) -> int:

@@ -23,11 +23,12 @@ from lorawatch.run.directory import RunDir
 from lorawatch.run.records import Evaluation, PhaseChange, RankStarted
 from lorawatch.training import attention, regions
 from lorawatch.training import model as models
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, PackedData, TokenizedData, build_data, tokenize
-from lorawatch.training.fast import FastEngine, Level, StaticCollator
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import PackedData, TokenizedData, build_training_data, tokenize
+from lorawatch.training.fast_engine import FastEngine, Level, StaticCollator
 from lorawatch.training.observer import Observer
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 from lorawatch.training.regions import PACKED, Regions
 from lorawatch.training.sources import read_rows
 from lorawatch.training.tokenization import IGNORED, Example, byte_tokenizer
@@ -95,9 +96,9 @@ def alone(model: Any, data: PackedData, blocks: Sequence[int]) -> Answer:
     logits, loss = [], torch.tensor(0.0)
     for document in documents:
         inputs = {name: document[name].unsqueeze(0) for name in ("input_ids", "labels")}
-        found = model(**inputs, num_items_in_batch=torch.tensor(labels))
-        logits.append(found.logits[0])
-        loss = loss + found.loss
+        actual = model(**inputs, num_items_in_batch=torch.tensor(labels))
+        logits.append(actual.logits[0])
+        loss = loss + actual.loss
     return logits, loss, gradients(model, loss)
 
 
@@ -107,28 +108,28 @@ def together(
     """The documents in packed rows, one batch."""
     batch = change(collate([data[block] for block in blocks]))
     labels = int((batch["labels"][:, 1:] != IGNORED).sum())
-    found = model(**batch, num_items_in_batch=torch.tensor(labels))
+    actual = model(**batch, num_items_in_batch=torch.tensor(labels))
     logits = []
     for row, block in enumerate(blocks):
         ends = [0]
         for document in data.packing.block(block):
             ends.append(ends[-1] + data.rows.lengths[document])
-        logits += [found.logits[row, begin:end] for begin, end in pairwise(ends)]
-    return logits, found.loss, gradients(model, found.loss)
+        logits += [actual.logits[row, begin:end] for begin, end in pairwise(ends)]
+    return logits, actual.loss, gradients(model, actual.loss)
 
 
 def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
 
 
-def assert_same(found: Answer, wanted: Answer, rtol: float = 1e-4) -> None:
+def assert_same(actual: Answer, wanted: Answer, rtol: float = 1e-4) -> None:
     """Equal but for rounding."""
-    assert len(found[0]) == len(wanted[0])
-    for mine, theirs in zip(found[0], wanted[0], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol * float(theirs.detach().abs().max()))
-    torch.testing.assert_close(found[1], wanted[1], rtol=rtol, atol=0)
-    for mine, theirs in zip(found[2], wanted[2], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=10 * rtol, atol=rtol * float(theirs.detach().abs().max()))
+    assert len(actual[0]) == len(wanted[0])
+    for a, b in zip(actual[0], wanted[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.detach().abs().max()))
+    torch.testing.assert_close(actual[1], wanted[1], rtol=rtol, atol=0)
+    for a, b in zip(actual[2], wanted[2], strict=True):
+        torch.testing.assert_close(a, b, rtol=10 * rtol, atol=rtol * float(b.detach().abs().max()))
 
 
 def document_by_document(longest: int, device: torch.device) -> attention.Kernel:
@@ -139,7 +140,7 @@ def document_by_document(longest: int, device: torch.device) -> attention.Kernel
     ) -> torch.Tensor:
         assert cumulative.dtype == torch.int32
         assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-        found = torch.full_like(query, float("nan"))
+        actual = torch.full_like(query, float("nan"))
         for begin, end in pairwise(cumulative.tolist()):
             assert end - begin <= longest
             if begin == end:
@@ -148,8 +149,8 @@ def document_by_document(longest: int, device: torch.device) -> attention.Kernel
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scale, enable_gqa=True
             )
-            found[begin:end] = out.transpose(0, 1)
-        return found
+            actual[begin:end] = out.transpose(0, 1)
+        return actual
 
     return torch.compiler.disable(kernel)  # it looks at numbers, which a recording kernel does not
 
@@ -158,7 +159,7 @@ def document_by_document(longest: int, device: torch.device) -> attention.Kernel
 def with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, for any format."""
     monkeypatch.setattr(attention, "variable_length_kernel", document_by_document)
-    monkeypatch.setattr(attention, "_takes", lambda query, value: True)
+    monkeypatch.setattr(attention, "_kernel_supports", lambda query, value: True)
 
 
 def static(data: PackedData, rows: int) -> StaticCollator:
@@ -167,7 +168,7 @@ def static(data: PackedData, rows: int) -> StaticCollator:
 
 def attending(model: Any, data: PackedData) -> Any:
     """With the fast engine's attention, not compiled."""
-    ALL_ATTENTION_FUNCTIONS.register(PACKED, attention.within_documents(data.packing.longest, CPU))
+    ALL_ATTENTION_FUNCTIONS.register(PACKED, attention.document_attention(data.packing.longest, CPU))
     model.get_base_model().set_attn_implementation(PACKED)
     return model
 
@@ -217,7 +218,7 @@ def test_the_mask_and_the_positions_of_the_fast_engine_both_count(monkeypatch: p
     wanted = alone(model, data, some)
     with pytest.raises(AssertionError):
         assert_same(together(attending(model, data), data, some, static(data, 3), positions_not_reset), wanted, 1e-2)
-    monkeypatch.setattr(attention, "same_document", lambda cumulative, rows, length: None)
+    monkeypatch.setattr(attention, "same_document_mask", lambda cumulative, rows, length: None)
     model = llama()
     wanted = alone(model, data, some)
     with pytest.raises(AssertionError):
@@ -253,12 +254,12 @@ def test_bfloat16_differs_by_its_rounding(engine: str, autocast: bool, request: 
         if engine != "reference":
             collate = static(data, 3)
             attending(model, data)
-        found = together(model, data, some, collate)
-    assert found[0][0].dtype == torch.bfloat16
+        actual = together(model, data, some, collate)
+    assert actual[0][0].dtype == torch.bfloat16
     rounding = max(float((w - t).detach().abs().max()) for w, t in zip(wanted[0], true[0], strict=True))
-    difference = max(float((f - t).detach().abs().max()) for f, t in zip(found[0], true[0], strict=True))
+    difference = max(float((f - t).detach().abs().max()) for f, t in zip(actual[0], true[0], strict=True))
     assert difference < 2 * rounding
-    assert float(found[1].detach()) == pytest.approx(float(true[1].detach()), rel=2e-3)
+    assert float(actual[1].detach()) == pytest.approx(float(true[1].detach()), rel=2e-3)
 
 
 def test_equal_layers_are_still_compiled_once() -> None:
@@ -280,8 +281,8 @@ def test_rows_that_are_not_packed_take_the_same_model() -> None:
     attending(model, data)
     batch = static(data, 2)(items)
     assert sorted(batch) == ["input_ids", "labels"]
-    for item, logits, found in zip(items, wanted, model(input_ids=batch["input_ids"]).logits, strict=True):
-        torch.testing.assert_close(found[: len(item["labels"])], logits, rtol=1e-4, atol=1e-6)
+    for item, logits, actual in zip(items, wanted, model(input_ids=batch["input_ids"]).logits, strict=True):
+        torch.testing.assert_close(actual[: len(item["labels"])], logits, rtol=1e-4, atol=1e-6)
     assert "position_ids" not in Collator(9, BatchCounts(), data.packing)(items)
 
 
@@ -319,7 +320,7 @@ def test_a_pretrained_model_and_real_conversations() -> None:
     plan = models.plan_model(recipe)
     plan.config.num_hidden_layers = 8  # of 30
     model = models.load_model(plan, recipe, CPU).eval()
-    attention.check_apart(model)
+    attention.check_documents_separate(model)
     data = PackedData(tokenize(list(read_rows("demo"))[:12], models.load_tokenizer(plan), 256), 256)
     some = [len(data) - 2, len(data) - 1]
     with torch.no_grad():
@@ -346,13 +347,13 @@ def logits_together(
 ) -> list[torch.Tensor]:
     batch = (collate or Collator(0, BatchCounts(), data.packing))([data[block] for block in blocks])
     del batch["labels"]
-    found = model(**batch).logits.float()
+    actual = model(**batch).logits.float()
     lengths = [[data.rows.lengths[row] for row in data.packing.block(block)] for block in blocks]
-    return [logits for row, sizes in zip(found, lengths, strict=False) for logits in row[: sum(sizes)].split(sizes)]
+    return [logits for row, sizes in zip(actual, lengths, strict=False) for logits in row[: sum(sizes)].split(sizes)]
 
 
-def largest_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    return max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True))
+def largest_difference(actual: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    return max(float((f - w).abs().max()) for f, w in zip(actual, wanted, strict=True))
 
 
 # --- whether a model can
@@ -362,7 +363,7 @@ def test_a_model_that_keeps_documents_apart_is_left_as_it_was() -> None:
     model = llama()
     model.config.use_cache = True
     names = {name for name, module in model.named_modules() if module.training}
-    attention.check_apart(model)
+    attention.check_documents_separate(model)
     assert model.config.use_cache is False  # with a cache transformers does not look for documents
     assert {name for name, module in model.named_modules() if module.training} == names
 
@@ -378,8 +379,8 @@ def test_a_model_whose_documents_see_each_other_is_refused(kind: str, more: dict
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=200, hidden_size=32, **more)
     model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=2, target_modules="all-linear"))
-    with pytest.raises(RecipeError, match=r"For.*CausalLM does not keep the documents of a row apart") as caught:
-        attention.check_apart(model)
+    with pytest.raises(RecipeError, match=r"For.*CausalLM does not keep the documents of a row separate") as caught:
+        attention.check_documents_separate(model)
     assert caught.value.hint == "set data.packing to false"
 
 
@@ -391,7 +392,7 @@ def test_a_model_that_takes_no_positions_is_refused(monkeypatch: pytest.MonkeyPa
                         output_attentions=None, output_hidden_states=None, return_dict=None:
                         forward(base, input_ids))  # fmt: skip
     with pytest.raises(RecipeError, match=r"\(TypeError: .*position_ids"):
-        attention.check_apart(model)
+        attention.check_documents_separate(model)
 
 
 # --- as data
@@ -402,10 +403,10 @@ def test_a_data_set_smaller_than_a_step_is_told_in_blocks(tmp_path: Path) -> Non
     path.write_text('{"prompt": "p", "completion": "c"}\n' * 21)
     recipe = loading.load("tiny", [f"data.source={path}", "data.packing=true"])
     with pytest.raises(DataError) as caught:
-        build_data(recipe, byte_tokenizer(), 320, 2)
+        build_training_data(recipe, byte_tokenizer(), 320, 2)
     assert "21 usable rows fill 3 blocks of 32, but one step takes 4 (2 a rank" in caught.value.message
     assert (caught.value.hint or "").endswith("or data.packing: false")
-    assert len(build_data(loading.load("tiny", [f"data.source={path}"]), byte_tokenizer(), 320, 2)) == 21
+    assert len(build_training_data(loading.load("tiny", [f"data.source={path}"]), byte_tokenizer(), 320, 2)) == 21
 
 
 def test_other_blocks_are_other_data() -> None:
@@ -420,10 +421,10 @@ def test_what_is_saved_is_told_against_what_the_engine_would_pad_to() -> None:
     for length in (8, 4, 4, 2, 2, 4):
         data.add(Example([1] * length, [True] * length), 8)
     packed = PackedData(data, 8)
-    assert packed.words(2, to_longest=True) == (
+    assert packed.summary(2, to_longest=True) == (
         "packed 6 rows into 3 blocks of 8: 0.0% padding instead of 23.1% with each batch padded to its longest row"
     )
-    assert packed.words(2, to_longest=False) == (
+    assert packed.summary(2, to_longest=False) == (
         "packed 6 rows into 3 blocks of 8: 0.0% padding instead of 50.0% with each row padded to 8"
     )
 
@@ -460,7 +461,7 @@ EPOCHS = ("train.steps=null", "train.epochs=2", "train.gradient_accumulation=2")
 def test_epochs_of_blocks_in_steps_that_are_counted(source: Path) -> None:
     run = Packed(f"data.source={source}", *EPOCHS)
     steps = run.counted()
-    data = build_data(run.recipe, byte_tokenizer(), 320, 1)
+    data = build_training_data(run.recipe, byte_tokenizer(), 320, 1)
     assert isinstance(data, PackedData)
     blocks = len(data)
     assert blocks < 20
@@ -470,16 +471,16 @@ def test_epochs_of_blocks_in_steps_that_are_counted(source: Path) -> None:
     assert sum(nonpad for _, _, _, nonpad, _ in steps.values()) == 2 * sum(lengths)
     learned = sum(int((data.rows[row]["labels"][1:] != IGNORED).sum()) for row in range(29))
     assert sum(labels for *_, labels in steps.values()) == 2 * learned
-    (told,) = run.messages("packing")
-    assert told.startswith(f"packed 29 rows into {blocks} blocks of 32: ")
-    assert told.endswith(" with each batch padded to its longest row")
+    (message,) = run.messages("packing")
+    assert message.startswith(f"packed 29 rows into {blocks} blocks of 32: ")
+    assert message.endswith(" with each batch padded to its longest row")
     assert (
         f", {blocks} blocks of 32 with " in [p.detail or "" for p in run.lines(PhaseChange) if p.name == "loading"][-1]
     )
     # Floating-point operations are counted as in full rows of the documents' own length.
     (started,) = run.lines(RankStarted)
     plan = models.plan_model(run.recipe)
-    fewer = 6 * (32 - data.packing.span) * 64 * 2
+    fewer = 6 * (32 - data.packing.attention_span) * 64 * 2
     assert started.flops_per_token == pytest.approx((plan.facts.flops_per_token or 0) - fewer)
 
 
@@ -504,7 +505,7 @@ def test_random_tokens_are_full_rows_already() -> None:
 
 def test_packed_rows_learn_what_they_learn_unpacked(source: Path) -> None:
     """Steps of all rows: the mean of their losses is the same however they lie."""
-    blocks = len(build_data(Packed(f"data.source={source}").recipe, byte_tokenizer(), 320, 1))
+    blocks = len(build_training_data(Packed(f"data.source={source}").recipe, byte_tokenizer(), 320, 1))
     packed = Packed(f"data.source={source}", "train.steps=3", f"train.batch_size_per_gpu={blocks}").counted()
     plain = Packed(
         f"data.source={source}", "train.steps=3", "train.batch_size_per_gpu=29", "data.packing=false"
@@ -527,7 +528,7 @@ def test_a_compiled_training_is_the_reference_training(
         engines.append((RecordedEngine if kind == "recorded" else FastEngine)(recipe, collator, observer))
         return engines[0]
 
-    monkeypatch.setattr("lorawatch.training.fast.FastEngine", engine)
+    monkeypatch.setattr("lorawatch.training.fast_engine.FastEngine", engine)
     reference = Packed(f"data.source={source}", *EPOCHS).counted()
     run = Packed(f"data.source={source}", *EPOCHS, "train.engine=fast")
     fast = run.counted()
@@ -559,14 +560,14 @@ def test_windows_of_attention_keep_their_mask_and_no_step_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers makes a mask where rows are packed and none where each is one document: two programs, both ready."""
-    monkeypatch.setattr(Regions, "maskless", property(lambda self: False))
+    monkeypatch.setattr(Regions, "needs_no_mask", property(lambda self: False))
     tokenized = rows(40)
     for number in (1, 2):
         tokenized.add(Example([number] * LENGTH, [True] * LENGTH), LENGTH)
     data, model = PackedData(tokenized, LENGTH), llama()
     collate = static(data, 2)
     recipe = loading.load("tiny", ["train.engine=fast", "data.packing=true"])
-    engine = FastEngine(recipe, collate, Observer(RunDir(tmp_path), Place()))
+    engine = FastEngine(recipe, collate, Observer(RunDir(tmp_path), RankInfo()))
     engine.on_train_begin(SimpleNamespace(device=CPU), None, None, model=model)  # type: ignore[arg-type]
     assert engine.level == Level.COMPILED
     assert [list(data.packing.block(block)) for block in (0, 1)] == [[40], [41]]

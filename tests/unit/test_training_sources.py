@@ -13,8 +13,9 @@ import pytest
 from lorawatch.errors import DataError
 from lorawatch.recipe import loading
 from lorawatch.training import data as training_data
-from lorawatch.training.counts import BatchCounts
-from lorawatch.training.data import Collator, SyntheticData, build_data, build_sets
+from lorawatch.training.batch_counts import BatchCounts
+from lorawatch.training.collator import Collator
+from lorawatch.training.data import SyntheticData, build_datasets, build_training_data
 from lorawatch.training.sources import Row, read_rows
 from lorawatch.training.tokenization import byte_tokenizer
 
@@ -79,13 +80,13 @@ def test_missing_files_and_names_that_are_nothing(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_without_a_network_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="not to be had"):
+    with pytest.raises(DataError, match="cannot be loaded"):
         list(read_rows("nobody/no-such-set-here"))
 
 
 def test_the_bundled_data_set_is_readable_and_large_enough() -> None:
     recipe = loading.load("demo")
-    data = build_data(recipe, byte_tokenizer(), 320, 2)
+    data = build_training_data(recipe, byte_tokenizer(), 320, 2)
     assert len(data) >= 150
 
 
@@ -94,10 +95,10 @@ def test_a_data_set_smaller_than_a_step_and_one_without_labels(tmp_path: Path) -
     path.write_text('{"prompt": "p", "completion": "c"}\n' * 3)
     recipe = loading.load("tiny", [f"data.source={path}"])
     with pytest.raises(DataError, match=r"3 usable rows, but one step takes 4 \(2 a rank × 1 accumulated × 2 ranks\)"):
-        build_data(recipe, byte_tokenizer(), 320, 2)
+        build_training_data(recipe, byte_tokenizer(), 320, 2)
     path.write_text(json.dumps({"prompt": "p" * 50, "completion": "c"}) + "\n")
     with pytest.raises(DataError, match="none of its 1 rows has a token to learn within"):
-        build_data(recipe, byte_tokenizer(), 320, 1)
+        build_training_data(recipe, byte_tokenizer(), 320, 1)
 
 
 def numbered(path: Path, rows: int) -> list[str]:
@@ -111,38 +112,40 @@ def texts(data: Any) -> list[str]:
 
 
 def test_a_share_of_the_rows_is_held_out_by_seed(tmp_path: Path) -> None:
-    told = numbered(tmp_path / "a.jsonl", 40)
-    whole = build_sets(loading.load("tiny", told), byte_tokenizer(), 320, 2)
+    settings = numbered(tmp_path / "a.jsonl", 40)
+    whole = build_datasets(loading.load("tiny", settings), byte_tokenizer(), 320, 2)
     assert whole.evaluation is None
-    train, held = build_sets(loading.load("tiny", [*told, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
+    train, held = build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
     assert held is not None
     assert (len(train), len(held)) == (36, 4)
     assert sorted(texts(train) + texts(held)) == sorted(texts(whole.train)), "each row once"
     assert texts(train) == [t for t in texts(whole.train) if t not in texts(held)], "in their order"
     assert train.fingerprint != whole.train.fingerprint
-    again = build_sets(loading.load("tiny", [*told, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
+    again = build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.1"]), byte_tokenizer(), 320, 2)
     assert again.evaluation is not None
     assert texts(again.evaluation) == texts(held)
-    other = build_sets(loading.load("tiny", [*told, "data.eval_share=0.1", "train.seed=4"]), byte_tokenizer(), 320, 2)
+    other = build_datasets(
+        loading.load("tiny", [*settings, "data.eval_share=0.1", "train.seed=4"]), byte_tokenizer(), 320, 2
+    )
     assert other.evaluation is not None
     assert texts(other.evaluation) != texts(held)
     with pytest.raises(
         DataError, match=r"data.eval_share is 0.01, which of the 40 rows of .*a.jsonl is none"
     ) as caught:
-        build_sets(loading.load("tiny", [*told, "data.eval_share=0.01"]), byte_tokenizer(), 320, 2)
+        build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.01"]), byte_tokenizer(), 320, 2)
     assert caught.value.hint is not None
     assert "data.eval_share: 0.025" in caught.value.hint
     with pytest.raises(DataError, match=r"2 usable rows beside the 38 of data.eval_share, but one step takes 4"):
-        build_sets(loading.load("tiny", [*told, "data.eval_share=0.95"]), byte_tokenizer(), 320, 2)
+        build_datasets(loading.load("tiny", [*settings, "data.eval_share=0.95"]), byte_tokenizer(), 320, 2)
 
 
 def test_rows_to_evaluate_on_from_a_file_of_their_own(tmp_path: Path) -> None:
-    told, other = numbered(tmp_path / "a.jsonl", 8), tmp_path / "b.jsonl"
-    recipe = loading.load("tiny", [*told, f"data.eval_source={other}"])
+    settings, other = numbered(tmp_path / "a.jsonl", 8), tmp_path / "b.jsonl"
+    recipe = loading.load("tiny", [*settings, f"data.eval_source={other}"])
     with pytest.raises(DataError, match=r"data.eval_source is .*b.jsonl': no such file"):
-        build_sets(recipe, byte_tokenizer(), 320, 1)
+        build_datasets(recipe, byte_tokenizer(), 320, 1)
     other.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
-    sets = build_sets(recipe, byte_tokenizer(), 320, 1)
+    sets = build_datasets(recipe, byte_tokenizer(), 320, 1)
     assert sets.evaluation is not None
     assert texts(sets.evaluation) == ["one", "two", "three"]
     assert len(sets.train) == 8
@@ -167,14 +170,14 @@ def test_the_split_to_evaluate_on(
         return [Row({"text": "one row"}, "row 1")] * 8
 
     monkeypatch.setattr(training_data, "read_rows", read)
-    build_sets(loading.load("tiny", ["data.source=o/set", *keys]), byte_tokenizer(), 320, 2)
+    build_datasets(loading.load("tiny", ["data.source=o/set", *keys]), byte_tokenizer(), 320, 2)
     assert wanted == [("o/set", "a" if "data.split=a" in keys else "train", "data.source"), asked]
 
 
 def test_random_rows_to_evaluate_on_are_none_that_are_trained_on() -> None:
-    told = ["data.eval_share=0.25", "data.sequence_length=8"]
-    train, held = build_sets(loading.load("tiny", [*told, "train.steps=6"]), None, 320, 2)
-    longer = build_sets(loading.load("tiny", [*told, "train.steps=600"]), None, 320, 2)
+    settings = ["data.eval_share=0.25", "data.sequence_length=8"]
+    train, held = build_datasets(loading.load("tiny", [*settings, "train.steps=6"]), None, 320, 2)
+    longer = build_datasets(loading.load("tiny", [*settings, "train.steps=600"]), None, 320, 2)
     assert held is not None
     assert longer.evaluation is not None
     assert (len(train), len(held)) == (24, 6)
@@ -186,7 +189,7 @@ def test_random_rows_to_evaluate_on_are_none_that_are_trained_on() -> None:
 def test_the_collator_pads_and_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "ab", "completion": "c"}\n{"prompt": "", "completion": "xyzxyz"}\n')
-    data = build_data(loading.load("tiny", [f"data.source={path}"]), byte_tokenizer(), 320, 1)
+    data = build_training_data(loading.load("tiny", [f"data.source={path}"]), byte_tokenizer(), 320, 1)
     counts = BatchCounts()
     collate = Collator(0, counts)
     batch = collate([data[0], data[1]])  # 4 and 7 positions, 2 and 7 of them learned

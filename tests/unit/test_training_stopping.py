@@ -12,19 +12,19 @@ import pytest
 
 from lorawatch.system.files import write_atomically
 from lorawatch.training import stopping
-from lorawatch.training.place import Place
+from lorawatch.training.rank_info import RankInfo
 from lorawatch.training.stopping import SaveAgreement, StopAgreement
 
 
 def test_nobody_stops_unasked(tmp_path: Path) -> None:
-    agreement = StopAgreement(tmp_path, Place())
+    agreement = StopAgreement(tmp_path, RankInfo())
     agreement.tick()
     assert not agreement.step_completed(1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_single_rank_stops_after_the_next_step(tmp_path: Path) -> None:
-    agreement = StopAgreement(tmp_path, Place())
+    agreement = StopAgreement(tmp_path, RankInfo())
     assert not agreement.step_completed(4)
     (tmp_path / "stop").touch()
     agreement.tick()
@@ -34,7 +34,7 @@ def test_a_single_rank_stops_after_the_next_step(tmp_path: Path) -> None:
 
 
 def test_the_last_step_waits_for_nobody(tmp_path: Path) -> None:
-    agreement = StopAgreement(tmp_path, Place(rank=0, world_size=2))
+    agreement = StopAgreement(tmp_path, RankInfo(rank=0, world_size=2))
     assert not agreement.step_completed(9, 10)
     (tmp_path / "stop").touch()
     agreement.tick()
@@ -44,14 +44,14 @@ def test_the_last_step_waits_for_nobody(tmp_path: Path) -> None:
 def test_pledges_of_an_earlier_attempt_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     (tmp_path / "ack-attempt_0-rank-1").write_text("3")
-    agreement = StopAgreement(tmp_path, Place(rank=0, world_size=2, attempt=1))
+    agreement = StopAgreement(tmp_path, RankInfo(rank=0, world_size=2, attempt=1))
     agreement.tick()
     assert agreement.stop_at is None
 
 
 def test_a_pledge_that_cannot_be_written_is_made_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = tmp_path / "control"
-    agreement = StopAgreement(control, Place())
+    agreement = StopAgreement(control, RankInfo())
     control.mkdir()
     (control / "stop").touch()
 
@@ -78,7 +78,7 @@ def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
 
         def run(rank: int, seed: int, control: Path = control, together: threading.Barrier = together,
                 ended: dict[int, int] = ended, done: threading.Event = done) -> None:  # fmt: skip
-            agreement = StopAgreement(control, Place(rank=rank, world_size=4))
+            agreement = StopAgreement(control, RankInfo(rank=rank, world_size=4))
             chance = random.Random(seed)
 
             def look() -> None:
@@ -106,7 +106,7 @@ def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
 
 
 def test_a_request_for_a_checkpoint_is_served_once_and_the_next_one_again(tmp_path: Path) -> None:
-    agreement = SaveAgreement(tmp_path, Place())
+    agreement = SaveAgreement(tmp_path, RankInfo())
     agreement.tick()
     assert not agreement.step_completed(1)
     write_atomically(tmp_path / "checkpoint", b"")
@@ -120,7 +120,7 @@ def test_a_request_for_a_checkpoint_is_served_once_and_the_next_one_again(tmp_pa
 
 
 def test_nobody_saves_on_request_at_the_last_step(tmp_path: Path) -> None:
-    agreement = SaveAgreement(tmp_path, Place())
+    agreement = SaveAgreement(tmp_path, RankInfo())
     assert not agreement.step_completed(9, 10)
     write_atomically(tmp_path / "checkpoint", b"")
     agreement.tick()
@@ -139,7 +139,7 @@ def test_all_ranks_save_at_the_same_steps_however_often_somebody_asks(tmp_path: 
 
         def run(rank: int, seed: float, control: Path = control, together: threading.Barrier = together,
                 saved: dict[int, list[int]] = saved, done: threading.Event = done) -> None:  # fmt: skip
-            agreement = SaveAgreement(control, Place(rank=rank, world_size=4))
+            agreement = SaveAgreement(control, RankInfo(rank=rank, world_size=4))
             chance = random.Random(seed)
 
             def look() -> None:
@@ -175,10 +175,10 @@ def test_a_rank_that_never_answers_is_waited_for_a_while_and_named(
     for request, kind in kinds.items():
         control = tmp_path / request
         control.mkdir()
-        agreement = kind(control, Place(rank=0, world_size=3))
+        agreement = kind(control, RankInfo(rank=0, world_size=3))
         assert not agreement.step_completed(4)
         write_atomically(control / request, b"")
-        other = kind(control, Place(rank=2, world_size=3))
+        other = kind(control, RankInfo(rank=2, world_size=3))
         assert not other.step_completed(4)
         agreement.tick()
         other.tick()
@@ -196,7 +196,7 @@ def test_a_rank_that_never_answers_is_waited_for_a_while_and_named(
 
 def test_a_checkpoint_asked_for_again_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "ANSWER_S", 0.1)
-    ranks = [SaveAgreement(tmp_path, Place(rank=r, world_size=2)) for r in (0, 1)]
+    ranks = [SaveAgreement(tmp_path, RankInfo(rank=r, world_size=2)) for r in (0, 1)]
     write_atomically(tmp_path / "checkpoint", b"")
     ranks[0].tick()
     assert not ranks[0].step_completed(1)
@@ -221,6 +221,6 @@ def test_whatever_lies_in_a_pledges_place_blocks_no_rank(tmp_path: Path, planted
     else:
         place.write_text({"words": "soon", "huge": "9" * 5000, "minus": "-3"}[planted])
     (tmp_path / "stop").touch()
-    agreement = StopAgreement(tmp_path, Place(rank=0, world_size=2))
+    agreement = StopAgreement(tmp_path, RankInfo(rank=0, world_size=2))
     agreement.tick()
     assert agreement.stop_at is None

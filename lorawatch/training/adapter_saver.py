@@ -1,4 +1,4 @@
-"""Saves an adapter in PEFT's format, with the tokenizer, in a folder that is whole at any moment."""
+"""Saves an adapter in PEFT's format, with the tokenizer, in a folder that is complete at every moment."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from lorawatch.system import folders
 
 
 def write_adapter(folder: Path, model: Any) -> None:
-    """Write an adapter's files into a folder."""
-    # Without this the saving asks the hub whether the base's embedding was resized.
+    """Write an adapter's files into a folder.
+
+    Args:
+        folder: Need not exist.
+        model: A PeftModel.
+
+    Raises:
+        OSError: The disk does not take them.
+    """
+    # Otherwise PEFT asks the hub whether the base's embedding was resized.
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def save_adapter(target: Path, model: Any, tokenizer: Any, best: BestAdapter | None = None) -> None:
-    """Save an adapter; the folder appears whole or not at all.
+    """Save an adapter. The folder appears complete or not at all.
 
     Args:
-        target: The folder; an older one goes.
-        model: With the adapter.
-        tokenizer: Saved beside it; None: there is none.
-        best: What is known of it, where it is a run's best.
+        target: The folder; an older adapter there is replaced.
+        model: A PeftModel.
+        tokenizer: Saved beside the adapter; None: no tokenizer is saved.
+        best: The evaluation of this adapter, where it is the run's best.
 
     Raises:
-        OSError: The disk refuses it; an older adapter stays.
+        OSError: The disk does not take it; an older adapter stays.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:

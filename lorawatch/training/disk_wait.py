@@ -1,4 +1,4 @@
-"""Waiting for a full disk at the end of a training, before what was trained is given up."""
+"""Waits for space on a full disk at the end of a training, so that what was trained is not lost."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _WAIT_S = 60.0
 _RETRY_S = 1.0
 
 
-def wait_s() -> float:
-    """Seconds to wait for space: 60, or what LORAWATCH_DISK_WAIT_S says."""
+def disk_wait_s() -> float:
+    """Seconds to wait for space: 60, or the value of LORAWATCH_DISK_WAIT_S."""
     try:
         return max(float(os.environ.get(WAIT_VARIABLE, _WAIT_S)), 0.0)
     except ValueError:
         return _WAIT_S
 
 
-def save_when_it_fits(save: Callable[[], None], what: str, observer: Observer) -> None:
-    """Save something; while the disk is full try again, for a bounded time.
+def save_with_retry(save: Callable[[], None], what: str, observer: Observer) -> None:
+    """Save something. While the disk is full, try again for `disk_wait_s` seconds.
 
     Args:
-        save: Saves it whole or not at all; raises where the disk refuses.
-        what: For people: `the adapter`.
-        observer: Reports the wait.
+        save: Saves it completely or not at all.
+        what: What is saved, for messages: `the adapter`.
+        observer: Gets an event where it has to wait.
 
     Raises:
         Exception: What `save` raised last.
     """
-    deadline = time.monotonic() + wait_s()
+    deadline = time.monotonic() + disk_wait_s()
     waits = False
     while True:
         try:
@@ -43,6 +43,6 @@ def save_when_it_fits(save: Callable[[], None], what: str, observer: Observer) -
                 raise
             if not waits:
                 waits = True
-                words = f"{what} does not fit on the disk: waiting {wait_s():.0f} s for space"
-                observer.tell("disk_full", words, "warning")
+                words = f"{what} does not fit on the disk: waiting {disk_wait_s():.0f} s for space"
+                observer.emit_event("disk_full", words, "warning")
             time.sleep(_RETRY_S)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PLAN_VARIABLE = "LORAWATCH_BENCHMARK_HALVES"
+PLAN_VARIABLE = "LORAWATCH_BENCHMARK_ON_OFF"
 WORKER = "lorawatch.training.worker"
 WARM_UP, SETTLE = 24, 6
 
@@ -28,7 +28,7 @@ def plan(folder: Path, pairs: int, steps: int) -> dict[str, str]:
     """
     (folder / "sitecustomize.py").write_text(
         f"import sys\nif {WORKER!r} in sys.orig_argv:\n    sys.path.append({str(Path(__file__).parent)!r})\n"
-        "    import halves\n    halves.install()\n"
+        "    import recording_on_off\n    recording_on_off.install()\n"
     )
     given = {"folder": str(folder), "pairs": pairs, "steps": steps}
     return {PLAN_VARIABLE: json.dumps(given), "PYTHONPATH": os.pathsep.join([str(folder), *_python_path()])}
@@ -93,7 +93,7 @@ def _in_turns(recorded: type) -> type:
                 self._meter.mark()
                 self._observer.__dict__.pop("tick", None)
             elif not on and self._meter is not None:
-                self.look()
+                self.read_back()
                 self.meter, self._meter = self._meter, None
                 self._observer.tick = lambda: None
             if first:

@@ -1,6 +1,6 @@
-"""The only place where transformers opens a model's files: the Python code that may lie beside them is never run.
+"""The only module in which transformers opens a model's files. Python code beside those files is never run.
 
-Without an explicit `trust_remote_code=False` transformers asks on the terminal whether to run it.
+Without an explicit `trust_remote_code=False` transformers asks on the terminal whether to run such code.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lorawatch.errors import ModelNotFound
 
 
-def config_of(folder: Path, **more: Any) -> Any:
+def config_from_files(folder: Path, **more: Any) -> Any:
     """transformers' config of the model in a folder.
 
     Raises:
-        ModelNotFound: Only code of its author could read it.
-        Exception: It is no config; transformers raises errors of many kinds.
+        ModelNotFound: Only code of its author can read it.
+        Exception: It is not a config; transformers raises errors of many kinds.
     """
     return _without_code(AutoConfig.from_pretrained, folder, str(folder), **more)
 
 
-def tokenizer_of(folder: Path, **more: Any) -> Any:
-    """The tokenizer in a folder; raises as `config_of`."""
+def tokenizer_from_files(folder: Path, **more: Any) -> Any:
+    """The tokenizer in a folder. Raises as `config_from_files`."""
     return _without_code(AutoTokenizer.from_pretrained, folder, str(folder), **more)
 
 
-def model_of(folder: Path, **more: Any) -> Any:
-    """The model in a folder; raises as `config_of`."""
+def model_from_files(folder: Path, **more: Any) -> Any:
+    """The model in a folder. Raises as `config_from_files`."""
     return _without_code(AutoModelForCausalLM.from_pretrained, folder, str(folder), **more)
 
 
-def model_from(config: Any, **more: Any) -> Any:
-    """The model of a config, with untrained weights; raises as `config_of`."""
+def model_from_config(config: Any, **more: Any) -> Any:
+    """The model of a config, with untrained weights. Raises as `config_from_files`."""
     where = getattr(config, "_name_or_path", "") or getattr(config, "model_type", "it")
     return _without_code(AutoModelForCausalLM.from_config, where, config, **more)
 
@@ -48,5 +48,5 @@ def _without_code(load: Callable[..., Any], where: object, *what: Any, **more: A
             raise
         raise ModelNotFound(
             f"the model {where} needs Python code that comes with it, and lorawatch runs no such code",
-            hint="choose a model whose architecture transformers has itself, or a version of it that has been converted",
+            hint="choose a model whose architecture is part of transformers, or a converted version of this one",
         ) from error

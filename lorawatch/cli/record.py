@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
@@ -15,6 +16,7 @@ from lorawatch.run.directory import RunDir
 
 if TYPE_CHECKING:
     from lorawatch.recipe.schema import Strategy
+    from lorawatch.telemetry.driver import GpuDriver
 
 
 @click.command()
@@ -73,16 +75,15 @@ def record(
 
     The first Ctrl-C stops all ranks at the same step and saves; the second ends them at once.
     """
-    from lorawatch.recorder.prepare import prepare_command, prepare_recipe
-
     own_command: list[str] | None = ctx.obj
     recipe_named = ctx.get_parameter_source("recipe") is not click.core.ParameterSource.DEFAULT
     if gpus is not None:
         overrides = (*overrides, f"launch.gpus={gpus!r}")
     if on_nan is not None:
         overrides = (*overrides, f"train.on_nan={on_nan}")
+    of_a_sweep = bool(sweep or separate or repeat is not None)
     if resume is not None:
-        if own_command is not None or recipe_named or sweep or separate or repeat is not None or tags:
+        if own_command is not None or recipe_named or of_a_sweep or tags:
             raise UsageError(
                 "--resume goes on with a run as it is: a recipe, a command, --sweep, --separate, --repeat and --tag do "
                 "not go with it",
@@ -90,47 +91,81 @@ def record(
             )
         from lorawatch.cli.resume import resume as go_on
 
-        if hz is not None:
-            overrides = (*overrides, f"measure.sample_hz={hz}")
-        return go_on(resume, overrides=overrides, from_name=from_name, detach=detach, as_json=as_json)
+        return go_on(resume, overrides=_sampled(overrides, hz), from_name=from_name, detach=detach, as_json=as_json)
     if from_name is not None:
         raise UsageError("--from names a checkpoint of a run that goes on", hint="--resume RUN names the run")
     driver = open_driver()
-    host_gpus = gpus_of(driver)
-    driver_version = driver.driver_version if driver else None
-    runs: list[RunDir] = []
     if own_command is not None:
-        if not own_command:
-            raise UsageError("`--record --` names no command", hint="lorawatch --record -- python train.py")
-        of_a_recipe = sweep or separate or repeat is not None or overrides
-        if of_a_recipe or recipe_named:
-            raise UsageError(
-                "--sweep, --separate, --repeat, --set, --gpus, --on-nan and a recipe do not go with an own command",
-                hint="leave them out",
-            )
-        runs.append(
-            prepare_command(own_command, host_gpus, driver_version=driver_version, tags=tags, sample_hz=hz or 5.0)
-        )
+        runs = [_prepared_command(own_command, driver, tags, hz, alone=not (of_a_sweep or overrides or recipe_named))]
     else:
-        from lorawatch.recipe import loading
-
-        if hz is not None:
-            overrides = (*overrides, f"measure.sample_hz={hz}")
-        loaded = loading.load(recipe, overrides)
-        places = places_of(loaded, host_gpus, sweep_counts(sweep))
-        points = plan_sweep(places, separate=separate, repeat=1 if repeat is None else repeat)
-        sweep_id = None
-        for count, apart in points:
-            strategy: Strategy = "separate" if apart else "ddp" if separate else loaded.launch.strategy
-            point = msgspec.structs.replace(loaded, launch=msgspec.structs.replace(loaded.launch, strategy=strategy))
-            run, _ = prepare_recipe(
-                point, host_gpus, driver_version=driver_version, count=count, tags=tags, sweep_id=sweep_id
-            )
-            if len(points) > 1 and sweep_id is None:
-                info = run.info()
-                sweep_id = info.sweep_id = run.run_id
-                run.write_info(info)
-            runs.append(run)
+        plan = SweepPlan(sweep, separate, 1 if repeat is None else repeat)
+        runs = _prepared_recipe(recipe, _sampled(overrides, hz), plan, driver, tags)
     if detach:
         return detach_runs(runs, as_json, own_command)
     return supervise_all(runs, as_json=as_json, driver=driver, command=own_command)
+
+
+class SweepPlan(NamedTuple):
+    """Which runs of a recipe were asked for."""
+
+    counts: str | None
+    """`1,2,4`: GPUs of each."""
+    separate: bool
+    repeat: int
+
+
+def _sampled(overrides: tuple[str, ...], hz: float | None) -> tuple[str, ...]:
+    return overrides if hz is None else (*overrides, f"measure.sample_hz={hz}")
+
+
+def _prepared_command(
+    command: list[str], driver: GpuDriver | None, tags: Sequence[str], hz: float | None, *, alone: bool
+) -> RunDir:
+    """The run of an own command.
+
+    Args:
+        alone: Nothing was given that only a recipe's run has.
+
+    Raises:
+        UsageError: There is no command, or something else with it.
+    """
+    from lorawatch.recorder.prepare import prepare_command
+
+    host_gpus = gpus_of(driver)
+    if not command:
+        raise UsageError("`--record --` names no command", hint="lorawatch --record -- python train.py")
+    if not alone:
+        raise UsageError(
+            "--sweep, --separate, --repeat, --set, --gpus, --on-nan and a recipe do not go with an own command",
+            hint="leave them out",
+        )
+    driver_version = driver.driver_version if driver else None
+    return prepare_command(command, host_gpus, driver_version=driver_version, tags=tags, sample_hz=hz or 5.0)
+
+
+def _prepared_recipe(
+    name: str, overrides: Sequence[str], plan: SweepPlan, driver: GpuDriver | None, tags: Sequence[str]
+) -> list[RunDir]:
+    """The runs of a recipe, in the order in which they are recorded; those of a sweep share its id."""
+    from lorawatch.recipe import loading
+    from lorawatch.recorder.prepare import prepare_recipe
+
+    host_gpus = gpus_of(driver)
+    driver_version = driver.driver_version if driver else None
+    loaded = loading.load(name, overrides)
+    places = places_of(loaded, host_gpus, sweep_counts(plan.counts))
+    points = plan_sweep(places, separate=plan.separate, repeat=plan.repeat)
+    runs: list[RunDir] = []
+    sweep_id = None
+    for count, apart in points:
+        strategy: Strategy = "separate" if apart else "ddp" if plan.separate else loaded.launch.strategy
+        point = msgspec.structs.replace(loaded, launch=msgspec.structs.replace(loaded.launch, strategy=strategy))
+        run, _ = prepare_recipe(
+            point, host_gpus, driver_version=driver_version, count=count, tags=tags, sweep_id=sweep_id
+        )
+        if len(points) > 1 and sweep_id is None:
+            info = run.info()
+            sweep_id = info.sweep_id = run.run_id
+            run.write_info(info)
+        runs.append(run)
+    return runs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorawatch.errors import LorawatchError
+from lorawatch.launch.choose import launcher_logs
 from lorawatch.recorder.logs import tail
 from lorawatch.run.adapters import best_of
 from lorawatch.run.directory import RunDir
@@ -69,7 +70,7 @@ def log_end(run: RunDir, attempt: int, *, whole: bool = False) -> list[str]:
     if first is not None and first.exit_code is not None:
         return []  # bad input: its message says everything
     failed = [run.rank_log(attempt, first.rank)] if first is not None else []
-    for path in (*failed, run.logs / "command.log", run.logs / "torchrun.log"):
+    for path in (*failed, *launcher_logs(run)):
         text = [clean(mask_text(line))[:200] for line in tail(path).splitlines() if line.strip(" =-")]
         if text:
             return [f"{'log':<14} {path}", *(f"  | {line}" for line in text[-_LINES if whole else -1 :])]

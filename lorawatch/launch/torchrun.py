@@ -1,4 +1,4 @@
-"""Starting the ranks under torchrun, as a process of its own session.
+"""torchrun as a run's launcher: the ranks of a recipe, on this host.
 
 Facts behind the flags: torchrun registers SIGHUP again, so that it must be told which signals are its own; workers of a
 restart read the last attempt's addresses unless the rendezvous store is not shared;
@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorawatch.errors import MissingDependency
+from lorawatch.launch import torchrun_log
+from lorawatch.launch.launcher import Attempt
 from lorawatch.launch.placement import Placement
 from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir
+from lorawatch.run.verdict import LauncherEnd
 from lorawatch.system.interpreter import SAFE_PATH, own_module
-from lorawatch.system.permissions import users_umask
-from lorawatch.text.masking import mask_text
+from lorawatch.text.sanitize import encodable
 
+if TYPE_CHECKING:
+    from lorawatch.recipe.schema import Recipe
+
+LOG_NAME = "torchrun.log"
 # Longer than a step plus a save of an adapter, shorter than a person's patience.
 SHUTDOWN_TIMEOUT_S = 60
 
@@ -36,6 +42,56 @@ def torch_version() -> str:
         raise MissingDependency(
             "torch is not installed in this environment", hint="pip install lorawatch torch"
         ) from None
+
+
+class Torchrun:
+    """Starts a recipe's ranks under torchrun.
+
+    Args:
+        run: The run's directory.
+        recipe, placement: What runs where; None where it is not to be started.
+        world_size: How many ranks it has.
+    """
+
+    log_name = LOG_NAME
+    local_ranks = True
+
+    def __init__(self, run: RunDir, recipe: Recipe | None, placement: Placement | None, *, world_size: int) -> None:
+        self._run, self._recipe, self._placement = run, recipe, placement
+        self.world_size: int | None = world_size
+
+    @property
+    def recorded_command(self) -> Sequence[str]:
+        """torchrun's command line, in characters that can be written down."""
+        return [encodable(word) for word in self.command()]
+
+    def command(self) -> list[str]:
+        """torchrun's command line.
+
+        Raises:
+            MissingDependency: torch is not installed.
+        """
+        assert self._recipe is not None
+        assert self._placement is not None
+        launch = self._recipe.launch
+        separate = launch.strategy == "separate"
+        return arguments(self._run, self._placement, max_restarts=launch.max_restarts, separate=separate)
+
+    def environment(self, attempt: Attempt) -> dict[str, str]:
+        """This process's environment, with what the placement and the guards need."""
+        assert self._placement is not None
+        first = environment(self._run, self._placement, first_attempt=attempt.number, resumed_at=attempt.resumed_at)
+        return {**first, **attempt.variables}
+
+    def end(self, exit_code: int | None, log: str) -> LauncherEnd:
+        """The agent's end, with what its log says of ranks that left no exit record."""
+        return LauncherEnd(
+            exit_code=exit_code,
+            agent_signal=torchrun_log.agent_signal(log),
+            rank_ends=torchrun_log.rank_ends(log),
+            exception=torchrun_log.last_exception(log),
+            rank_exception=torchrun_log.last_exception(log, of_a_rank=True),
+        )
 
 
 def arguments(run: RunDir, placement: Placement, *, max_restarts: int, separate: bool = False) -> list[str]:
@@ -90,33 +146,3 @@ def environment(
     env["TOKENIZERS_PARALLELISM"] = "false"
     env["PYTHONUNBUFFERED"] = "1"
     return env
-
-
-def start(command: list[str], env: Mapping[str, str], log: Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start a launcher in a session of its own, its output in a file.
-
-    A session of its own keeps a Ctrl-C in the terminal from reaching the ranks before the recorder has asked them to
-    stop together, and lets them outlive the recorder.
-
-    Raises:
-        MissingDependency: The program is not there or may not be executed.
-    """
-    with open(log, "ab") as output:
-        try:
-            return subprocess.Popen(
-                command,
-                env=dict(env),
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=users_umask(),
-            )
-        except FileNotFoundError:
-            raise MissingDependency(
-                f"there is no program {mask_text(command[0])!r}", hint="give its path, or put it on PATH"
-            ) from None
-        except PermissionError:
-            program = mask_text(command[0])
-            raise MissingDependency(f"{program!r} may not be executed", hint=f"chmod +x {program}") from None

@@ -71,8 +71,9 @@ def keys(kind: type[msgspec.Struct] = Recipe, section: str = "") -> Mapping[str,
 
 
 def changeable() -> tuple[str, ...]:
-    """The keys that a resume may change, by path."""
-    return tuple(path for path, key in keys().items() if key.resume)
+    """The keys that a resume may change, by path; those of `train` first, which says how long a run goes on."""
+    paths = (path for path, key in keys().items() if key.resume)
+    return tuple(sorted(paths, key=lambda path: not path.startswith("train.")))
 
 
 def work(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,17 @@ from pathlib import Path
 import msgspec
 
 from lorawatch.errors import RunBusy, RunNotFound, UsageError
+from lorawatch.launch.choose import launcher_of
 from lorawatch.recorder.accounting import journal_missing_steps
+from lorawatch.recorder.ending import exit_records
 from lorawatch.recorder.last_words import LastWords, last_words
 from lorawatch.recorder.logs import tail
 from lorawatch.run.directory import RunDir, RunInfo, RunState
 from lorawatch.run.journal import JournalWriter
 from lorawatch.run.liveness import START_GRACE_S, Liveness, deciding, liveness
 from lorawatch.run.records import Event, ExitRecord
-from lorawatch.run.verdict import Evidence, Verdict, judge, tells_an_end
+from lorawatch.run.verdict import Evidence, Verdict, judge
 from lorawatch.system import home
-from lorawatch.system.files import read_json
 
 _BRIEFLY_S = 0.5
 
@@ -87,7 +88,7 @@ def _caught_up(run: RunDir) -> bool:
             elif status.kind != "ended":
                 return False
             finish_run(run)
-            if status.kind == "over" and journal_missing_steps(run, _exit_records(run, run.info_left())):
+            if status.kind == "over" and journal_missing_steps(run, _last_records(run, run.info_left())):
                 finish_run(run)
     except (RunBusy, RunNotFound):
         return False
@@ -113,7 +114,7 @@ def _judge(run: RunDir, status: Liveness) -> RunState:
     except (OSError, msgspec.MsgspecError):
         state = RunState()
     info = run.info_left()
-    records = _exit_records(run, info)
+    records = _last_records(run, info)
     last = last_words(run, records)
     verdict = _verdict(run, info, status, records, last)
     state.state = verdict.state
@@ -133,26 +134,23 @@ def _judge(run: RunDir, status: Liveness) -> RunState:
 
 
 def _verdict(run: RunDir, info: RunInfo, status: Liveness, records: Sequence[ExitRecord], last: LastWords) -> Verdict:
-    log = tail(run.logs / ("command.log" if info.own_command else "torchrun.log"))
-    if not records and not tells_an_end(log):
+    launcher = launcher_of(run, info)
+    end = launcher.end(None, tail(run.logs / launcher.log_name))
+    if not records and not end.tells:
         if status.silent_s is not None and status.host:
             how = "the host restarted" if status.kind == "over" else f"{status.words}, and it is given up"
             return Verdict("lost", "host_lost", f"{status.host} was recording the run: {how}", 1)
         return Verdict("lost", message="the recorder and the workers ended together, without a word", exit_code=1)
     return judge(
         Evidence(
-            None,
+            end,
             records,
             info.world_size,
-            own_command=info.own_command,
-            log_tail=log,
             stop_requested="stop" if run.requested("stop") else None,
             step=last.step,
         )
     )
 
 
-def _exit_records(run: RunDir, info: RunInfo) -> list[ExitRecord]:
-    attempt = run.last_attempt()
-    records = (read_json(run.exit_record(attempt, rank), ExitRecord) for rank in range(info.world_size))
-    return [record for record in records if record is not None]
+def _last_records(run: RunDir, info: RunInfo) -> list[ExitRecord]:
+    return exit_records(run, run.last_attempt(), info.world_size)

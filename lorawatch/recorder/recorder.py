@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.launch import interconnect
+from lorawatch.launch.choose import launcher_of
 from lorawatch.launch.placement import Placement
 from lorawatch.recipe.schema import Recipe
-from lorawatch.recorder.accounting import journal_missing_steps
+from lorawatch.recorder.ending import ended_event, exit_records, verdict_of_loss, write_end
 from lorawatch.recorder.hang import STEPPING, HangWatch
 from lorawatch.recorder.infofile import InfoFile
 from lorawatch.recorder.ingesting import Ingesting
 from lorawatch.recorder.last_words import last_words
 from lorawatch.recorder.leftovers import settle
-from lorawatch.recorder.logs import size_of
-from lorawatch.recorder.logs import tail as tail
+from lorawatch.recorder.lines import RecorderLines
+from lorawatch.recorder.logs import size_of, tail
 from lorawatch.recorder.notices import Notices
 from lorawatch.recorder.showing import Showing
-from lorawatch.recorder.starting import start_command, start_recipe
+from lorawatch.recorder.starting import interconnect_variables, start_launcher
 from lorawatch.recorder.statefile import StateFile
 from lorawatch.recorder.stopping import Stopping
 from lorawatch.recorder.workers import Workers
 from lorawatch.run.adapters import best_of
 from lorawatch.run.directory import RunDir, RunInfo, RunState
 from lorawatch.run.follower import Follower
-from lorawatch.run.journal import JournalWriter
 from lorawatch.run.live import LiveView, eval_every, is_separate
 from lorawatch.run.liveness import deciding, known_workers, started_for, was_started_for
-from lorawatch.run.records import (
-    Evaluation,
-    Event,
-    EventKind,
-    ExitRecord,
-    GpuSample,
-    HostSample,
-    PhaseChange,
-    RankStarted,
-    Record,
-    Severity,
-    Step,
-)
+from lorawatch.run.records import Evaluation, Event, ExitRecord, PhaseChange, RankStarted, Step
 from lorawatch.run.verdict import Evidence, Verdict, judge
-from lorawatch.system.files import read_json
 from lorawatch.system.home import host_name
 from lorawatch.system.processes import ProcessId, has_children, in_initial_namespace, keep_orphans, oom_kills
 from lorawatch.telemetry.sampler import Sampler
@@ -61,8 +44,6 @@ if TYPE_CHECKING:
 
 TICK_S = 0.2
 HEARTBEAT_S = 1.0
-HISTORY_WAIT_S = 60.0
-LOCK_WAIT_S = 2.0
 WORKER_PIDS_EVERY_S = 5.0
 
 
@@ -92,47 +73,47 @@ class Recorder:
         on_tick: Callable[[Recorder], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        self.run_dir = run
-        self._facts = InfoFile(run)
-        self.recipe = recipe
+        self.run_dir, self.recipe = run, recipe
         self.history_waits: str | None = None
         """After the end: why the history lacks lines that the journals have, or None."""
-        self._placement, self._driver = placement, driver
-        self._command = command
-        self._showing = Showing(on_begin, on_tick, on_event, lambda words: self._say("display_lost", words, "warning"))
-        self._host = host_name()
-        self._host_journal = JournalWriter(run.host_journal(self._host))
-        self._events_journal = JournalWriter(run.events_journal)
+        self._facts = InfoFile(run)
+        self._placement, self._driver, self._command = placement, driver, command
+        self._launcher = launcher_of(run, self.info, command=command, recipe=recipe, placement=placement)
+        self._workers: Workers | None = None
+        self._state_file = StateFile(run)
         self.view = LiveView(self.info.world_size, separate=is_separate(self.info), eval_every=eval_every(self.info))
         self._follower = Follower(run, self.view, skip_host=True)
-        self._inbox: deque[Record] = deque()  # what other threads bring; the view and the display belong to this one
-        self._ingesting = Ingesting(run, self._inbox.append)
-        self._sampler = Sampler(
-            self.info.gpus,
-            driver,
-            sample_hz=self.info.sample_hz,
-            host=self._host,
-            write=self._inbox.append,
-            on_event=self._inbox.append,
-            worker_pids=self._worker_pids,
-            disk=run.root,
+        self._showing = Showing(
+            on_begin, on_tick, on_event, lambda why: self._lines.say("display_lost", why, "warning")
         )
-        self._state_file = StateFile(run)
-        self._workers: Workers | None = None
-        self._stopping = Stopping(run, self.view, self._say)
-        self._heartbeat_at = 0.0
+        self._lines = RecorderLines(run, host_name(), self.view, self._showing.event)
+        self._sampler = self._new_sampler()
+        self._ingesting = Ingesting(run, self._lines.put)
+        self._stopping = Stopping(run, self.view, self._lines.say)
+        self._hangs = HangWatch(run, self.view, recipe.launch.hang_timeout_s if recipe else 0.0, self._lines.event)
+        self._notices = Notices(self._lines.say, host_name())
         self._oom_kills = oom_kills()
-        self._gpu_lost: list[str] = []
-        self._hangs = HangWatch(run, self.view, recipe.launch.hang_timeout_s if recipe else 0.0, self._event)
-        self._measuring = False
         # Of earlier attempts nobody is left: a pid that they name may be anybody's today.
         self._first_attempt = self.state.attempt
         self._began_at = time.time()
         self._stepping_since = 0.0
+        self._measuring = False
+        self._heartbeat_at = 0.0
         self._log_begins = 0
         self._pids: list[int] = []
         self._pids_at = -WORKER_PIDS_EVERY_S
-        self._notices = Notices(self._say, self._host)
+
+    def _new_sampler(self) -> Sampler:
+        return Sampler(
+            self.info.gpus,
+            self._driver,
+            sample_hz=self.info.sample_hz,
+            host=host_name(),
+            write=self._lines.put,
+            on_event=self._lines.put,
+            worker_pids=self._worker_pids,
+            disk=self.run_dir.root,
+        )
 
     @property
     def info(self) -> RunInfo:
@@ -165,27 +146,16 @@ class Recorder:
         Raises:
             MissingDependency: The launcher cannot be started; the run is recorded as failed.
         """
-        if self._first_attempt:  # what the journals have so far is the past, for the history and not for the display
-            past = {path.name: size_of(path) for path in self.run_dir.journal.glob("rank-*.jsonl")}
-            self._follower = Follower(self.run_dir, self.view, skip_host=True, offsets=past)
-            self.view.attempt = self._first_attempt
-            if best := best_of(self.run_dir):
-                self.view.best = Evaluation(
-                    attempt=best.attempt, rank=0, step=best.step, ended_at=best.at, loss=best.loss
-                )
+        if self._first_attempt:
+            self._leave_out_the_past()
         self._begin()
-        log = self._launcher_log
+        log = self.run_dir.logs / self._launcher.log_name
         self._log_begins = size_of(log)
         alone = os.getpid() != 1 and not has_children()
         orphans = keep_orphans()
         try:
-            if self.info.own_command:
-                process = start_command(self.run_dir, self._command, log)
-            else:
-                assert self._placement is not None
-                assert self.recipe is not None
-                more = self._interconnect(self.recipe, self._placement.gpu_uuids)
-                process = start_recipe(self.run_dir, self._facts, self.state, self.recipe, self._placement, more, log)
+            variables = interconnect_variables(self.recipe, self._placement, self._driver, self._lines)
+            process = start_launcher(self._launcher, self._facts, self.state, variables, log)
         except (LorawatchError, OSError) as error:
             self._end(Verdict("failed", "nonzero_exit", str(error), getattr(error, "exit_code", 1)))
             raise
@@ -196,19 +166,18 @@ class Recorder:
         self.state.launcher = launcher
         self._state_file.beat()
         how = f"started again, attempt {self._first_attempt}" if self._first_attempt else "started"
-        self._event(
+        self._lines.event(
             Event(at=time.time(), kind="started", message=f"{self.info.name} {how}", detail={"pid": process.pid})
         )
         return self._supervise()
 
-    def _interconnect(self, recipe: Recipe, uuids: Sequence[str]) -> dict[str, str]:
-        """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose."""
-        linked = self._driver is not None and len(uuids) > 1 and self._driver.linked(uuids)
-        variables = interconnect.environment(recipe, len(uuids), linked=linked, base=os.environ)
-        if variables:
-            words = f"gradients go through the host's memory, so that NVLink sleeps (launch.p2p: {recipe.launch.p2p})"
-            self._say("p2p", words)
-        return variables
+    def _leave_out_the_past(self) -> None:
+        """What the journals have so far is for the history and not for the display."""
+        past = {path.name: size_of(path) for path in self.run_dir.journal.glob("rank-*.jsonl")}
+        self._follower = Follower(self.run_dir, self.view, skip_host=True, offsets=past)
+        self.view.attempt = self._first_attempt
+        if best := best_of(self.run_dir):
+            self.view.best = Evaluation(attempt=best.attempt, rank=0, step=best.step, ended_at=best.at, loss=best.loss)
 
     def adopt(self) -> RunState:
         """Take over the workers of a run whose recorder is gone, and record them until they have ended.
@@ -244,7 +213,7 @@ class Recorder:
         self._workers = Workers(
             launcher, None, [*known_workers(before), *there], find=partial(started_for, self.run_dir)
         )
-        self._say("adopted", "a new recorder took the run over")
+        self._lines.say("adopted", "a new recorder took the run over")
         return self._supervise()
 
     def _begin(self) -> None:
@@ -271,73 +240,58 @@ class Recorder:
             workers,
             own_command=self.info.own_command,
             stopped=self._stopping.kind is not None or self._hangs.verdict is not None,
-            say=self._say,
+            say=self._lines.say,
             tick=self._tick,
         )
         self._tick()
         return self._end(self._judged())
 
     def _judged(self) -> Verdict:
-        if self._state_file.lost == "deleted":
-            return Verdict("lost", message=f"its directory was deleted while it ran: {self.run_dir.root}", exit_code=1)
-        if self._state_file.lost == "taken":
-            return Verdict("lost", message="another recorder has taken the run over", exit_code=1)
-        return judge(self._evidence())
+        lost = self._state_file.lost
+        return judge(self._evidence()) if lost is None else verdict_of_loss(self.run_dir, lost)
 
     def _end(self, verdict: Verdict) -> RunState:
         self._sampler.stop(timeout_s=2.0)
-        self._take_inbox()
+        self._lines.take()
         if verdict.message is not None:  # often a line of the command's own output
             verdict = replace(verdict, message=self.without_secrets(verdict.message))
-        state = self.state
-        self._ended_event(verdict)
-        self._host_journal.close()
-        self._events_journal.close()
+        self._lines.event(ended_event(verdict))
+        self._lines.close()
         self._follower.poll()
-        state.state = verdict.state
-        state.failure = verdict.failure
-        state.message = verdict.message
+        state, records = self.state, self._exit_records()
+        state.state, state.failure, state.message = verdict.state, verdict.failure, verdict.message
         state.exit_code = verdict.exit_code
-        state.step = (
-            max([self.view.step, self.view.last_lost_step, *(r.step for r in self._exit_records())]) or state.step
-        )
+        state.step = max([self.view.step, self.view.last_lost_step, *(r.step for r in records)]) or state.step
         self._ingesting.stop()
-        with contextlib.ExitStack() as alone:
-            with contextlib.suppress(LorawatchError):  # nothing but the deletion of the run waits for this
-                alone.enter_context(self.run_dir.locked(LOCK_WAIT_S))
-            if not self._state_file.end() and self._state_file.lost is None:
-                self._show_only("state_not_written", f"the end of the run cannot be written: {self.run_dir.root}")
-            self.history_waits = self._into_history()
+        self.history_waits = write_end(self.run_dir, self._state_file, self._ingesting, records, self._lines)
         self._showing.tick(self)
         return state
 
-    def _into_history(self) -> str | None:
-        """Bring all lines in, and say where ranks made more steps than came. Returns why the history waits, or None."""
-        if self._state_file.lost == "taken":
-            return None
-        if self._state_file.lost == "deleted":
-            from lorawatch.storage.edit import end_without_directory
-
-            with contextlib.suppress(LorawatchError):
-                end_without_directory(self.run_dir.run_id, self.state)
-            return None
-        waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
-        if waits is None and (event := journal_missing_steps(self.run_dir, self._exit_records())):
-            self._showing.event(event)
-            waits = self._ingesting.finish(HISTORY_WAIT_S, self._waiting_for_history)
-        return waits
-
-    def _ended_event(self, verdict: Verdict) -> None:
-        severity: Severity = "error" if verdict.state in ("failed", "lost") else "info"
-        text = verdict.state if verdict.message is None else f"{verdict.state}: {verdict.message}"
-        self._event(
-            Event(
-                at=time.time(), kind="ended", severity=severity, message=text, detail={"failure": verdict.failure or ""}
-            )
+    def _evidence(self) -> Evidence:
+        workers = self._workers
+        assert workers is not None
+        log = tail(self.run_dir.logs / self._launcher.log_name, begin=self._log_begins)
+        return Evidence(
+            self._launcher.end(workers.exit_code, log),
+            records=self._exit_records(),
+            world_size=self._world_size,
+            stop_requested=self._stopping.kind,
+            not_saved=self._stopping.not_saved,
+            oom_kills=(oom_kills() or 0) - (self._oom_kills or 0),
+            hang=self._hangs.verdict,
+            gpu_lost=self._lines.gpu_lost,
+            lines_lost=self.view.lines_lost,
+            step=self.view.step,
         )
 
-    def _waiting_for_history(self, reason: str) -> None:
-        self._showing.event(Event(at=time.time(), kind="history_waits", severity="warning", message=reason))
+    @property
+    def _world_size(self) -> int:
+        return self.view.world_size or self._launcher.world_size or 0
+
+    def _exit_records(self) -> list[ExitRecord]:
+        # An attempt may end before a rank has said that it began.
+        attempt = max(self.view.attempt, self.run_dir.last_attempt())
+        return exit_records(self.run_dir, attempt, self._world_size)
 
     # --- each tick
 
@@ -362,15 +316,14 @@ class Recorder:
             self.view.steps or any(r.phase in STEPPING for r in self.view.ranks.values())
         ):
             self.state.state = "running"
-        self._take_inbox()
+        self._lines.take()
         self._stopping.look(workers)
         if self._stopping.kind == "stop":
             self.state.state = "stopping"
         self._watch_for_hang(workers)
-        self._host_journal.flush()
-        self._events_journal.flush()
+        refused = self._lines.flush()
         if self._state_file.lost is None:
-            self._notices.disk(self._host_journal.error or self._events_journal.error)
+            self._notices.disk(refused)
         self._notices.reports(self.view)
         now = time.monotonic()
         if now - self._pids_at >= WORKER_PIDS_EVERY_S:
@@ -390,14 +343,16 @@ class Recorder:
         if lost is None or lost == before:
             return
         if lost == "deleted":
-            self._show_only("deleted", f"its directory was deleted: nothing more is recorded: {self.run_dir.root}")
+            self._lines.show_only(
+                "deleted", f"its directory was deleted: nothing more is recorded: {self.run_dir.root}"
+            )
         else:  # two trainings in one directory would spoil each other's checkpoints
-            self._show_only("taken", "another recorder has taken the run over: the processes here are ended")
+            self._lines.show_only("taken", "another recorder has taken the run over: the processes here are ended")
             workers.kill()
 
     def _rank_started(self, line: RankStarted) -> None:
         assert self._workers is not None
-        if self._workers.note_rank(line.rank, line.process) == "foreign":
+        if self._workers.note_rank(line.rank, line.process) == "foreign" and self._launcher.local_ranks:
             self._notices.foreign(line)
         self._heartbeat_at = 0.0  # whoever adopts the run must find its ranks
         self.state.steps_total = line.steps_total or self.state.steps_total
@@ -405,15 +360,9 @@ class Recorder:
             self.state.attempt = line.attempt
             self._measuring = False
             self.view.last_step_seen_at = None  # loading again is no silence of steps
-            self._event(
-                Event(
-                    at=line.at,
-                    kind="restarted",
-                    severity="warning",
-                    rank=line.rank,
-                    message=f"attempt {line.attempt} began: the ranks were started again after a failure",
-                )
-            )
+            words = f"attempt {line.attempt} began: the ranks were started again after a failure"
+            restarted = Event(at=line.at, kind="restarted", severity="warning", rank=line.rank, message=words)
+            self._lines.event(restarted)
         self._facts.rank_started(line)
 
     def _find_used_gpus(self) -> None:
@@ -434,65 +383,6 @@ class Recorder:
         if self._stopping.kind is None and self.view.attempt >= self.run_dir.last_attempt():
             self._hangs.look(workers, self._stepping_since)
 
-    # --- small things
-
-    def _evidence(self) -> Evidence:
-        workers = self._workers
-        assert workers is not None
-        kills = oom_kills()
-        return Evidence(
-            exit_code=workers.exit_code,
-            records=self._exit_records(),
-            world_size=self._world_size,
-            own_command=self.info.own_command,
-            log_tail=tail(self._launcher_log, begin=self._log_begins),
-            stop_requested=self._stopping.kind,
-            not_saved=self._stopping.not_saved,
-            oom_kills=(kills or 0) - (self._oom_kills or 0),
-            hang=self._hangs.verdict,
-            gpu_lost=self._gpu_lost,
-            lines_lost=self.view.lines_lost,
-            step=self.view.step,
-        )
-
-    @property
-    def _world_size(self) -> int:
-        return self.view.world_size or (0 if self.info.own_command else self.info.world_size)
-
-    def _exit_records(self) -> list[ExitRecord]:
-        """How the ranks of the last attempt ended; one that died by a signal has none."""
-        # An attempt may end before a rank has said that it began.
-        attempt = max(self.view.attempt, self.run_dir.last_attempt())
-        paths = (self.run_dir.exit_record(attempt, rank) for rank in range(self._world_size))
-        return [r for r in (read_json(p, ExitRecord) for p in paths) if r is not None]
-
-    @property
-    def _launcher_log(self) -> Path:
-        return self.run_dir.logs / ("command.log" if self.info.own_command else "torchrun.log")
-
     def _worker_pids(self) -> list[int]:
         """For the host lane, which asks every second, from a thread of its own."""
         return self._pids
-
-    def _take_inbox(self) -> None:
-        while self._inbox:
-            record = self._inbox.popleft()
-            if isinstance(record, Event):
-                self._event(record)
-            elif isinstance(record, GpuSample | HostSample):
-                self._host_journal.append(record)
-                self.view.feed(record)
-
-    def _say(self, kind: EventKind, message: str, severity: Severity = "info") -> None:
-        self._event(Event(at=time.time(), kind=kind, severity=severity, message=message))
-
-    def _show_only(self, kind: EventKind, message: str) -> None:
-        """An event that cannot be journaled any more."""
-        self._showing.event(Event(at=time.time(), kind=kind, severity="error", message=message))
-
-    def _event(self, event: Event) -> None:
-        self._events_journal.append(event)
-        self.view.feed(event)
-        if event.kind == "gpu_lost":
-            self._gpu_lost.append(str((event.detail or {}).get("gpu_uuid", "a GPU")))
-        self._showing.event(event)

@@ -1,63 +1,60 @@
-"""How a run's launcher is started: the user's own command, or torchrun with the recipe's ranks."""
+"""The start of a run's launcher by its recorder."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorawatch.errors import UsageError
-from lorawatch.launch import torchrun
+from lorawatch.launch import interconnect
+from lorawatch.launch.launcher import Attempt, Launcher, start
 from lorawatch.launch.placement import Placement
 from lorawatch.recipe.schema import Recipe
 from lorawatch.recorder.infofile import InfoFile
-from lorawatch.run.directory import RUN_DIR_VARIABLE, RunDir, RunState
-from lorawatch.text.sanitize import encodable
+from lorawatch.recorder.lines import RecorderLines
+from lorawatch.run.directory import RunState
+
+if TYPE_CHECKING:
+    from lorawatch.telemetry.driver import GpuDriver
 
 
-def start_command(run: RunDir, command: Sequence[str] | None, log: Path) -> subprocess.Popen[bytes]:
-    """Start a user's own command.
-
-    Args:
-        command: As it was typed; None where this recorder was not given it.
-        log: Takes its output.
-
-    Raises:
-        UsageError: The command is not known here.
-        MissingDependency, OSError: It cannot be started.
-    """
-    if command is None:
-        raise UsageError(
-            f"the command of run {run.run_id} was given to another recorder and is in no file",
-            hint="start it again: lorawatch --record -- CMD",
-        )
-    env = {**os.environ, RUN_DIR_VARIABLE: str(run.root), "PYTHONUNBUFFERED": "1"}
-    return torchrun.start(list(command), env, log)
-
-
-def start_recipe(
-    run: RunDir,
-    facts: InfoFile,
-    state: RunState,
-    recipe: Recipe,
-    placement: Placement,
-    more: Mapping[str, str],
-    log: Path,
+def start_launcher(
+    launcher: Launcher, facts: InfoFile, state: RunState, variables: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start torchrun with the ranks of a recipe.
+    """Start a run's launcher, once its command line is written down.
 
     Args:
         facts: Takes the command line.
         state: Says which attempt begins, and after which step.
-        more: Variables for the ranks' environment.
-        log: Takes torchrun's output.
+        variables: More for the ranks' environment.
+        log: Takes the launcher's output.
 
     Raises:
-        MissingDependency, OSError: It cannot be started.
+        UsageError, MissingDependency, OSError: It cannot be started.
     """
-    separate = recipe.launch.strategy == "separate"
-    command = torchrun.arguments(run, placement, max_restarts=recipe.launch.max_restarts, separate=separate)
-    facts.started([encodable(word) for word in command])
-    env = torchrun.environment(run, placement, first_attempt=state.attempt, resumed_at=state.resumed_at)
-    return torchrun.start(command, {**env, **more}, log)
+    if (line := launcher.recorded_command) is not None:
+        facts.started(list(line))
+    return start(launcher, Attempt(state.attempt, state.resumed_at, variables), log)
+
+
+def interconnect_variables(
+    recipe: Recipe | None, placement: Placement | None, driver: GpuDriver | None, lines: RecorderLines
+) -> dict[str, str]:
+    """NCCL's variables for the ranks; says so where gradients take another way than NCCL would choose.
+
+    Args:
+        recipe, placement: None for an own command, whose environment is its user's.
+        driver: The GPU driver; None on a machine without one.
+    """
+    if recipe is None or placement is None:
+        return {}
+    uuids = placement.gpu_uuids
+    linked = driver is not None and len(uuids) > 1 and driver.linked(uuids)
+    variables = interconnect.environment(recipe, len(uuids), linked=linked, base=os.environ)
+    if variables:
+        lines.say(
+            "p2p", f"gradients go through the host's memory, so that NVLink sleeps (launch.p2p: {recipe.launch.p2p})"
+        )
+    return variables

@@ -1,16 +1,16 @@
 """How a run ended, judged from what its ranks left behind. Pure: evidence in, verdict out.
 
-The ranks' own exit records decide; torchrun's log says how a rank without one ended, and that torchrun itself got a signal.
-torchrun's own exit status is 1 for nearly everything, and its error file may blame a rank that only lost its peer.
+The ranks' own exit records decide; what its launcher says of the end counts where a rank has none. What may be the case stands
+in three tables of rules, in the order in which they go before one another: the first that applies decides.
 """
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lorawatch.run.records import ExitRecord, Failure
 from lorawatch.text.numbers import rank_words
@@ -21,12 +21,38 @@ _PEER_LOST = re.compile(
     re.I,
 )
 _COLLECTIVE = re.compile(r"c10d|distributed|gloo|nccl|process ?group|Dist\w*Error|all_?reduce|barrier", re.I)
-# torch/distributed/elastic/multiprocessing: errors/__init__.py (a failed rank) and api.py (a signal to the agent).
-_RANK_EXIT = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: (\d+)\)")
-_FIRST_EXIT = re.compile(r"failed \(exitcode: -?\d+\) local_rank: \d+ \(pid: (\d+)\)")
-_AGENT_SIGNAL = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
-_OOM_TEXT = re.compile(r"OutOfMemoryError|CUDA out of memory")
-_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.M)
+
+
+@dataclass(frozen=True)
+class LauncherEnd:
+    """How a run's launcher ended, as its status and its log say; each launcher of `lorawatch.launch` says it of its own.
+
+    Attributes:
+        name: The launcher, for people: `torchrun`, `the command`.
+        agent: What in it looks after the ranks: `torchrun's agent`.
+        own_command: It is the user's command, whose ranks may report nothing.
+        exit_code: Its status; negative for a signal; None where nobody could wait for it.
+        agent_signal: The signal that its log says it got; None where it names none.
+        rank_ends: How ranks ended, the first cause first: rank and status, negative for a signal.
+        exception: The last exception in its log.
+        rank_exception: The last one that is no summary of its own.
+        gpu_memory_full: Its log's last word is that a GPU's memory was full.
+    """
+
+    name: str = "torchrun"
+    agent: str = "torchrun's agent"
+    own_command: bool = False
+    exit_code: int | None = None
+    agent_signal: int | None = None
+    rank_ends: Sequence[tuple[int, int]] = ()
+    exception: str | None = None
+    rank_exception: str | None = None
+    gpu_memory_full: bool = False
+
+    @property
+    def tells(self) -> bool:
+        """Whether the log says how the ranks, or the launcher itself, ended."""
+        return bool(self.rank_ends) or self.agent_signal is not None
 
 
 @dataclass(frozen=True)
@@ -34,11 +60,9 @@ class Evidence:
     """What is known when no process of a run is left.
 
     Attributes:
-        exit_code: The launcher's; negative for a signal; None where nobody could wait for it.
+        launcher: How the launcher ended.
         records: Exit records of the last attempt.
         world_size: Ranks of the last attempt; 0 if it is not known.
-        own_command: The launcher is the user's command rather than torchrun.
-        log_tail: End of the launcher's output.
         stop_requested: A stop had been asked for: `stop` (together, saved) or `kill` (at once).
         not_saved: Why the stop saved nothing, or None.
         oom_kills: Processes that the kernel killed for want of memory during the run.
@@ -48,11 +72,9 @@ class Evidence:
         step: The last step of any rank, as the journals say.
     """
 
-    exit_code: int | None
+    launcher: LauncherEnd
     records: Sequence[ExitRecord] = ()
     world_size: int = 0
-    own_command: bool = False
-    log_tail: str = ""
     stop_requested: Literal["stop", "kill"] | None = None
     not_saved: str | None = None
     oom_kills: int = 0
@@ -60,6 +82,36 @@ class Evidence:
     gpu_lost: Sequence[str] = field(default=())
     lines_lost: int = 0
     step: int = 0
+
+    @property
+    def exit_code(self) -> int | None:
+        """The launcher's status."""
+        return self.launcher.exit_code
+
+    @property
+    def all_reported(self) -> bool:
+        """Whether every rank left an exit record."""
+        return bool(self.records) and len(self.records) == max(self.world_size, 1)
+
+    @property
+    def silent(self) -> set[int]:
+        """The ranks without an exit record."""
+        return set(range(self.world_size)) - {r.rank for r in self.records}
+
+    @property
+    def silent_end(self) -> tuple[int, int] | None:
+        """Of the ranks without a record the first whose end the launcher names: rank and status."""
+        return next(((rank, code) for rank, code in self.launcher.rank_ends if rank in self.silent), None)
+
+    @property
+    def cause(self) -> ExitRecord | None:
+        """The record of the rank that ended the others."""
+        return cause(self.records)
+
+    @property
+    def failed(self) -> list[ExitRecord]:
+        """Records of ranks that failed, the earliest first."""
+        return sorted((r for r in self.records if r.status == "failed"), key=lambda r: r.at)
 
 
 @dataclass(frozen=True)
@@ -72,27 +124,30 @@ class Verdict:
     exit_code: int = 0
 
 
+class Rule(NamedTuple):
+    """What may be the case, and the verdict where it is."""
+
+    name: str
+    applies: Callable[[Evidence], bool]
+    outcome: Callable[[Evidence], Verdict]
+
+
 def judge(evidence: Evidence) -> Verdict:
     """The verdict on a run that has no process left."""
-    if evidence.hang is not None:
-        verdict = Verdict("failed", "hang", evidence.hang, 1)
-    elif evidence.stop_requested == "kill":
-        lost = (
-            ""
-            if evidence.own_command or not evidence.step
-            else "; the steps since the last save are not in the adapter"
-        )
-        verdict = Verdict("stopped", message=f"ended at once{lost}")
-    else:
-        verdict = _judge_command(evidence) if evidence.own_command else _judge_recipe(evidence)
+    verdict = deciding_rule(evidence).outcome(evidence)
     if lost := _not_recorded(evidence):
         verdict = replace(verdict, message="\n".join(filter(None, (verdict.message, lost))))
     return verdict
 
 
-def tells_an_end(log: str) -> bool:
-    """Whether torchrun's log says how the ranks, or torchrun itself, ended."""
-    return bool(_RANK_EXIT.search(log) or _AGENT_SIGNAL.search(log))
+def deciding_rule(evidence: Evidence) -> Rule:
+    """The first rule that applies; the last of each table always does."""
+    return next(rule for rule in rules(evidence.launcher.own_command) if rule.applies(evidence))
+
+
+def rules(own_command: bool) -> tuple[Rule, ...]:
+    """All rules for a user's command, or for a recipe's ranks, in their order."""
+    return (*RECORDER_RULES, *(COMMAND_RULES if own_command else RECIPE_RULES))
 
 
 def cause(records: Iterable[ExitRecord]) -> ExitRecord | None:
@@ -102,52 +157,193 @@ def cause(records: Iterable[ExitRecord]) -> ExitRecord | None:
     return min(candidates, key=lambda r: r.at, default=None)
 
 
-def _not_recorded(evidence: Evidence) -> str:
-    """How many of their lines the ranks could not write, in words; empty where the disk took all."""
-    lost = max(sum(r.unwritten for r in evidence.records), evidence.lines_lost)
-    return f"{lost:,} lines of its ranks are not recorded: the disk took no more" if lost else ""
+# --- the outcomes
 
 
-def _judge_recipe(evidence: Evidence) -> Verdict:
-    records = evidence.records
-    if records and len(records) == max(evidence.world_size, 1):
-        if all(r.status == "completed" for r in records):
-            return Verdict("completed")
-        if evidence.stop_requested and all(r.status in ("stopped", "completed") for r in records):
-            return _stopped(evidence)
-    first = cause(records)
-    if first is not None and first.status == "failed":
-        return _from_record(first)
-    if evidence.gpu_lost:
-        return Verdict("failed", "gpu_lost", f"the driver lost {', '.join(evidence.gpu_lost)}", 1)
-    if evidence.stop_requested:
-        return Verdict("stopped", message=_not_saved(evidence))
-    return (
-        _agent_ended(evidence)
-        or _silent_rank(evidence)
-        or (_signal(f"rank {first.rank} at step {first.step}", first.signal) if first is not None else None)
-        or _without_cause(evidence)
-    )
+def _hung(e: Evidence) -> Verdict:
+    return Verdict("failed", "hang", e.hang, 1)
 
 
-def _stopped(evidence: Evidence) -> Verdict:
-    steps = sorted({r.step for r in evidence.records})
-    if evidence.not_saved:
-        return Verdict("stopped", message=_not_saved(evidence))
+def _ended_at_once(e: Evidence) -> Verdict:
+    unsaved = "" if e.launcher.own_command or not e.step else "; the steps since the last save are not in the adapter"
+    return Verdict("stopped", message=f"ended at once{unsaved}")
+
+
+def _completed(e: Evidence) -> Verdict:
+    missing = [] if e.launcher.own_command else sorted(e.silent)
+    return Verdict("completed", message=f"how {rank_words(missing)} ended is not written down" if missing else None)
+
+
+def _stopped_together(e: Evidence) -> Verdict:
+    steps = sorted({r.step for r in e.records})
+    if e.not_saved:
+        return _stopped_unsaved(e)
     if steps == [0]:
         return Verdict("stopped", message="stopped before the first step")
-    if all(r.signal is not None for r in evidence.records):
-        return Verdict("stopped", message=_not_saved(evidence))
+    if all(r.signal is not None for r in e.records):
+        return _stopped_unsaved(e)
     # ranks that train separately stop each at its own next step
     where = f"together at step {steps[0]}" if len(steps) == 1 else f"at steps {steps[0]} to {steps[-1]}"
     return Verdict("stopped", message=f"stopped {where}")
 
 
-def _not_saved(evidence: Evidence) -> str:
-    stepped = evidence.step or any(r.step for r in evidence.records)
-    if not stepped and evidence.not_saved is None and not evidence.own_command:
-        return "stopped before the first step"
-    return f"ended while stopping, and nothing was saved{f': {evidence.not_saved}' if evidence.not_saved else ''}"
+def _stopped_unsaved(e: Evidence) -> Verdict:
+    if not (e.step or any(r.step for r in e.records)) and e.not_saved is None:
+        return Verdict("stopped", message="stopped before the first step")
+    why = f": {e.not_saved}" if e.not_saved else ""
+    return Verdict("stopped", message=f"ended while stopping, and nothing was saved{why}")
+
+
+def _command_stopped(e: Evidence) -> Verdict:
+    unsaved = f"; nothing was saved: {e.not_saved}" if e.not_saved else ""
+    return Verdict("stopped", message=f"stopped on request{unsaved}")
+
+
+def _of_record(record: ExitRecord) -> Verdict:
+    message = record.exception or record.failure or "failed"
+    if record.exit_code is None:
+        message = f"rank {record.rank} at step {record.step}: {message}"
+    else:  # bad input is the run's fault, not a rank's, and its message is for people
+        message = re.sub(r"^\w+: ", "", message)
+    if record.hint:
+        message += f"\n{record.hint}"
+    return Verdict("failed", record.failure or "python_exception", message, record.exit_code or 1)
+
+
+def _of_cause(e: Evidence) -> Verdict:
+    assert e.cause is not None
+    if e.cause.status == "failed":
+        return _of_record(e.cause)
+    return _of_signal(f"rank {e.cause.rank} at step {e.cause.step}", e.cause.signal)
+
+
+def _gpu_lost(e: Evidence) -> Verdict:
+    return Verdict("failed", "gpu_lost", f"the driver lost {', '.join(e.gpu_lost)}", 1)
+
+
+def _launcher_signalled(e: Evidence) -> Verdict:
+    who = e.launcher.name if e.launcher.own_command else e.launcher.agent
+    return _of_signal(who, -(e.exit_code or 0), e.oom_kills)
+
+
+def _agent_signalled(e: Evidence) -> Verdict:
+    return _of_signal(e.launcher.agent, e.launcher.agent_signal)
+
+
+def _silent_rank_ended(e: Evidence) -> Verdict:
+    assert e.silent_end is not None
+    rank, code = e.silent_end
+    if code < 0:
+        return _of_signal(f"rank {rank}", -code, e.oom_kills)
+    why = f": {e.launcher.rank_exception}" if e.launcher.rank_exception else ""
+    return Verdict("failed", "nonzero_exit", f"rank {rank} exited with status {code} before it could say why{why}", 1)
+
+
+def _silent_ranks_out_of_memory(e: Evidence) -> Verdict:
+    return _of_signal(_were(e.silent), signal.SIGKILL, e.oom_kills)
+
+
+def _ranks_never_began(e: Evidence) -> Verdict:
+    why = f": {e.launcher.exception}" if e.launcher.exception else ""
+    return Verdict("failed", "nonzero_exit", f"{e.launcher.name} ended with status {e.exit_code}{why}", 1)
+
+
+def _without_a_word(e: Evidence) -> Verdict:
+    return Verdict("failed", "signal", f"{_were(e.silent)} ended by a signal, or without a word", 1)
+
+
+def _of_status(e: Evidence) -> Verdict:
+    failure: Failure = "nonzero_exit" if e.launcher.own_command and not e.launcher.exception else "python_exception"
+    return Verdict("failed", failure, e.launcher.exception or _exited(e.exit_code), 1)
+
+
+def _status_unknown(e: Evidence) -> Verdict:
+    words = "the recorder that started the command is gone: its exit status is not known"
+    return Verdict("lost", message=words, exit_code=1)
+
+
+def _gpu_memory_full(e: Evidence) -> Verdict:
+    words = f"{e.launcher.exception or 'CUDA out of memory'}\na smaller batch or shorter sequences need less"
+    return Verdict("failed", "cuda_oom", words, 1)
+
+
+def _command_rank_signalled(e: Evidence) -> Verdict:
+    rank, code = next(end for end in e.launcher.rank_ends if end[1] < 0)
+    return _of_signal(f"rank {rank}", -code, e.oom_kills)
+
+
+# --- the rules
+
+
+RECORDER_RULES = (
+    Rule("the recorder ended it as hung", lambda e: e.hang is not None, _hung),
+    Rule("it was ended at once on request", lambda e: e.stop_requested == "kill", _ended_at_once),
+)
+RECIPE_RULES = (
+    Rule(
+        "every rank completed",
+        lambda e: e.all_reported and all(r.status == "completed" for r in e.records),
+        lambda _: Verdict("completed"),
+    ),
+    Rule(
+        "every rank followed a stop",
+        lambda e: (
+            e.all_reported
+            and e.stop_requested is not None
+            and all(r.status in ("stopped", "completed") for r in e.records)
+        ),
+        _stopped_together,
+    ),
+    Rule("a rank failed by itself", lambda e: e.cause is not None and e.cause.status == "failed", _of_cause),
+    Rule("a GPU was lost", lambda e: bool(e.gpu_lost), _gpu_lost),
+    Rule("a stop ended it", lambda e: e.stop_requested is not None, _stopped_unsaved),
+    Rule("a signal ended the launcher", lambda e: (e.exit_code or 0) < 0, _launcher_signalled),
+    Rule("the launcher says it got a signal", lambda e: e.launcher.agent_signal is not None, _agent_signalled),
+    Rule("the launcher says how a silent rank ended", lambda e: e.silent_end is not None, _silent_rank_ended),
+    Rule(
+        "the kernel ended silent ranks",
+        lambda e: bool(e.silent) and e.exit_code != 0 and e.oom_kills > 0,
+        _silent_ranks_out_of_memory,
+    ),
+    Rule(
+        "the launcher never came to its ranks",
+        lambda e: len(e.silent) == e.world_size > 0 and e.exit_code not in (0, None),
+        _ranks_never_began,
+    ),
+    Rule("ranks ended without a word", lambda e: bool(e.silent) and e.exit_code != 0, _without_a_word),
+    Rule("a rank got a signal", lambda e: e.cause is not None, _of_cause),
+    Rule("ranks lost one another", lambda e: bool(e.failed), lambda e: _of_record(e.failed[0])),
+    Rule("the launcher ended well", lambda e: e.exit_code == 0, _completed),
+    Rule("the launcher failed", lambda _: True, _of_status),
+)
+COMMAND_RULES = (
+    Rule("a stop ended it", lambda e: e.stop_requested is not None, _command_stopped),
+    Rule(
+        "it ended well",
+        lambda e: (
+            e.exit_code == 0
+            or (e.exit_code is None and bool(e.records) and all(r.status == "completed" for r in e.records))
+        ),
+        _completed,
+    ),
+    Rule("its status is not known", lambda e: e.exit_code is None, _status_unknown),
+    Rule(
+        "a GPU's memory was full",
+        lambda e: e.launcher.gpu_memory_full and e.exit_code in (-signal.SIGABRT, *range(1, 256)),
+        _gpu_memory_full,
+    ),
+    Rule("a signal ended it", lambda e: (e.exit_code or 0) < 0, _launcher_signalled),
+    Rule("its torchrun got a signal", lambda e: e.launcher.agent_signal is not None, _agent_signalled),
+    Rule(
+        "its torchrun names a signal",
+        lambda e: any(code < 0 for _, code in e.launcher.rank_ends),
+        _command_rank_signalled,
+    ),
+    Rule("it failed", lambda _: True, _of_status),
+)
+
+
+# --- small things
 
 
 def _lost_its_peer(record: ExitRecord) -> bool:
@@ -160,70 +356,13 @@ def _lost_its_peer(record: ExitRecord) -> bool:
     return bool(_PEER_LOST.search(text) and _COLLECTIVE.search(f"{text} {record.traceback}"))
 
 
-def _from_record(record: ExitRecord) -> Verdict:
-    message = record.exception or record.failure or "failed"
-    if record.exit_code is None:
-        message = f"rank {record.rank} at step {record.step}: {message}"
-    else:  # bad input is the run's fault, not a rank's, and its message is for people
-        message = re.sub(r"^\w+: ", "", message)
-    if record.hint:
-        message += f"\n{record.hint}"
-    return Verdict("failed", record.failure or "python_exception", message, record.exit_code or 1)
+def _not_recorded(evidence: Evidence) -> str:
+    """How many of their lines the ranks could not write, in words; empty where the disk took all."""
+    lost = max(sum(r.unwritten for r in evidence.records), evidence.lines_lost)
+    return f"{lost:,} lines of its ranks are not recorded: the disk took no more" if lost else ""
 
 
-def _agent_ended(evidence: Evidence) -> Verdict | None:
-    """The verdict where torchrun's agent itself was ended by a signal, which its ranks only followed."""
-    if evidence.exit_code is not None and evidence.exit_code < 0:
-        return _signal("torchrun's agent", -evidence.exit_code, evidence.oom_kills)
-    signals = _AGENT_SIGNAL.findall(evidence.log_tail)
-    return _signal("torchrun's agent", int(signals[-1])) if signals else None
-
-
-def _silent_rank(evidence: Evidence) -> Verdict | None:
-    """The verdict where a rank ended without a record, by what torchrun says of its end."""
-    silent = set(range(evidence.world_size)) - {r.rank for r in evidence.records}
-    for rank, code in _rank_ends(evidence.log_tail):
-        if rank not in silent:
-            continue
-        if code < 0:
-            return _signal(f"rank {rank}", -code, evidence.oom_kills)
-        cause_text = _last_exception(evidence.log_tail, skip="ChildFailedError")
-        words = f"rank {rank} exited with status {code} before it could say why" + (
-            f": {cause_text}" if cause_text else ""
-        )
-        return Verdict("failed", "nonzero_exit", words, 1)
-    if not silent or evidence.exit_code == 0:
-        return None
-    if evidence.oom_kills:
-        return _signal(_were(silent), signal.SIGKILL, evidence.oom_kills)
-    if evidence.exit_code is not None and len(silent) == evidence.world_size:  # torchrun never came to its ranks
-        cause_text = _last_exception(evidence.log_tail)
-        words = f"torchrun ended with status {evidence.exit_code}" + (f": {cause_text}" if cause_text else "")
-        return Verdict("failed", "nonzero_exit", words, 1)
-    return Verdict("failed", "signal", f"{_were(silent)} ended by a signal, or without a word", 1)
-
-
-def _rank_ends(log: str) -> list[tuple[int, int]]:
-    """How the ranks ended, as torchrun lists them: rank and status, negative for a signal. What came first is first: another
-    signal before the SIGTERM with which torchrun ends the siblings, of two alike the one that torchrun saw end first."""
-    first = {int(pid) for pid in _FIRST_EXIT.findall(log)}
-    ends = {int(rank): (int(code), int(pid)) for rank, code, pid in _RANK_EXIT.findall(log)}
-    order = sorted(ends.items(), key=lambda e: (e[1][0] >= 0, e[1][0] == -signal.SIGTERM, e[1][1] not in first, e[0]))
-    return [(rank, code) for rank, (code, _) in order]
-
-
-def _without_cause(evidence: Evidence) -> Verdict:
-    failed = sorted((r for r in evidence.records if r.status == "failed"), key=lambda r: r.at)
-    if failed:
-        return _from_record(failed[0])
-    if evidence.exit_code == 0:
-        missing = sorted(set(range(evidence.world_size)) - {r.rank for r in evidence.records})
-        words = f"how {rank_words(missing)} ended is not written down"
-        return Verdict("completed", message=words if missing else None)
-    return Verdict("failed", "python_exception", _last_exception(evidence.log_tail) or _exited(evidence.exit_code), 1)
-
-
-def _signal(who: str, number: int | None, oom_kills: int = 0) -> Verdict:
+def _of_signal(who: str, number: int | None, oom_kills: int = 0) -> Verdict:
     if oom_kills and number == signal.SIGKILL:
         return Verdict(
             "failed",
@@ -246,46 +385,5 @@ def _were(ranks: Iterable[int]) -> str:
     return f"{words} {'were' if words.startswith('ranks') else 'was'}"
 
 
-def _judge_command(evidence: Evidence) -> Verdict:
-    code = evidence.exit_code
-    if evidence.stop_requested:
-        words = f"; nothing was saved: {evidence.not_saved}" if evidence.not_saved else ""
-        return Verdict("stopped", message=f"stopped on request{words}")
-    if code == 0 or (code is None and evidence.records and all(r.status == "completed" for r in evidence.records)):
-        return Verdict("completed")
-    if code is None:
-        return Verdict(
-            "lost", message="the recorder that started the command is gone: its exit status is not known", exit_code=1
-        )
-    # A program that tries a smaller batch by itself has such lines in its log too: the last word counts. C++ aborts with it.
-    exception = _last_exception(evidence.log_tail)
-    if code in (-signal.SIGABRT, *range(1, 256)) and _OOM_TEXT.search(exception or evidence.log_tail):
-        words = f"{exception or 'CUDA out of memory'}\na smaller batch or shorter sequences need less"
-        return Verdict("failed", "cuda_oom", words, 1)
-    if code < 0:
-        return _signal("the command", -code, evidence.oom_kills)
-    return _torchrun_of_a_user(evidence) or _from_status(evidence, code)
-
-
-def _torchrun_of_a_user(evidence: Evidence) -> Verdict | None:
-    """What a torchrun inside an own command says of a signal, to itself or to a rank."""
-    signals = _AGENT_SIGNAL.findall(evidence.log_tail)
-    if signals:
-        return _signal("the command's torchrun", int(signals[-1]))
-    ends = [(rank, code) for rank, code in _rank_ends(evidence.log_tail) if code < 0]
-    return _signal(f"rank {ends[0][0]}", -ends[0][1], evidence.oom_kills) if ends else None
-
-
-def _from_status(evidence: Evidence, code: int) -> Verdict:
-    if exception := _last_exception(evidence.log_tail):
-        return Verdict("failed", "python_exception", exception, 1)
-    return Verdict("failed", "nonzero_exit", _exited(code), 1)
-
-
 def _exited(code: int | None) -> str:
     return "it ended; its exit status is not known" if code is None else f"it exited with status {code}"
-
-
-def _last_exception(log: str, skip: str = " ") -> str | None:
-    exceptions = [line for line in _EXCEPTION.findall(log) if skip not in line.split(":")[0]]
-    return exceptions[-1][:500] if exceptions else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorawatch.launch.choose import LOG_NAMES
 from lorawatch.run.directory import RunDir
 from lorawatch.run.records import ExitRecord
 from lorawatch.run.verdict import cause
@@ -43,8 +44,8 @@ def log_files(run: RunDir) -> list[Path]:
         (p for p in run.logs.glob("attempt_*") if p.name[8:].isdecimal()), key=lambda p: int(p.name[8:]), reverse=True
     )
     ranks = [_by_rank(folder) for folder in attempts]
-    order = {"torchrun.log": 0, "command.log": 1, "recorder.log": 2}
-    others = sorted(run.logs.glob("*.log"), key=lambda p: (order.get(p.name, 3), p.name))
+    order = {name: place for place, name in enumerate((*LOG_NAMES, "recorder.log"))}
+    others = sorted(run.logs.glob("*.log"), key=lambda p: (order.get(p.name, len(order)), p.name))
     return [*(ranks[0] if ranks else []), *others, *(p for folder in ranks[1:] for p in folder)]
 
 

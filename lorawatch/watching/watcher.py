@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lorawatch.errors import HistoryError, LorawatchError
+from lorawatch.launch.choose import launcher_logs
 from lorawatch.run.directory import ENDED, Gpu, RunDir, RunState
 from lorawatch.run.follower import Follower
 from lorawatch.run.liveness import Liveness, liveness
@@ -282,7 +283,7 @@ class Watcher:
         path = run.rank_log(attempt, self._log_rank)
         name = f"log · rank {self._log_rank}"
         if not path.exists():
-            path = next((p for p in (run.logs / "command.log", run.logs / "torchrun.log") if p.exists()), path)
+            path = next((p for p in launcher_logs(run) if p.exists()), path)
             name = f"log · {path.stem}"
         try:
             size = path.stat().st_size

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from lorawatch.errors import LorawatchError, RecipeError, UsageError
+from lorawatch.launch.choose import launcher_logs
 from lorawatch.launch.placement import Placement, place
 from lorawatch.recipe import edit, loading, schema, yaml_text
 from lorawatch.recipe.devices import parse_gpus
@@ -363,7 +364,7 @@ def log_lines(run: RunDir) -> list[str]:
 
     lines = []
     attempts = sorted(run.logs.glob("attempt_*/rank-*.log"))
-    for path in (run.logs / "recorder.log", run.logs / "command.log", run.logs / "torchrun.log", *attempts):
+    for path in (run.logs / "recorder.log", *launcher_logs(run), *attempts):
         last_lines = [clean(line.rsplit("\r", 1)[-1])[:400] for line in tail(path).splitlines() if line.strip()]
         if last_lines:
             lines += [f"{path}:", *(f"  {line}" for line in relevant(last_lines))]

@@ -1,4 +1,4 @@
-"""The history's schema: numbered migrations, and the views and comments that are made anew after them."""
+"""The history's schema: numbered migrations, and the views and comments that are created again after them."""
 
 from __future__ import annotations
 

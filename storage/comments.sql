@@ -57,7 +57,7 @@ COMMENT ON COLUMN journal_offsets.mark IS 'Checksum of the last bytes before byt
 COMMENT ON COLUMN journal_offsets.known_until IS 'Up to which byte a file that was cut or replaced is compared with the rows that are there.';
 COMMENT ON COLUMN journal_offsets.cuts IS 'How often the file was found cut or replaced: rows of lines that it no longer has are in the history only.';
 
-COMMENT ON TABLE published_results IS 'A row of somebody''s published table, as printed.';
+COMMENT ON TABLE published_results IS 'A row of a published table, as printed.';
 COMMENT ON COLUMN published_results.source IS 'Who published it.';
 COMMENT ON COLUMN published_results.sku IS 'The GPU model''s short name, such as RTX PRO 4500; as printed where it has none.';
 COMMENT ON COLUMN published_results.gpu_count IS 'GPUs used.';

@@ -100,7 +100,7 @@ def run_summaries(
     with reading_with(connection, deadline_s=deadline_s) as connection:
         rows = connection.execute(
             f"SELECT {_COLUMNS} FROM runs AS r LEFT JOIN run_summary AS s ON s.run_id = r.run_id "  # noqa: S608
-            # a sum over GPUs of which one tells no limit would be a limit that nobody set
+            # a sum over GPUs of which one reports no limit would be too low
             "LEFT JOIN (SELECT run_id, CASE WHEN count(power_limit_w) = count(*) THEN sum(power_limit_w) END "
             "AS power_limit_w FROM gpus WHERE used GROUP BY run_id) AS g ON g.run_id = r.run_id "
             "LEFT JOIN (SELECT DISTINCT run_id FROM events WHERE kind = 'engine_fallback') AS f ON f.run_id = r.run_id "

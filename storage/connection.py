@@ -152,7 +152,7 @@ def once_more(path: Path | None, work: Callable[[], _T], *, deadline_s: float = 
         if not error.certain:
             raise
         with held(path, time.monotonic() + deadline_s):
-            if files.identity(path) == error.file:  # otherwise somebody else was faster
+            if files.identity(path) == error.file:  # otherwise another process was faster
                 _set_aside(path, error)
         return work()
 

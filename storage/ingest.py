@@ -1,6 +1,6 @@
 """From the journals into the history: each complete line exactly once.
 
-A batch's rows and the journal offsets behind them are one transaction. Whoever dies in between leaves the history as it
+A batch's rows and the journal offsets behind them are one transaction. A process that dies in between leaves the history as it
 was, and the next one starts from the offsets that are in it.
 """
 

@@ -1,4 +1,4 @@
-"""What the command line asks the history: small questions, each one short read, answered as plain data.
+"""The command line's queries: small ones, each one short read, answered as plain data.
 
 Times are unix seconds in keys that end in `_s`. A history that does not exist yet has no runs.
 """
@@ -142,7 +142,7 @@ def run_evaluations(run_id: str, *, deadline_s: float = 2.0) -> list[dict[str, A
 def step_counts(run_id: str, *, deadline_s: float = 2.0) -> dict[tuple[int, int], int]:
     """How many step lines the history has of each rank of each attempt, by (attempt, rank).
 
-    Held against what the ranks say they made (`ExitRecord.steps_made`), it shows what was lost on the way: a line that
+    Compared with the count that the ranks report (`ExitRecord.steps_made`), it shows what was lost on the way: a line that
     could not be written, or that was broken. Ranks without a line are not in it.
 
     Raises:

@@ -1,4 +1,4 @@
--- Views are the stable interface: dropped and made anew after every migration. Names in double braces stand for the
+-- Views are the stable interface: dropped and created again after every migration. Names in double braces stand for the
 -- expressions of storage/expressions.py.
 
 CREATE VIEW v_steps AS
@@ -231,7 +231,7 @@ SELECT
     c.peak_vram_bytes,
     c.mfu
 FROM configurations AS c
-LEFT JOIN configurations AS one -- one rank has nobody to be coupled with: it is the base of both
+LEFT JOIN configurations AS one -- one rank has no other to be coupled with: it is the base of both
     ON one.workload = c.workload AND one.sku = c.sku AND one.ranks = 1 AND one.coupling = 'ddp'
 LEFT JOIN configurations AS apart
     ON

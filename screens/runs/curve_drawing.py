@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lorawatch.run.metrics import PLOTS, Plot
-from lorawatch.screens.runs.curve_axis import Column, Line, View, axis_line, cell_of, columns, place_words, under_cursor
-from lorawatch.screens.shared.braille import DOTS, braille, dot
+from lorawatch.screens.runs.curve_axis import Line, View, axis_line, cell_of, place_words
+from lorawatch.screens.runs.curve_cells import CURSOR, EVALUATED, LOWEST, Cells, Mark, cells_of, plot_lines, span_of
 from lorawatch.text.numbers import MISSING
 
 if TYPE_CHECKING:
     from lorawatch.storage.curves import Curves, Thinned
 
-_FULL = "⣿"
-_CURSOR = "│"
-EVALUATED, LOWEST = "◆", "★"
 _OTHER_CURVES = " · m for the other curves"
 _AXIS_LINES = 2  # the axis and what stands under the cursor, below the plots
 _NOTE_HEIGHT = 10  # lines from which a heading has room
@@ -31,42 +26,6 @@ _WIDE_BLOCK, _NARROWEST_BLOCK = 28, 22  # a metric's columns: for a long figure;
 _FEWEST_CELLS = 2
 _TALLEST_RANK = 12
 _NAN_ROOM = 12  # letters from which a value stands beside NaN
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """An evaluation: its place on the axis, its loss, and whether that is the lowest."""
-
-    place: float
-    loss: float
-    lowest: bool
-
-    @property
-    def glyph(self) -> str:
-        return LOWEST if self.lowest else EVALUATED
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """A curve as the cells of a plot.
-
-    Attributes:
-        extremes, means: Two columns a cell.
-        under_cursor: The columns that the cursor is on.
-        bad: The cells in which it was no number.
-        marks: Evaluations by cell.
-    """
-
-    extremes: list[Column]
-    means: list[Column]
-    under_cursor: slice
-    bad: frozenset[int]
-    marks: Mapping[int, _Mark] = field(default_factory=dict)
-
-    @property
-    def levels(self) -> list[Column]:
-        """The marks as columns."""
-        return [(mark.loss, mark.loss) for mark in self.marks.values()]
 
 
 @dataclass
@@ -83,14 +42,14 @@ class _Scene:
     """What is drawn, and in how many columns and lines."""
 
     series: Mapping[int | None, Mapping[str, Thinned]]
-    marks: Mapping[int | None, Sequence[_Mark]]
+    marks: Mapping[int | None, Sequence[Mark]]
     metrics: Sequence[Plot]
     view: View
     width: int
     height: int
 
-    def cells(self, rank: int | None, metric: Plot, cells: int) -> _Cells:
-        return _cells_of(self.series[rank], metric, self.view, cells, self.marks[rank])
+    def cells(self, rank: int | None, metric: Plot, cells: int) -> Cells:
+        return cells_of(self.series[rank], metric.name, self.view, cells, self.marks[rank])
 
 
 def draw(curves: Curves, view: View, width: int, height: int) -> Drawing:
@@ -128,15 +87,15 @@ def _recorded(series: Mapping[int | None, Mapping[str, Thinned]], view: View) ->
     return [metric for metric in metrics if metric.name == view.metric] or metrics
 
 
-def _marks(curves: Curves, rank: int | None) -> list[_Mark]:
+def _marks(curves: Curves, rank: int | None) -> list[Mark]:
     """The evaluations of a rank; for ranks that train together rank 0 journals them."""
     evaluations = curves.evaluations.get(rank or 0) or curves.evaluations.get(0) or []
     lowest = min((e.loss for e in evaluations), default=math.nan)
     # One after a step stands in the middle of that step.
-    return [_Mark(e.step + 0.5 if curves.axis == "step" else e.at, e.loss, e.loss == lowest) for e in evaluations]
+    return [Mark(e.step + 0.5 if curves.axis == "step" else e.at, e.loss, e.loss == lowest) for e in evaluations]
 
 
-def _legend(marks: Mapping[int | None, Sequence[_Mark]], view: View) -> str:
+def _legend(marks: Mapping[int | None, Sequence[Mark]], view: View) -> str:
     """What the marks are: of one row the last one up to the cursor, and the lowest."""
     (first, *others) = marks.values()
     if not first:
@@ -170,16 +129,16 @@ def _stack(drawing: Drawing, scene: _Scene) -> str:
         lines = max(share + (number < more), 1)
         plot_rows = _without_gap(lines)
         curve = scene.cells(scene.view.rank, metric, cells)
-        span = _span([curve.extremes, curve.levels])
+        span = span_of([curve.extremes, curve.levels])
         gutter = _gutter(metric, curve, span, cursor, plot_rows, left)
-        plot = _plot(curve, plot_rows, span, cursor, metric.part)
+        plot = plot_lines(curve, plot_rows, span, cursor, metric.part)
         drawing.lines += [beside + row for beside, row in zip(gutter, plot, strict=True)]
-        gap: Line = [(" " * (left + cursor), ""), (_CURSOR, "line")]
+        gap: Line = [(" " * (left + cursor), ""), (CURSOR, "line")]
         drawing.lines += [gap] * (lines - plot_rows)
     return _OTHER_CURVES if len(metrics) < len(scene.metrics) else ""
 
 
-def _gutter(metric: Plot, curve: _Cells, span: tuple[float, float], cursor: int, rows: int, width: int) -> list[Line]:
+def _gutter(metric: Plot, curve: Cells, span: tuple[float, float], cursor: int, rows: int, width: int) -> list[Line]:
     """What stands left of each row of a plot: the label, the ends of its scale, and the value under the cursor.
 
     From four rows on there is room for the mean too; with two the scale shares a line, with one it is left out.
@@ -242,7 +201,7 @@ def _rank_rows(drawing: Drawing, scene: _Scene) -> str:
     spans = {}
     for metric in metrics:
         of_ranks = [curves[rank, metric.name] for rank in scene.series]
-        spans[metric.name] = _span([*(c.extremes for c in of_ranks), *(c.levels for c in of_ranks)])
+        spans[metric.name] = span_of([*(c.extremes for c in of_ranks), *(c.levels for c in of_ranks)])
     drawing.lines.append(_heading(metrics, spans, grid))
     drawing.ranks = max((scene.height - 1) // grid.lines, 1)
     visible = list(scene.series)[scene.view.top : scene.view.top + drawing.ranks]
@@ -273,11 +232,11 @@ def _heading(metrics: Sequence[Plot], spans: Mapping[str, tuple[float, float]], 
     return line
 
 
-def _block(metric: Plot, curve: _Cells, span: tuple[float, float], cursor: int, grid: _Grid) -> list[Line]:
+def _block(metric: Plot, curve: Cells, span: tuple[float, float], cursor: int, grid: _Grid) -> list[Line]:
     """A rank's lines of one metric: the value under the cursor in the first of them, and the plot."""
     plot_rows = _without_gap(grid.lines)
     gap: Line = [(" " * grid.cells, "")]
-    plot = [*_plot(curve, plot_rows, span, cursor, metric.part), *[gap] * (grid.lines - plot_rows)]
+    plot = [*plot_lines(curve, plot_rows, span, cursor, metric.part), *[gap] * (grid.lines - plot_rows)]
     lines = []
     for number, row in enumerate(plot):
         value = _value(metric, curve, cursor, grid.figure) if number == 0 else ""
@@ -288,50 +247,6 @@ def _block(metric: Plot, curve: _Cells, span: tuple[float, float], cursor: int, 
 
 def _rank_name(rank: int | None, width: int) -> str:
     return (f" rank {rank}" if width > _SHORT_RANK_NAME else f" {rank}").ljust(width)[:width]
-
-
-# ---- a curve's cells
-
-
-def _cells_of(series: Mapping[str, Thinned], metric: Plot, view: View, cells: int, marks: Sequence[_Mark]) -> _Cells:
-    is_loss = metric.name == "loss"
-    curve, bad_loss = series.get(metric.name), series.get("loss_bad") if is_loss else None
-    by_cell = _marks_by_cell(marks, view, cells) if is_loss else {}
-    bad = frozenset() if bad_loss is None else _places(bad_loss, view, cells)
-    if curve is None:
-        nothing: list[Column] = [None] * (2 * cells)
-        return _Cells(nothing, nothing, slice(0), bad, by_cell)
-    means = replace(curve, low=curve.mean, high=curve.mean)
-    return _Cells(
-        columns(curve, view.begin, view.end, 2 * cells),
-        columns(means, view.begin, view.end, 2 * cells),
-        under_cursor(curve, view, cells),
-        bad,
-        by_cell,
-    )
-
-
-def _marks_by_cell(marks: Sequence[_Mark], view: View, cells: int) -> dict[int, _Mark]:
-    """The marks that are seen, by cell; of several in one the lowest, else the last."""
-    by_cell: dict[int, _Mark] = {}
-    for mark in marks:
-        cell = math.floor((mark.place - view.begin) / (view.end - view.begin) * cells)
-        if 0 <= cell < cells and not (cell in by_cell and by_cell[cell].lowest):
-            by_cell[cell] = mark
-    return by_cell
-
-
-def _places(curve: Thinned, view: View, cells: int) -> frozenset[int]:
-    """The cells in which the curve has something."""
-    step = (view.end - view.begin) / cells
-    known = (i for i, low in enumerate(curve.low) if low == low)
-    return frozenset(math.floor((curve.start + (i + 0.5) * curve.width - view.begin) / step) for i in known)
-
-
-def _span(curves: Iterable[Sequence[Column]]) -> tuple[float, float]:
-    """The lowest and the highest value; not a number where there is none."""
-    known = [column for curve in curves for column in curve if column is not None]
-    return (min(low for low, _ in known), max(high for _, high in known)) if known else (math.nan, math.nan)
 
 
 # ---- words
@@ -345,7 +260,7 @@ def _ends(text: str, right: str, width: int, text_part: str, right_part: str) ->
     return [(" " + text, text_part), ((right + " ").rjust(width - 1 - len(text)), right_part)]
 
 
-def _value(metric: Plot, curve: _Cells, cursor: int, room: int) -> str:
+def _value(metric: Plot, curve: Cells, cursor: int, room: int) -> str:
     """The value under the cursor, or the lowest and the highest of several, in so many letters."""
     here = [c for c in curve.extremes[curve.under_cursor] if c is not None]
     if cursor in curve.bad:
@@ -357,7 +272,7 @@ def _value(metric: Plot, curve: _Cells, cursor: int, room: int) -> str:
     return both if len(both) <= room else f"≤{high}"
 
 
-def _mean(metric: Plot, curve: _Cells, cursor: int) -> str:
+def _mean(metric: Plot, curve: Cells, cursor: int) -> str:
     """The mean under the cursor; empty where there is only one value."""
     here = [c for c in curve.extremes[curve.under_cursor] if c is not None]
     means = [c for c in curve.means[curve.under_cursor] if c is not None]
@@ -368,64 +283,3 @@ def _mean(metric: Plot, curve: _Cells, cursor: int) -> str:
     ):
         return ""
     return "mean " + metric.write(sum(low + high for low, high in means) / (2 * len(means)))
-
-
-# ---- a plot
-
-
-def _plot(curve: _Cells, rows: int, span: tuple[float, float], cursor: int, part: str) -> list[Line]:
-    """The plot itself, with the cursor, ◆ and ★ where evaluations were, and ✗ where the loss was no number.
-
-    The band from the lowest to the highest is dimmed and the mean is a line in it.
-    """
-    low, high = span
-    bands, means = _braille(curve.extremes, rows, span), _braille(curve.means, rows, span)
-    lines = []
-    for y in range(rows):
-        chars = _band_with_mean(bands, means, y)
-        parts = [part + "-band" if mean == " " else part for mean in means[y]]
-        for cell, mark in curve.marks.items():
-            if y == rows - 1 - dot(mark.loss, low, high, DOTS * rows) // DOTS:
-                chars[cell], parts[cell] = mark.glyph, "eval"
-        for cell in curve.bad if y == 0 else ():
-            if 0 <= cell < len(chars):
-                chars[cell], parts[cell] = "✗", "bad"
-        chars[cursor], parts[cursor] = (_CURSOR, "line") if chars[cursor] == " " else (chars[cursor], "cursor")
-        lines.append(_runs(chars, parts))
-    return lines
-
-
-def _braille(curve: Sequence[Column], rows: int, span: tuple[float, float]) -> list[str]:
-    """A curve as text lines; empty ones where there is no value at all."""
-    if math.isnan(span[0]):
-        return [" " * (len(curve) // 2)] * rows
-    return braille(_joined(curve), rows, *span, fill=False)
-
-
-def _band_with_mean(bands: Sequence[str], means: Sequence[str], y: int) -> list[str]:
-    """A row of the band; where it fills a cell and goes on above or below, only the mean's dots are drawn there."""
-    empty = " " * len(bands[y])
-    above = bands[y - 1] if y else empty
-    below = bands[y + 1] if y + 1 < len(bands) else empty
-    return [
-        mean if band == _FULL and mean != " " and (up != " " or down != " ") else band
-        for band, mean, up, down in zip(bands[y], means[y], above, below, strict=True)
-    ]
-
-
-def _runs(chars: Sequence[str], parts: Sequence[str]) -> Line:
-    """Neighbouring characters of one part as one text."""
-    grouped = groupby(zip(chars, parts, strict=True), key=itemgetter(1))
-    return [("".join(char for char, _ in run), part) for part, run in grouped]
-
-
-def _joined(curve: Sequence[Column]) -> list[Column]:
-    """Neighbouring columns made to touch, so that a curve is a line and not a cloud of dots."""
-    result = list(curve)
-    for index, (before, here) in enumerate(pairwise(curve), 1):
-        if before is not None and here is not None:
-            if here[0] > before[1]:
-                result[index] = before[1], here[1]
-            elif here[1] < before[0]:
-                result[index] = here[0], before[0]
-    return result

@@ -134,7 +134,7 @@ def test_an_emptied_key_leaves_the_recipe_and_its_default_is_shown() -> None:
         await pilot.press("enter")
         await go_to(pilot, app, "train.warmup_steps")
         await pilot.press("backspace")
-        await until(pilot, lambda: "not in the recipe: 0 counts" in screen_text(app))
+        await until(pilot, lambda: "not in the recipe: 0 is used" in screen_text(app))
         assert "warmup_steps" not in text(app)
         await pilot.press("7")
         await until(pilot, lambda: value(app, "train.warmup_steps") == 7)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import lorawatch, the_run
 from safetensors.torch import load_file
 
 from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalTail
 from lorawatch.run.records import Event, PhaseChange, Step
-from tests.helpers import lorawatch, the_run
 
 ROWS = 21  # of two ranks with two a batch and two batches accumulated: a short last batch, a short last step
 

@@ -28,7 +28,7 @@ dev: $(VENV)/.dev   ## set up what the tests and checks need
 
 test: $(VENV)/.dev   ## all tests
 	@# most of a test's time is its processes starting; tests of one file share what their module's fixtures cost
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types layers test   ## what CI checks
 

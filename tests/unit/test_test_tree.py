@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from schedule import LONG_FILES
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -34,3 +36,7 @@ def test_no_two_test_modules_share_a_name() -> None:
     """The folders are no packages: pytest imports a test module by its bare name."""
     names = [path.stem for path in TESTS.rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_the_long_files_exist() -> None:
+    assert set(LONG_FILES) <= {path.name for path in TESTS.rglob("test_*.py")}

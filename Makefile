@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test check lint types layers faults bench clean
+.PHONY: demo dev test check lint types layers faults bench clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lorawatch needs Python 3.11 or newer; make PYTHON=python3.12 …")'
@@ -24,9 +24,11 @@ $(VENV)/.dev: $(VENV)/.base
 demo: $(VENV)/.base   ## tune a real model on this machine, on its GPUs or on two CPU ranks, and record it
 	$(BIN)/lorawatch --record demo
 
+dev: $(VENV)/.dev   ## set up what the tests and checks need
+
 test: $(VENV)/.dev   ## all tests
 	@# most of a test's time is its processes starting; tests of one file share what their module's fixtures cost
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types layers test   ## what CI checks
 

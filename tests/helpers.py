@@ -21,6 +21,8 @@ from lorawatch.run.records import Event, ExitRecord
 from lorawatch.system.files import read_json
 
 TINY = ["--record", "tiny"]
+ONE_RANK = [*TINY, "--gpus", "cpu:1"]
+"""Where a second rank would show nothing: a rank is five seconds of imports."""
 
 
 def command(*args: str) -> list[str]:

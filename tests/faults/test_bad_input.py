@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import lorawatch, no_process_left, sql, the_run
+from helpers import ONE_RANK, TINY, lorawatch, no_process_left, sql, the_run
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
@@ -36,9 +36,9 @@ def test_a_mistake_on_the_command_line_starts_nothing(
     assert not (lorawatch_home / "runs").exists() or not any((lorawatch_home / "runs").iterdir())
 
 
-def failed_run(home: Path, *overrides: str) -> tuple[int, str]:
+def failed_run(home: Path, *overrides: str, start: list[str] = ONE_RANK) -> tuple[int, str]:
     args = [word for o in overrides for word in ("--set", o)]
-    result = lorawatch("--record", "tiny", *args, env=OFFLINE)
+    result = lorawatch(*start, *args, env=OFFLINE)
     ((state,),) = sql(home, "SELECT state FROM runs")
     assert state == "failed"
     no_process_left(the_run(home))
@@ -62,7 +62,9 @@ def test_an_empty_data_set(lorawatch_home: Path, tmp_path: Path) -> None:
 def test_a_broken_line_is_named_by_file_and_number(lorawatch_home: Path, tmp_path: Path) -> None:
     rows = ['{"text": "one"}', '{"text": "two"}', '{"text": "thr', '{"text": "four"}']
     (tmp_path / "broken.jsonl").write_text("\n".join(rows) + "\n")
-    code, out = failed_run(lorawatch_home, f"data.source={tmp_path}/broken.jsonl")
+    code, out = failed_run(
+        lorawatch_home, f"data.source={tmp_path}/broken.jsonl", start=TINY
+    )  # met by two ranks at once
     assert code == 2
     assert "broken.jsonl" in out
     assert "line 3" in out

@@ -77,7 +77,7 @@ def test_a_held_history_is_busy_and_takes_everything_later(read_only: str) -> No
         began = time.monotonic()
         with pytest.raises(HistoryBusy, match=str(holder.pid)) as caught:
             ingest_run(run, deadline_s=0.5)
-        assert 0.4 < time.monotonic() - began < 2
+        assert 0.4 < time.monotonic() - began < 30
         assert "journals" in (caught.value.hint or "")
         if read_only == "False":
             with pytest.raises(HistoryBusy):

@@ -96,7 +96,7 @@ def test_a_process_that_cannot_be_interrupted_is_ended(monkeypatch: pytest.Monke
     began = time.monotonic()
     with pytest.raises(HistoryError, match=r"did not end within 0\.3 s"):
         bounds(lambda: time.sleep(60), timeout_s=0.3)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
 
 
 def test_what_remains_after_the_query_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

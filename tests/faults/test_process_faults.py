@@ -152,7 +152,7 @@ def test_what_a_killed_command_leaves_is_ended_and_named(lorawatch_home: Path) -
     fault = time.monotonic()
     os.kill(launcher.pid, signal.SIGKILL)
     out = finish(process)
-    assert time.monotonic() - fault < 8
+    assert time.monotonic() - fault < 30
     assert process.returncode == 1
     assert not any(alive(pid) for pid in ranks)
     state = run.state()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import (
+    ONE_RANK,
     TINY,
     finish,
     journal_steps,
@@ -224,9 +225,9 @@ def test_separate_ranks_evaluate_their_own_and_rank_0s_best_is_kept(lorawatch_ho
 
 
 def test_what_cannot_be_evaluated_on_is_told_before_anything_is_trained(lorawatch_home: Path) -> None:
-    result = lorawatch(*TINY, *settings("train.eval_every=5"))
+    result = lorawatch(*ONE_RANK, *settings("train.eval_every=5"))
     assert result.returncode == 2
     assert "train.eval_every is 5, but there are no rows to evaluate on" in result.stderr
-    result = lorawatch(*TINY, *settings("data.eval_share=0.001"))
+    result = lorawatch(*ONE_RANK, *settings("data.eval_share=0.001"))
     assert result.returncode == 2
-    assert "data.eval_share is 0.001, which of the 40 rows of synthetic is none" in result.stdout
+    assert "data.eval_share is 0.001, which of the 20 rows of synthetic is none" in result.stdout

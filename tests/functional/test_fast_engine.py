@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import lorawatch, the_run
 from safetensors.torch import load_file
 
 from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalTail
 from lorawatch.run.records import Event, PhaseChange, Step
-from tests.helpers import lorawatch, the_run
 
 ROWS = 21  # of two ranks with two a batch and two batches accumulated: a short last batch, a short last step
 
@@ -21,9 +21,9 @@ ROWS = 21  # of two ranks with two a batch and two batches accumulated: a short 
 class Trained:
     """A finished run of the tiny model on ragged rows, by two ranks."""
 
-    def __init__(self, folder: Path, *overrides: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *overrides: str, number: int = ROWS, **environment: str) -> None:
         data = folder / "chat.jsonl"
-        rows = [{"prompt": "x" * (i % 7), "completion": "yes" if i % 2 else "no"} for i in range(ROWS)]
+        rows = [{"prompt": "x" * (i % 7), "completion": "yes" if i % 2 else "no"} for i in range(number)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = [
             f"data.source={data}",
@@ -106,16 +106,17 @@ def test_two_ranks_train_as_the_reference_engine_does(
 
 
 def test_two_ranks_train_packed_rows_as_the_reference_engine_does(tmp_path: Path, cache: dict[str, str]) -> None:
+    """Of the same length as elsewhere in this file, so that they share most compiled kernels."""
     runs = []
     for number, more in enumerate(((), FAST)):
         (tmp_path / str(number)).mkdir()
-        runs.append(Trained(tmp_path / str(number), "data.packing=true", "data.sequence_length=16", *more, **cache))
+        runs.append(Trained(tmp_path / str(number), "data.packing=true", *more, number=3 * ROWS, **cache))
     reference, fast = runs
     messages = [next(e.message for e in run.events[0] if e.kind == "packing") for run in runs]
-    assert messages[0].startswith(f"packed {ROWS} rows into ")
+    assert messages[0].startswith(f"packed {3 * ROWS} rows into ")
     assert "% padding instead of " in messages[0]
     assert messages[0].endswith(" with each batch padded to its longest row")
-    assert messages[1].endswith(" with each row padded to 16")
+    assert messages[1].endswith(" with each row padded to 32")
     assert f"info: {messages[1]}" in fast.output
     shown = lorawatch("show", "last", "--events", "99", env={"LORAWATCH_HOME": str(fast.run.root.parents[1])})
     assert messages[1] in shown.stdout
@@ -127,7 +128,7 @@ def test_two_ranks_train_packed_rows_as_the_reference_engine_does(tmp_path: Path
             assert a.loss == pytest.approx(b.loss, rel=1e-4)
             assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
             assert (a.nonpad_tokens, a.label_tokens) == (b.nonpad_tokens, b.label_tokens)
-            assert (a.tokens or 0) % (2 * 16) == 0
+            assert (a.tokens or 0) % (2 * 32) == 0
     fast.adapter_like(reference)
 
 

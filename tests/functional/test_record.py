@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import (
+    ONE_RANK,
     TINY,
     command,
     exit_records,
@@ -71,16 +72,6 @@ def test_a_run_is_recorded_from_its_first_step_to_its_summary(lorawatch_home: Pa
     no_process_left(run)
 
 
-def test_plain_output_says_where_it_is_and_ends_with_what_was_measured(lorawatch_home: Path) -> None:
-    result = lorawatch(*TINY)
-    assert result.returncode == 0, result.stderr
-    assert "step 10/10" in result.stdout
-    assert "tok/s" in result.stdout
-    assert "completed" in result.stdout
-    assert the_run(lorawatch_home).run_id in result.stdout
-    assert "\x1b" not in result.stdout
-
-
 def test_on_a_terminal_the_table_is_live_and_the_summary_stays(lorawatch_home: Path) -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -110,7 +101,7 @@ def test_on_a_terminal_the_table_is_live_and_the_summary_stays(lorawatch_home: P
 
 def test_a_terminal_that_goes_away_leaves_the_run_alone(lorawatch_home: Path) -> None:
     master, slave = pty.openpty()
-    args = command(*TINY, "--set", "train.steps=600")
+    args = command(*ONE_RANK, "--set", "train.steps=200")
     process = subprocess.Popen(args, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     run = the_run(lorawatch_home)
@@ -119,7 +110,7 @@ def test_a_terminal_that_goes_away_leaves_the_run_alone(lorawatch_home: Path) ->
     process.send_signal(signal.SIGHUP)
     assert process.wait(90) == 0
     assert sql(lorawatch_home, "SELECT state FROM runs") == [("completed",)]
-    assert sql(lorawatch_home, "SELECT count(*) FROM v_steps") == [(600,)]
+    assert sql(lorawatch_home, "SELECT count(*) FROM v_steps") == [(200,)]
     no_process_left(run)
 
 
@@ -141,7 +132,7 @@ def test_the_first_interrupt_stops_all_ranks_at_one_step_and_saves(lorawatch_hom
 
 
 def test_sigterm_stops_as_cleanly_and_says_so_in_the_exit_status(lorawatch_home: Path) -> None:
-    process = start(*TINY, *LONG)
+    process = start(*ONE_RANK, *LONG)
     run = the_run(lorawatch_home)
     wait_for_step(run, 3)
     process.send_signal(signal.SIGTERM)
@@ -162,14 +153,14 @@ def test_the_second_interrupt_ends_at_once_and_leaves_no_orphan(lorawatch_home: 
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
     finish(process)
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - asked < 25, "torchrun itself waits 30 s for its ranks"
     assert process.returncode == 130
     assert run.state().state == "stopped"
     no_process_left(run)
 
 
 def test_stop_before_the_first_step_ends_soon(lorawatch_home: Path) -> None:
-    process = start(*TINY, *LONG)
+    process = start(*ONE_RANK, *LONG)
     run = the_run(lorawatch_home)
     wait_for(lambda: run.state().launcher)
     process.send_signal(signal.SIGINT)
@@ -207,16 +198,8 @@ def test_a_recorder_and_ranks_killed_together_are_found_lost_by_the_next_command
     assert sql(lorawatch_home, "SELECT state FROM runs") == [("lost",)]
 
 
-def test_a_sweep_runs_one_after_the_other_and_links_them(lorawatch_home: Path) -> None:
-    result = lorawatch("--record", "tiny", "--sweep", "1,2", "--tag", "sweep")
-    assert result.returncode == 0, result.stdout + result.stderr
-    rows = sql(lorawatch_home, "SELECT world_size, state, sweep_id FROM runs ORDER BY run_id")
-    assert [(w, s) for w, s, _ in rows] == [(1, "completed"), (2, "completed")]
-    assert rows[0][2] == rows[1][2] is not None
-
-
 def test_a_detached_run_is_followed_and_stopped_from_another_shell(lorawatch_home: Path) -> None:
-    result = lorawatch(*TINY, *LONG, "--detach")
+    result = lorawatch(*ONE_RANK, *LONG, "--detach")
     assert result.returncode == 0, result.stderr
     run = RunDir.find(result.stdout.strip())
     wait_for_step(run, 3)
@@ -301,7 +284,7 @@ def test_one_line_in_any_trainer_script_brings_its_steps(lorawatch_home: Path, t
 
 
 def test_a_restart_after_a_killed_rank_finishes_the_run(lorawatch_home: Path) -> None:
-    process = start(*TINY, "--set", "train.steps=400", "--set", "launch.max_restarts=2")
+    process = start(*TINY, "--set", "train.steps=200", "--set", "launch.max_restarts=2")
     run = the_run(lorawatch_home)
     wait_for_step(run, 5)
     ranks_of(run)[1].kill()
@@ -309,5 +292,5 @@ def test_a_restart_after_a_killed_rank_finishes_the_run(lorawatch_home: Path) ->
     assert process.returncode == 0, out
     assert "started again" in out
     assert sql(lorawatch_home, "SELECT state, attempts FROM runs") == [("completed", 2)]
-    assert sql(lorawatch_home, "SELECT count(*) FROM v_steps") == [(400,)]
+    assert sql(lorawatch_home, "SELECT count(*) FROM v_steps") == [(200,)]
     assert run.state().state in ENDED

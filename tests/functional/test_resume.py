@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import (
+    ONE_RANK,
     TINY,
     finish,
     journal_steps,
@@ -99,7 +100,7 @@ def test_four_ranks_sum_their_gradients_in_the_same_order_again(lorawatch_home: 
 
 
 def test_a_stopped_run_goes_on_where_it_stopped_also_in_the_background(lorawatch_home: Path) -> None:
-    process = start(*TINY, *LONG)
+    process = start(*ONE_RANK, *LONG)
     run = the_run(lorawatch_home)
     wait_for_step(run, 3)
     process.send_signal(signal.SIGINT)
@@ -120,7 +121,7 @@ def test_a_stopped_run_goes_on_where_it_stopped_also_in_the_background(lorawatch
 
 
 def test_a_restart_goes_on_from_the_last_good_checkpoint_by_itself(lorawatch_home: Path) -> None:
-    process = start(*TINY, *SAVING, "--set", "train.steps=300", "--set", "launch.max_restarts=2")
+    process = start(*TINY, *SAVING, "--set", "train.steps=150", "--set", "launch.max_restarts=2")
     run = the_run(lorawatch_home)
     wait_for_step(run, 35)
     ranks_of(run)[1].kill()
@@ -132,11 +133,11 @@ def test_a_restart_goes_on_from_the_last_good_checkpoint_by_itself(lorawatch_hom
     assert (first - 1) % 10 == 0
     assert first - 1 >= max(steps_of(run, 0)) - 11
     assert sql(lorawatch_home, "SELECT state, attempts FROM runs") == [("completed", 2)]
-    assert sql(lorawatch_home, "SELECT count(*) FROM v_steps") == [(300,)]
+    assert sql(lorawatch_home, "SELECT count(*) FROM v_steps") == [(150,)]
 
 
 def test_a_checkpoint_is_saved_when_somebody_asks(lorawatch_home: Path) -> None:
-    process = start(*TINY, *LONG)
+    process = start(*ONE_RANK, *LONG)
     run = the_run(lorawatch_home)
     wait_for_step(run, 3)
     assert saved(run) == []
@@ -182,7 +183,7 @@ def refused(*args: str) -> str:
 def test_a_run_that_died_between_its_last_checkpoint_and_its_adapter_gets_the_adapter(lorawatch_home: Path) -> None:
     # The last step is in the middle of an epoch, where the Trainer would take one more before it looks.
     settings = ("train.steps=3", "train.checkpoint_every=2", "data.source=demo")
-    result = lorawatch(*TINY, *(word for setting in settings for word in ("--set", setting)))
+    result = lorawatch(*ONE_RANK, *(word for setting in settings for word in ("--set", setting)))
     assert result.returncode == 0, result.stdout + result.stderr
     run = the_run(lorawatch_home)
     weights, steps = (run.adapter / "adapter_model.safetensors").read_bytes(), journal_steps(run)
@@ -242,7 +243,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_what_differs(run: RunDir
 
 
 def test_a_living_run_and_a_command_are_refused(lorawatch_home: Path) -> None:
-    process = start(*TINY, *LONG, *SAVING)
+    process = start(*ONE_RANK, *LONG, *SAVING)
     run = the_run(lorawatch_home)
     wait_for_step(run, 12)
     assert f"run {run.run_id} lives" in refused(run.run_id)

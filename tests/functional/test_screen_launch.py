@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers import sql
 from history import make_run, step, write
-from test_screens import Act, drive, screen_text, until
+from screen_driver import Act, drive, screen_text, until
 from textual.pilot import Pilot
 from textual.widgets import Input, Static, TextArea
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from history import DATA, T0, a_whole_run, an_evaluated_run, end, make_run, step, write
-from test_screens import drive, screen_text, until
+from screen_driver import drive, screen_text, until
 from textual.events import MouseScrollUp
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static

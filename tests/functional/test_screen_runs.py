@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from history import T0, a_whole_run, end, make_run, step, write
-from test_screens import drive, screen_text, until
+from screen_driver import drive, screen_text, until
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
 

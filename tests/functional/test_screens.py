@@ -8,13 +8,13 @@ import gc
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from history import DATA, T0, a_whole_run, an_evaluated_run, make_run, step, write
+from screen_driver import drive, footer, screen_text, until
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
@@ -25,34 +25,6 @@ from lorawatch.screens.live.panes import PaneGrid
 from lorawatch.screens.live.screen import LiveScreen
 from lorawatch.storage.ingest import finish_run
 from lorawatch.system.processes import ProcessId
-
-Act = Callable[[Pilot[Any], LorawatchApp], Awaitable[None]]
-
-
-def drive(act: Act, *, size: tuple[int, int] = (120, 40), run: str | None = None, speed: float | None = None) -> None:
-    async def work() -> None:
-        app = LorawatchApp(run, replay_speed=speed)
-        async with app.run_test(size=size) as pilot:
-            await act(pilot, app)
-
-    asyncio.run(work())
-
-
-async def until(pilot: Pilot[Any], condition: Callable[[], Any], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, screen_text(pilot.app)  # type: ignore[arg-type]
-        await pilot.pause(0.05)
-
-
-def screen_text(app: LorawatchApp) -> str:
-    """What is on the terminal, as text."""
-    lines = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip) for strip in lines)
-
-
-def footer(app: LorawatchApp) -> str:
-    return screen_text(app).splitlines()[-1]
 
 
 def h100_run(home: Path) -> RunDir:

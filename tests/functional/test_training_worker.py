@@ -240,7 +240,7 @@ def test_sigterm_ends_a_rank_that_waits_in_a_collective(start: Start) -> None:
     agent.send_signal(signal.SIGTERM)
     began = time.monotonic()
     agent.wait(30)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25, "ended by SIGTERM, not by torchrun's SIGKILL after 30 s"
     assert ended(run, 0).status == "stopped"
     assert ended(run, 0).step == 3
     assert ended(run, 1).status == "stopped"

@@ -188,11 +188,11 @@ def test_a_start_that_is_left_does_not_hold_the_program(monkeypatch: pytest.Monk
     import threading
 
     slow = tmp_path / "slow.py"
-    slow.write_text("import time; time.sleep(5)")
+    slow.write_text("import time; time.sleep(120)")
     monkeypatch.setattr(model, "_CLI", (sys.executable, str(slow)))
     closing = threading.Event()
     closing.set()
     began = time.monotonic()
     with pytest.raises(model.StartFailed, match="left"):
         model.start("name: x\n", [], closing)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60

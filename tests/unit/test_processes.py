@@ -152,7 +152,7 @@ def test_a_process_that_ignores_the_request_is_ended_all_the_same() -> None:
         workers = Workers(identity(process), None)
         began = time.monotonic()
         assert workers.end_leftovers(term_s=0.3)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30
         wait_for(lambda: process.poll() is not None)
 
 

@@ -175,7 +175,7 @@ def test_a_query_without_end_is_ended(history: Path) -> None:
         run_select(
             "SELECT count(*) FROM range(100000000) a, range(100000000) b WHERE a.range + b.range = 7", timeout_s=0.5
         )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert threading.active_count() < 10
 
 

@@ -13,21 +13,24 @@ from lorawatch.training.meter import StepMeter
 
 def test_durations_add_up_to_the_wall_time_and_marks_leave_gaps_out() -> None:
     meter = StepMeter(torch.device("cpu"))
+    before_mark = time.perf_counter()
     meter.mark()
-    started = time.perf_counter()
+    after_mark = time.perf_counter()
     for step in range(1, 6):
         time.sleep(0.002)
+        before_end = time.perf_counter()
         meter.end_step(step)
-    wall = time.perf_counter() - started
+    after_end = time.perf_counter()
     readings = meter.poll()
     assert [r.step for r in readings] == [1, 2, 3, 4, 5]
-    assert sum(r.duration_s for r in readings) == pytest.approx(wall, abs=1e-3)
-    assert readings[-1].ended_at == pytest.approx(time.time(), abs=0.1)
+    assert before_end - after_mark <= sum(r.duration_s for r in readings) <= after_end - before_mark
+    assert readings[-1].ended_at == pytest.approx(time.time(), abs=10)
     time.sleep(0.05)  # an evaluation
+    before_mark = time.perf_counter()
     meter.mark()
     meter.end_step(6)
     (after,) = meter.poll()
-    assert after.duration_s < 0.04
+    assert after.duration_s <= time.perf_counter() - before_mark
     assert meter.poll() == []
 
 

@@ -230,7 +230,7 @@ def test_models_that_are_nowhere_say_what_to_do(tmp_path: Path, monkeypatch: pyt
         started = time.monotonic()
         with pytest.raises(ModelNotFound, match=says) as error:
             model.plan_model(tiny(f"model.name={name}", f"model.weights={weights}"))
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
         assert error.value.hint or "no such file" in says
 
 
@@ -240,7 +240,7 @@ def test_without_a_network_the_question_is_short(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # TEST-NET: answers nobody
     started = time.monotonic()
     assert not hub.hub_reachable()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_the_hub_cache_is_found_only_when_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

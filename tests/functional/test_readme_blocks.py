@@ -40,7 +40,9 @@ def test_every_block_of_a_recorded_run_is_marked() -> None:
 
 
 def test_a_table_without_recorded_data_names_the_benchmark_that_makes_it() -> None:
-    others = [table for table in TABLES if table.strip() not in MARKED.values()]
+    others = [
+        table for table in TABLES if table.strip() not in MARKED.values() and "---:" in table
+    ]  # columns of figures
     assert others
     for table in others:
         paragraph = TEXT[: TEXT.index(table)].rstrip().rpartition("\n\n")[2]

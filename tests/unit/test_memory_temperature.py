@@ -73,7 +73,7 @@ def test_it_goes_from_the_driver_to_all_that_shows_it(tmp_path: Path) -> None:
     assert {x.memory_temperature_c for x in journal(run) if isinstance(x, GpuSample) and x.temperature_c} == {88.0}
     assert rows("SELECT DISTINCT memory_temperature_c FROM gpu_samples WHERE temperature_c IS NOT NULL") == [(88.0,)]
 
-    watch, frame = seen(run)
+    _, frame = seen(run)
     (pane,) = frame.panes
     assert pane.values["memory_temperature_c"] == 88.0
     assert "memory_temperature_c" in pane.curves
@@ -84,7 +84,7 @@ def test_it_goes_from_the_driver_to_all_that_shows_it(tmp_path: Path) -> None:
         assert "mem" not in text_of(narrow)
         assert f"{pane.values['sm_clock_mhz']:,.0f} MHz" in text_of(narrow), "the clock is not cut for it"
     out = io.StringIO()
-    Console(file=out, width=120).print(render(run.info(), RunState(state="running"), watch.view, 120))
+    Console(file=out, width=120).print(render(frame, 120))
     assert "88 °C" in out.getvalue()
 
     past = read_past(run.run_id)
@@ -106,7 +106,7 @@ def test_it_is_in_json(tmp_path: Path) -> None:
     run = recorded(tmp_path, 88)
     watch, _ = seen(run)
     out = io.StringIO()
-    JsonLines(out).update(run.info(), RunState(), watch.view)
+    JsonLines(out).update(watch, RunState())
     steps = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [step["gpus"][0]["memory_temperature_c"] for step in steps] == [88.0] * 4
     shown = json.loads(CliRunner().invoke(show, [run.run_id, "--json"]).stdout)
@@ -117,12 +117,12 @@ def test_where_a_card_has_no_sensor_it_takes_no_place(tmp_path: Path) -> None:
     run = recorded(tmp_path, None)
     assert call_counts(tmp_path)["nvmlDeviceGetFieldValues:memory"][0] == 1, "a refused reading is left alone"
     assert rows("SELECT count(memory_temperature_c) FROM gpu_samples") == [(0,)]
-    watch, frame = seen(run)
+    _, frame = seen(run)
     (pane,) = frame.panes
     assert "memory_temperature_c" not in pane.values
     assert pane.values["temperature_c"] is not None
     out = io.StringIO()
-    Console(file=out, width=120).print(render(run.info(), RunState(state="running"), watch.view, 120))
+    Console(file=out, width=120).print(render(frame, 120))
     assert "mem" not in out.getvalue()
     curves = run_curves(run.run_id)
     assert curves is not None

@@ -16,7 +16,6 @@ from lorawatch.cli.display import JsonLines
 from lorawatch.cli.runs import show
 from lorawatch.errors import HistoryError
 from lorawatch.run.directory import Gpu, RunInfo, RunState
-from lorawatch.run.live import LiveView
 from lorawatch.run.metrics import GPU_METRICS, HOST_METRICS, PANE_METRICS, PLOTS, STEP_METRICS, TABLES
 from lorawatch.run.records import GpuSample, HostSample, Step
 from lorawatch.storage import connection, schema
@@ -26,6 +25,7 @@ from lorawatch.storage.engine import duckdb
 from lorawatch.storage.ingest import finish_run
 from lorawatch.storage.past import read_past
 from lorawatch.system import home
+from lorawatch.watching.watch import Watch
 
 
 def test_every_reading_of_a_sample_is_a_metric() -> None:
@@ -119,13 +119,13 @@ def test_a_column_that_cannot_be_added_leaves_the_history_as_it_was(
 def test_json_lines_have_the_last_readings_of_the_gpus_that_a_run_uses() -> None:
     cards = [Gpu(host="h", gpu_index=i, gpu_uuid=f"GPU-{i}", sku="X", used=i == 0) for i in (0, 1)]
     info = RunInfo(run_id="r", name="n", created_at=0, host="h", user="u", world_size=1, device="cuda", gpus=cards)
-    view = LiveView(1)
+    watch = Watch(info)
     for card in cards:
-        view.feed(GpuSample(sampled_at=1.0, gpu_uuid=card.gpu_uuid, power_w=300.0, temperature_c=61.0))
-        view.feed(GpuSample(sampled_at=2.0, gpu_uuid=card.gpu_uuid, power_w=310.0))
-    view.feed(Step(attempt=0, rank=0, step=1, ended_at=2.0, duration_s=1.0, tokens=10))
+        watch.feed(GpuSample(sampled_at=1.0, gpu_uuid=card.gpu_uuid, power_w=300.0, temperature_c=61.0))
+        watch.feed(GpuSample(sampled_at=2.0, gpu_uuid=card.gpu_uuid, power_w=310.0))
+    watch.feed(Step(attempt=0, rank=0, step=1, ended_at=2.0, duration_s=1.0, tokens=10))
     out = io.StringIO()
-    JsonLines(out).update(info, RunState(), view)
+    JsonLines(out).update(watch, RunState(state="running"))
     (line,) = (json.loads(text) for text in out.getvalue().splitlines())
     (gpu,) = line["gpus"]
     assert (line["power_w"], gpu["gpu_uuid"], gpu["power_w"], gpu["temperature_c"]) == (310.0, "GPU-0", 310.0, 61.0)

@@ -153,11 +153,13 @@ class LorawatchApp(App[None]):
         if self.is_running:
             self.post_message(message)
 
-    def on_mount(self) -> None:
+    def on_load(self) -> None:
         with contextlib.suppress(ValueError, RuntimeError):  # not the main thread: a test
-            for number in (signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 # not signal.signal: its handler runs without waking a loop that waits in select()
                 asyncio.get_running_loop().add_signal_handler(number, self.exit)
+
+    def on_mount(self) -> None:
         self.call_after_refresh(lambda: self.watcher.start())
         if self.collector is not None:
             self.set_interval(EVERY_S, self.collector.collect)

@@ -7,10 +7,10 @@ COMMENT ON COLUMN schema_migrations.name IS 'The migration''s file.';
 COMMENT ON COLUMN schema_migrations.applied_at IS 'When it was applied.';
 COMMENT ON COLUMN schema_migrations.lorawatch_version IS 'Version of lorawatch.';
 
-COMMENT ON TABLE evaluations IS 'An evaluation on rows that are never trained on; of ranks that train together rank 0 tells it for all.';
+COMMENT ON TABLE evaluations IS 'An evaluation on rows that are never trained on; of ranks that train together rank 0 writes it for all.';
 COMMENT ON COLUMN evaluations.run_id IS 'The run''s id; sorts by time.';
 COMMENT ON COLUMN evaluations.attempt IS 'The start of the workers that it belongs to, from 0.';
-COMMENT ON COLUMN evaluations.rank IS 'The rank that tells it, from 0.';
+COMMENT ON COLUMN evaluations.rank IS 'The rank that wrote it, from 0.';
 COMMENT ON COLUMN evaluations.step IS 'The step after which it was made.';
 COMMENT ON COLUMN evaluations.ended_at IS 'When it ended.';
 COMMENT ON COLUMN evaluations.duration_s IS 'Its wall time, seconds; in no step''s.';

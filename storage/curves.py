@@ -66,8 +66,8 @@ class Curves:
         series: By rank, or under None for all ranks together, the curves by name: those of
             `lorawatch.run.metrics.PLOTS`; `loss_bad`, how many losses were NaN or infinite; and for the cursor `step`
             over time and `at` (unix seconds) over steps. What was not recorded is absent.
-        evaluations: By the rank that tells them, by step, whatever part the curves show; of ranks that train together
-            rank 0 tells them for all.
+        evaluations: By the rank that wrote them, by step, whatever part the curves show; of ranks that train together
+            rank 0 wrote them for all.
     """
 
     axis: Axis
@@ -158,10 +158,10 @@ def run_curves(
     if files.absent():
         return None
     with reading(deadline_s=deadline_s) as connection:
-        found = _extent(connection, run_id, axis)
-        if found is None:
+        extent = _extent(connection, run_id, axis)
+        if extent is None:
             return None
-        begin, end, began_at, steps, repeated = found
+        begin, end, began_at, steps, repeated = extent
         low, high = window or (begin, end)
         width = max((high - low) / bins, 1e-6)
         if axis == "step":
@@ -234,14 +234,14 @@ def _take(
 ) -> None:
     """Put rows of (rank, bin, and for each name lowest, highest, mean) into `curves`."""
     for rank, number, *values in rows:
-        mine = curves.series.setdefault(rank, {})
+        by_name = curves.series.setdefault(rank, {})
         for index, name in enumerate(names):
             low, high, mean = values[3 * index : 3 * index + 3]
             if low is None:
                 continue
-            curve = mine.get(name)
+            curve = by_name.get(name)
             if curve is None:
-                curve = mine[name] = Thinned(start, width, *([math.nan] * count for _ in range(3)))
+                curve = by_name[name] = Thinned(start, width, *([math.nan] * count for _ in range(3)))
             curve.low[number], curve.high[number], curve.mean[number] = float(low), float(high), float(mean)
 
 

@@ -126,7 +126,7 @@ def _take(connection: Connection, run: RunDir, began: float, stop_at: float) -> 
             [run.run_id],
         ).fetchall()
     }
-    # The state before the journals: what the state tells (ended, how many steps) must not be ahead of the rows.
+    # The state before the journals: what the state says (ended, how many steps) must not be ahead of the rows.
     facts = _facts(run)
     rows = broken = taken = 0
     unread: dict[str, str] = {}

@@ -60,15 +60,15 @@ def together(connection: Connection, run_id: str) -> Measured:
             counts[0].add(nonpad)
             counts[1].add(labels)
         spans = union(spans, join_s=STEP_JOIN_S, pauses=pauses)
-    found = Measured(spans, durations, len(durations))
-    found.nonpad_tokens, found.label_tokens = (c.total for c in counts)
+    measured = Measured(spans, durations, len(durations))
+    measured.nonpad_tokens, measured.label_tokens = (c.total for c in counts)
     seconds = length(spans)
     if _complete(tokens) and seconds > 0:
-        found.tokens = sum(tokens)
-        found.tok_s = rate(found.tokens, seconds)
-        found.tok_s_ci95 = batch_means_interval95(tokens, durations)
-        found.mean_step_tok_s = mean_step_rate(tokens, durations)
-    return found
+        measured.tokens = sum(tokens)
+        measured.tok_s = rate(measured.tokens, seconds)
+        measured.tok_s_ci95 = batch_means_interval95(tokens, durations)
+        measured.mean_step_tok_s = mean_step_rate(tokens, durations)
+    return measured
 
 
 def separately(connection: Connection, run_id: str, world_size: int) -> Measured:
@@ -85,8 +85,8 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
     )
     columns: dict[int, tuple[array[float], ...]] = {}
     for rank, *values in _fetched(rows):
-        mine = columns.setdefault(rank, tuple(array("d") for _ in values))
-        for column, value in zip(mine, values, strict=True):
+        own = columns.setdefault(rank, tuple(array("d") for _ in values))
+        for column, value in zip(own, values, strict=True):
             column.append(_number(value))
     ranks = [RankSteps(c[0], c[1]) for c in columns.values()]
     window = (
@@ -102,17 +102,17 @@ def separately(connection: Connection, run_id: str, world_size: int) -> Measured
         return sum(amount_within(r, a, window) for r, a in zip(ranks, amounts, strict=True))
 
     inside = [r.touching(window) for r in ranks]
-    found = Measured(
+    measured = Measured(
         window, array("d", (r.durations_s[i] for r, taken in zip(ranks, inside, strict=True) for i in taken))
     )
-    found.count = len({c[5][i] for c, taken in zip(columns.values(), inside, strict=True) for i in taken})
-    found.tokens = within(tokens)
-    found.nonpad_tokens, found.label_tokens = _whole(within(nonpad)), _whole(within(labels))
-    if found.tokens is not None:
+    measured.count = len({c[5][i] for c, taken in zip(columns.values(), inside, strict=True) for i in taken})
+    measured.tokens = within(tokens)
+    measured.nonpad_tokens, measured.label_tokens = _whole(within(nonpad)), _whole(within(labels))
+    if measured.tokens is not None:
         summed = summed_rate(ranks, tokens, window)
-        found.tok_s, found.tok_s_ci95 = summed.value, summed.ci95
-        found.mean_step_tok_s = summed_mean_step_rate(ranks, tokens, window)
-    return found
+        measured.tok_s, measured.tok_s_ci95 = summed.value, summed.ci95
+        measured.mean_step_tok_s = summed_mean_step_rate(ranks, tokens, window)
+    return measured
 
 
 class _Counts:

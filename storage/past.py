@@ -135,12 +135,12 @@ def _binned(rows: str, names: Sequence[str], key: str | None = None) -> str:
 
 
 def _bins(names: tuple[str, ...], middle: float, extremes: list[float | None]) -> list[Bin]:
-    found = []
+    bins = []
     for index, name in enumerate(names):
         low, high = extremes[2 * index], extremes[2 * index + 1]
         if low is not None and high is not None:
-            found.append((name, middle, low, high))
-    return found
+            bins.append((name, middle, low, high))
+    return bins
 
 
 def _columns(kind: type[msgspec.Struct], *, renamed: dict[str, str] | None = None) -> str:

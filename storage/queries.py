@@ -92,16 +92,16 @@ def run_figures(run_id: str, *, deadline_s: float = 2.0) -> dict[str, Any] | Non
 def run_events(run_id: str, limit: int = 20, *, deadline_s: float = 2.0) -> list[dict[str, Any]]:
     """A run's latest events, in order of time: `at_s`, `kind`, `severity`, `attempt`, `ranks`, `message`.
 
-    A phase that several ranks tell is one event of theirs, from when the first was in it. What each evaluation and each
+    A phase that several ranks report is one event of theirs, from when the first was in it. What each evaluation and each
     checkpoint brings is left out (`run_evaluations` has the former, an event of its own the latter), unless it is the last
-    that a rank told: a run may have ended in it.
+    that a rank reported: a run may have ended in it.
 
     Raises:
         HistoryBusy, HistoryError: As `list_runs`.
     """
     return _rows(
         """
-        WITH told AS (
+        WITH reported AS (
             SELECT epoch("at") AS at_s, kind, severity, attempt, rank, message, kind = 'phase' AS phase,
                 row_number() OVER (PARTITION BY kind, message, attempt, rank ORDER BY "at") AS nth,
                 "at" = max("at") OVER (PARTITION BY kind, attempt, rank) AS latest
@@ -110,7 +110,7 @@ def run_events(run_id: str, limit: int = 20, *, deadline_s: float = 2.0) -> list
         SELECT * FROM (
             SELECT min(at_s) AS at_s, kind, severity, attempt,
                 coalesce(list(rank ORDER BY rank) FILTER (rank IS NOT NULL), []) AS ranks, message
-            FROM told
+            FROM reported
             WHERE NOT phase OR CASE WHEN message = 'training' THEN nth = 1
                 WHEN starts_with(message, 'evaluating') OR message = 'saving: checkpoint' THEN latest ELSE true END
             GROUP BY kind, severity, attempt, message, nth, CASE WHEN NOT phase THEN rank END

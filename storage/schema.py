@@ -61,13 +61,13 @@ def check(connection: Connection, where: str) -> int:
     Raises:
         HistoryTooNew: A newer lorawatch has written it.
     """
-    found, known = version(connection), latest()
-    if found > known:
+    present, known = version(connection), latest()
+    if present > known:
         raise HistoryTooNew(
-            f"the history {where} has schema {found}, this lorawatch knows up to {known}",
+            f"the history {where} has schema {present}, this lorawatch knows up to {known}",
             hint="upgrade lorawatch, or set LORAWATCH_HOME to another folder",
         )
-    return found
+    return present
 
 
 def is_current(connection: Connection, where: str) -> bool:
@@ -91,9 +91,9 @@ def migrate(connection: Connection, where: str) -> bool:
     Raises:
         HistoryTooNew: A newer lorawatch has written it; nothing is touched.
     """
-    found = check(connection, where)
+    before = check(connection, where)
     for number, name in _names():
-        if number > found:
+        if number > before:
             connection.execute("BEGIN")
             try:
                 connection.execute(_CREATE_MIGRATIONS)
@@ -113,7 +113,7 @@ def migrate(connection: Connection, where: str) -> bool:
     added = [table for table in TABLES if _add(connection, table, _lacking(connection, table))]
     builtin.refresh(connection)
     workloads.refresh(connection)
-    return found < latest() or bool(added)
+    return before < latest() or bool(added)
 
 
 def with_metrics(connection: Connection, table: str) -> str:

@@ -117,13 +117,13 @@ def _do(work: Callable[[Callable[[], None]], None], writer: int, parent: int) ->
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         _bound(parent)
         try:
-            work(lambda: _tell(writer, _DONE))
+            work(lambda: _send(writer, _DONE))
             sys.stdout.flush()
             code = 0
         except KeyboardInterrupt:
             code = 130
         except BaseException as error:  # noqa: BLE001  the parent reports it
-            _tell(writer, msgspec.json.encode(_failure(error)))
+            _send(writer, msgspec.json.encode(_failure(error)))
             code = 0
     finally:
         os._exit(code)
@@ -189,7 +189,7 @@ def _raise(report: bytes) -> NoReturn:
     raise error
 
 
-def _tell(writer: int, data: bytes) -> None:
+def _send(writer: int, data: bytes) -> None:
     with contextlib.suppress(OSError):
         os.write(writer, data)
 

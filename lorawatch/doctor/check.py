@@ -14,7 +14,7 @@ class Check:
 
     Attributes:
         name: What was looked at, short.
-        status: `fail`: runs cannot work until it is mended; `warn`: something will be slower, missing or refused;
+        status: `fail`: runs cannot work until it is fixed; `warn`: something will be slower, missing or refused;
             `info`: a fact, or something lorawatch does without.
         found: What was found, one sentence.
         advice: What to do, or None.

@@ -51,7 +51,7 @@ def render(checks: list[Check]) -> str:
             lines += _wrapped(check.advice, " " * (len(head) - 2) + "→ ")
     warned, failed = (sum(c.status == s for c in checks) for s in ("warn", "fail"))
     if failed:
-        verdict = f"{failed} thing{'s' * (failed > 1)} must be mended before runs work."
+        verdict = f"{failed} problem{'s' * (failed > 1)} must be fixed before runs work."
     elif warned:
         verdict = f"Runs work here; {warned} thing{'s' * (warned > 1)} to look at."
     else:

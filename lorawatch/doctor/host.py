@@ -79,22 +79,22 @@ def _nf4() -> Check:
 
 
 def _versions(name: str, wanted: dict[str, tuple[int, int]]) -> Check:
-    found, absent, old = [], [], []
+    present, absent, old = [], [], []
     for package, least in wanted.items():
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             absent.append(package)
             continue
-        found.append(f"{package} {version}")
+        present.append(f"{package} {version}")
         if _two_numbers(version) < least:
             old.append(f"{package}>={least[0]}.{least[1]}")
     if absent or old:
         wrong = [f"{', '.join(absent)} not installed"] if absent else []
         wrong += [f"needs {', '.join(old)}"] if old else []
         quoted = " ".join(f"'{o}'" for o in (*absent, *old))
-        return Check(name, "fail", "; ".join([*wrong, *found]), f"{sys.executable} -m pip install {quoted}")
-    return Check(name, "ok", ", ".join(found))
+        return Check(name, "fail", "; ".join([*wrong, *present]), f"{sys.executable} -m pip install {quoted}")
+    return Check(name, "ok", ", ".join(present))
 
 
 def _two_numbers(version: str) -> tuple[int, int]:
@@ -222,7 +222,7 @@ def _history_itself(path: Path) -> Check:
             )
         if files.lock(path).is_dir():
             return Check("history", "fail", f"a folder stands in the place of {files.lock(path)}", "remove it")
-        found = f"{path}, {path.stat().st_size / 2**20:,.1f} MiB" if path.exists() else str(path)
+        size = f"{path}, {path.stat().st_size / 2**20:,.1f} MiB" if path.exists() else str(path)
         examined = examine(path, budget_s=_HISTORY_S)
     except HistoryBusy as error:
         return Check("history", "info", error.message, error.hint)
@@ -233,9 +233,9 @@ def _history_itself(path: Path) -> Check:
     rows = f"{examined.rows:,} rows read"
     if examined.unread:
         return Check(
-            "history", "ok", f"{found}, {rows}; {_HISTORY_S:g} s did not suffice for {', '.join(examined.unread)}"
+            "history", "ok", f"{size}, {rows}; {_HISTORY_S:g} s did not suffice for {', '.join(examined.unread)}"
         )
-    return Check("history", "ok", f"{found}, all of its {rows}")
+    return Check("history", "ok", f"{size}, all of its {rows}")
 
 
 def models() -> list[Check]:
@@ -286,8 +286,8 @@ def limits() -> list[Check]:
         checks.append(Check("shared memory", "warn", f"there is no {_SHM}", "NCCL and data loaders need it"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = 0 <= soft < _FEW_FILES
-    said = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft:,}"
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft:,}"
     checks.append(
-        Check("open files", "info" if few else "ok", said, f"ulimit -n {min(hard, 65536)} gives more" if few else None)
+        Check("open files", "info" if few else "ok", limit, f"ulimit -n {min(hard, 65536)} gives more" if few else None)
     )
     return checks

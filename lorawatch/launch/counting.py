@@ -17,7 +17,7 @@ from lorawatch.text.sanitize import clean
 
 BYTES_PER_TOKEN = 4.0
 """Of English text under the vocabularies of today's models, roughly; used where the tokenizer is not here."""
-# What tells that the model is missing and not the data.
+# Errors of a missing model, as against errors of the data.
 _NO_TOKENIZER = ("ModelNotFound", "MissingDependency")
 _CRASHED = "crashed"
 _TEXTS = (".jsonl", ".json", ".csv", ".txt")
@@ -62,7 +62,7 @@ def count_tokens(
 
     Args:
         path: The data file.
-        model: As a recipe names it; empty where nothing tells.
+        model: As a recipe names it; empty where it is not known.
         sequence_length: At which rows are cut.
         cancelled: Set by another thread, it ends the count.
 
@@ -88,13 +88,13 @@ def count_tokens(
     if answer.error is None and answer.tokens < 1:
         raise DataError(f"{where}: nothing is left to train on: every row is empty or dropped", hint="look at its rows")
     if answer.error is None:
-        said = f"{answer.tokens:,} tokens in {answer.rows:,} rows"
-        said += f", {answer.cut:,} of them cut at {sequence_length}" if answer.cut else ""
-        return Counted(answer.tokens, True, said + (f", {answer.dropped:,} dropped" if answer.dropped else ""))
+        words = f"{answer.tokens:,} tokens in {answer.rows:,} rows"
+        words += f", {answer.cut:,} of them cut at {sequence_length}" if answer.cut else ""
+        return Counted(answer.tokens, True, words + (f", {answer.dropped:,} dropped" if answer.dropped else ""))
     if answer.kind not in (*_NO_TOKENIZER, _CRASHED):
         raise DataError(clean(answer.error), hint=clean(answer.hint) if answer.hint else None)
     tokens = max(int(path.stat().st_size / BYTES_PER_TOKEN), 1)
-    why = f"the tokenizer of {clean(model)} is not here" if model else "nothing tells which tokenizer"
+    why = f"the tokenizer of {clean(model)} is not here" if model else "the tokenizer is not known"
     if answer.kind == _CRASHED:
         why = f"counting them failed ({answer.error})"
     return Counted(tokens, False, f"about {tokens:,} tokens, from its size: {why}")
@@ -103,7 +103,7 @@ def count_tokens(
 def _finished(
     process: subprocess.Popen[bytes], where: str, timeout_s: float, cancelled: threading.Event
 ) -> tuple[bytes, bytes]:
-    """What the process wrote; ends it where nobody waits for it any more.
+    """What the process wrote; ends it where the caller no longer waits for it.
 
     Raises:
         UsageError: It takes longer than the timeout, or was cancelled.

@@ -43,7 +43,7 @@ class Launcher(Protocol):
 
     @property
     def world_size(self) -> int | None:
-        """How many ranks it starts, over all hosts; None where only they can tell."""
+        """How many ranks it starts, over all hosts; None where only they know."""
 
     @property
     def local_ranks(self) -> bool:
@@ -68,7 +68,7 @@ class Launcher(Protocol):
         """What its end says, for the verdict on the run.
 
         Args:
-            exit_code: Its status; negative for a signal; None where nobody could wait for it.
+            exit_code: Its status; negative for a signal; None where no process could wait for it.
             log: The end of its output.
         """
 

@@ -1,6 +1,6 @@
 """torchrun as a run's launcher: the ranks of a recipe, on this host.
 
-Facts behind the flags: torchrun registers SIGHUP again, so that it must be told which signals are its own; workers of a
+Facts behind the flags: torchrun registers SIGHUP again, so it needs to know which signals to handle; workers of a
 restart read the last attempt's addresses unless the rendezvous store is not shared;
 the agent dies of a broken pipe, so that its output goes to a file and nothing reads it through a pipe.
 """

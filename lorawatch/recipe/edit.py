@@ -85,7 +85,7 @@ def mapping(text: str) -> dict[str, Any]:
 
 
 def _checked(edited: str | None, wanted: dict[str, Any]) -> str:
-    """The edited text if it says what was wanted; else that, written anew."""
+    """The edited text if it says what was wanted; else the recipe, written from the data."""
     try:
         if edited is not None and mapping(edited) == wanted:
             return edited
@@ -98,15 +98,15 @@ def _with_value(text: str, keys: Sequence[str], value: Any, order: Sequence[str]
     place: Any = compose_yaml(text)
     if place is None:
         return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{keys[0]}: {_flow(_nested(keys[1:], value))}\n"
-    found = None
+    deepest = None
     for depth, key in enumerate(keys):
         if not isinstance(place, yaml.MappingNode):  # a section that has no keys yet
-            return None if found is None else _replace(text, found, place, _flow(_nested(keys[depth:], value)))
+            return None if deepest is None else _replace(text, deepest, place, _flow(_nested(keys[depth:], value)))
         pair = _find(place, key)
         if pair is None:
             return _insert(text, place, key, _flow(_nested(keys[depth + 1 :], value)), _behind(keys, depth, order))
-        found, place = pair
-    return None if found is None else _replace(text, found, place, _flow(value))
+        deepest, place = pair
+    return None if deepest is None else _replace(text, deepest, place, _flow(value))
 
 
 def _without(text: str, keys: Sequence[str]) -> str | None:

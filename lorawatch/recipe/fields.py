@@ -146,8 +146,8 @@ def problem(key: Field, value: Any) -> str | None:
 
 def problems(data: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong, by path: all keys at once, each by itself. What only the whole shows, `recipe.from_dict` tells."""
-    found = {key.path: problem(key, value_at(data, key.path)) for key in recipe_fields()}
-    return {path: words for path, words in found.items() if words is not None}
+    wrong = {key.path: problem(key, value_at(data, key.path)) for key in recipe_fields()}
+    return {path: words for path, words in wrong.items() if words is not None}
 
 
 def _kind(hint: Any) -> tuple[Kind, tuple[str, ...]]:
@@ -188,7 +188,7 @@ def _literals(types_: list[Any]) -> list[Any]:
 
 def _docstrings(kind: type) -> dict[str, str]:
     """The text that follows each key in the source; Python itself does not keep it."""
-    found = {}
+    texts = {}
     for before, after in itertools.pairwise(_classes(kind.__module__).get(kind.__name__, [])):
         if (
             isinstance(before, ast.AnnAssign)
@@ -197,8 +197,8 @@ def _docstrings(kind: type) -> dict[str, str]:
             and isinstance(after.value, ast.Constant)
             and isinstance(after.value.value, str)
         ):
-            found[before.target.id] = " ".join(after.value.value.replace("`", "").split())
-    return found
+            texts[before.target.id] = " ".join(after.value.value.replace("`", "").split())
+    return texts
 
 
 @functools.cache

@@ -62,7 +62,7 @@ def judge_lost(run: RunDir) -> RunState:
         if status.kind == "ended":
             raise UsageError(
                 f"run {run.run_id} has ended already ({run.state().state})",
-                hint=f"lorawatch show {run.run_id} tells how",
+                hint=f"lorawatch show {run.run_id} says how",
             )
         if status.kind not in ("silent", "over"):
             raise UsageError(

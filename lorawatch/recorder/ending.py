@@ -47,7 +47,7 @@ def ended_event(verdict: Verdict) -> Event:
 def write_end(
     run: RunDir, state_file: StateFile, ingesting: Ingesting, records: list[ExitRecord], lines: RecorderLines
 ) -> str | None:
-    """Write the run's end and bring all lines into the history, while nobody else decides about the run.
+    """Write the run's end and bring all lines into the history, while no other process may decide about the run.
 
     Args:
         state_file: With the end in its state.

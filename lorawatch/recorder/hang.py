@@ -58,7 +58,7 @@ def suspects(last_step: dict[int, int], world_size: int) -> list[int]:
 
 
 def longest_silent(seen_at: Mapping[int, float | None]) -> tuple[int, float] | None:
-    """Of ranks that train separately, the one that has been silent longest, and since when; nobody waits for it, so that
+    """Of ranks that train separately, the one that has been silent longest, and since when; no other rank waits for it, so that
     the others' steps say nothing about it. None before any has taken a step.
 
     Args:
@@ -117,13 +117,13 @@ class HangWatch:
 
     Args:
         run: Where the stacks go.
-        view: The run as its journals tell it.
+        view: The run as its journals have it.
         hang_timeout_s: The recipe's `launch.hang_timeout_s`.
-        tell: Takes the events.
+        emit: Takes the events.
     """
 
-    def __init__(self, run: RunDir, view: LiveView, hang_timeout_s: float, tell: Callable[[Event], None]) -> None:
-        self._run, self._view, self._limit_s, self._tell = run, view, hang_timeout_s, tell
+    def __init__(self, run: RunDir, view: LiveView, hang_timeout_s: float, emit: Callable[[Event], None]) -> None:
+        self._run, self._view, self._limit_s, self._emit = run, view, hang_timeout_s, emit
         self._asked_at: float | None = None
         self._asked: dict[int, int] = {}  # rank → bytes of its stacks before
         self._warned = False
@@ -139,8 +139,8 @@ class HangWatch:
         view = self._view
         stepping = [r for r in view.ranks.values() if r.phase in STEPPING]
         since, what = view.last_step_seen_at, "no step"
-        if view.separate and (found := longest_silent({r.rank: r.last_seen_at for r in stepping})):
-            since, what = found[1], f"no step of rank {found[0]}"
+        if view.separate and (oldest := longest_silent({r.rank: r.last_seen_at for r in stepping})):
+            since, what = oldest[1], f"no step of rank {oldest[0]}"
         if since is None or not stepping or self.verdict is not None:
             return
         now = time.monotonic()
@@ -150,7 +150,7 @@ class HangWatch:
             self._asked_at = None
             if self._warned:
                 self._warned = False
-                self._tell(Event(at=time.time(), kind="steps_back", message="steps come again"))
+                self._emit(Event(at=time.time(), kind="steps_back", message="steps come again"))
         elif self._asked_at is None:
             self._asked_at = now
             self._run.stacks.mkdir(exist_ok=True)
@@ -160,8 +160,8 @@ class HangWatch:
             self._warned = True
             who = self._blame(workers)
             silence = f"{what} for {silent:.0f} s (limit {check.limit_s:.0f} s)"
-            told = f"{silence}{who.words}{who.hint}; stacks in {self._run.stacks}"
-            self._tell(Event(at=time.time(), kind="hang", severity="error", rank=who.rank, message=told))
+            words = f"{silence}{who.words}{who.hint}; stacks in {self._run.stacks}"
+            self._emit(Event(at=time.time(), kind="hang", severity="error", rank=who.rank, message=words))
         elif self._warned and check.level == "end":
             self.verdict = (
                 f"{what} for {silent:.0f} s{self._blame(workers).words}; the ranks' stacks are in {self._run.stacks}"

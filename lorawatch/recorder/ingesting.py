@@ -16,7 +16,7 @@ EVERY_S = 5.0
 class Ingesting:
     """Brings a run's new journal lines into the history every few seconds, and all of them at the end.
 
-    A history that is held by somebody else, full, or broken costs nothing but time: the lines wait in the journals.
+    A history that is locked by another process, full, or broken costs nothing but time: the lines wait in the journals.
 
     Args:
         run: The run.
@@ -48,7 +48,7 @@ class Ingesting:
         """The last write: all lines, the run's final state, its summary.
 
         Args:
-            wait_s: How long to wait for a history that somebody else holds.
+            wait_s: How long to wait for a history that another process has locked.
             on_wait: Told why it waits, once.
 
         Returns:
@@ -58,7 +58,7 @@ class Ingesting:
         from lorawatch.storage.ingest import finish_run
 
         deadline = time.monotonic() + wait_s
-        told = False
+        reported = False
         while True:
             try:
                 finish_run(self._run)
@@ -67,9 +67,9 @@ class Ingesting:
                 reason = error.message
                 if time.monotonic() > deadline:
                     return reason
-                if not told:
+                if not reported:
                     on_wait(reason)
-                    told = True
+                    reported = True
             except (LorawatchError, OSError) as error:
                 return str(error)
             time.sleep(0.2)

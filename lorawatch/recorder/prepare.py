@@ -144,7 +144,7 @@ def _who_and_where() -> dict[str, object]:
         user = str(os.getuid())
     try:
         cwd = encodable(str(Path.cwd()))
-    except OSError:  # somebody has removed it
+    except OSError:  # it was removed
         cwd = None
     return {
         "created_at": time.time(),

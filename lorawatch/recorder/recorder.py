@@ -93,7 +93,7 @@ class Recorder:
         self._hangs = HangWatch(run, self.view, recipe.launch.hang_timeout_s if recipe else 0.0, self._lines.event)
         self._notices = Notices(self._lines.say, host_name())
         self._oom_kills = oom_kills()
-        # Of earlier attempts nobody is left: a pid that they name may be anybody's today.
+        # No process of earlier attempts is left: a pid that they name may be another process's today.
         self._first_attempt = self.state.attempt
         self._began_at = time.time()
         self._stepping_since = 0.0
@@ -117,7 +117,7 @@ class Recorder:
 
     @property
     def info(self) -> RunInfo:
-        """What was asked, and what the ranks have said since."""
+        """What was asked, and what the ranks have reported since."""
         return self._facts.info
 
     @property
@@ -187,13 +187,13 @@ class Recorder:
             RunElsewhere, RunBusy: Another host looks after it; another command decides about it.
         """
         run = self.run_dir
-        with deciding(run) as found:
-            if found.kind == "ended":
+        with deciding(run) as status:
+            if status.kind == "ended":
                 raise UsageError(
-                    f"run {run.run_id} has ended ({run.state().state})", hint=f"lorawatch show {run.run_id} tells how"
+                    f"run {run.run_id} has ended ({run.state().state})", hint=f"lorawatch show {run.run_id} says how"
                 )
-            if found.kind == "recorded":
-                pid = found.recorder.pid if found.recorder else "?"
+            if status.kind == "recorded":
+                pid = status.recorder.pid if status.recorder else "?"
                 raise UsageError(
                     f"run {run.run_id} has a living recorder (pid {pid})", hint="there is nothing to adopt"
                 )
@@ -206,7 +206,7 @@ class Recorder:
                     f"run {run.run_id} never started its workers", hint="start the recipe again: lorawatch --record"
                 )
             before.launcher = launcher
-            if found.kind == "over":
+            if status.kind == "over":
                 words = last_words(run, self._exit_records())
                 self._state_file.over_at = max(before.heartbeat_at or 0.0, words.at or 0.0) or None
             self._begin()
@@ -289,7 +289,7 @@ class Recorder:
         return self.view.world_size or self._launcher.world_size or 0
 
     def _exit_records(self) -> list[ExitRecord]:
-        # An attempt may end before a rank has said that it began.
+        # An attempt may end before a rank has reported that it began.
         attempt = max(self.view.attempt, self.run_dir.last_attempt())
         return exit_records(self.run_dir, attempt, self._world_size)
 

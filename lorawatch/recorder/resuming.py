@@ -69,10 +69,10 @@ def prepare_resumption(
 def _prepare(
     run: RunDir, gpus: Sequence[Gpu], overrides: Sequence[str], from_name: str | None, driver_version: str | None
 ) -> Resumption:
-    with deciding(run) as found:
+    with deciding(run) as status:
         info, state = run.info(), run.state()
         _check_resumable(run, info)
-        refuse_living(run, found, "resumed")
+        refuse_living(run, status, "resumed")
         before = loading.from_dict(info.recipe or {}, run.run_id)
         after, changed = _changed(run, before, overrides)
         start = _checked(run, before, info.world_size, from_name)
@@ -122,7 +122,7 @@ def _check_resumable(run: RunDir, info: RunInfo) -> None:
         )
     if is_separate(info):
         raise UsageError(
-            f"the ranks of run {run.run_id} train separately, which keeps no checkpoints", hint="start it anew"
+            f"the ranks of run {run.run_id} train separately, which keeps no checkpoints", hint="start it again"
         )
 
 
@@ -140,19 +140,19 @@ def _changed(run: RunDir, before: Recipe, overrides: Iterable[str]) -> tuple[Rec
 
 
 def _checked(run: RunDir, recipe: Recipe, world_size: int, from_name: str | None) -> Checkpoint:
-    found = checkpoints.folders(run.checkpoints)
-    if not found:
+    saved = checkpoints.folders(run.checkpoints)
+    if not saved:
         raise CheckpointError(
             f"run {run.run_id} has no checkpoint to go on from",
-            hint="a stop saves one, and train.checkpoint_every does on the way; start the run anew",
+            hint="a stop saves one, and train.checkpoint_every does on the way; start the run again",
         )
-    wanted = found[0] if from_name is None else checkpoints.named(run.checkpoints, from_name)
+    wanted = saved[0] if from_name is None else checkpoints.named(run.checkpoints, from_name)
     try:
         start = checkpoints.read(wanted)
         checkpoints.check_work(start, recipe, world_size)
     except CheckpointError as error:
         earlier, _ = checkpoints.newest_good(run.checkpoints, recipe, world_size, before=checkpoints.step_of(wanted))
-        hint = "none before it is good: start the run anew"
+        hint = "none before it is good: start the run again"
         if earlier is not None:
             hint = f"the one before it is good: lorawatch --record --resume {run.run_id} --from {earlier.name}"
         raise CheckpointError(error.message, hint=hint) from None

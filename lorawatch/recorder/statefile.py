@@ -112,6 +112,6 @@ class StateFile:
             return "deleted"
         try:
             written = self._run.state().recorder
-        except (OSError, msgspec.MsgspecError):  # unreadable for a moment, or by somebody's hand: written again
+        except (OSError, msgspec.MsgspecError):  # unreadable for a moment, or changed by hand: written again
             return None
         return None if written is None or written == self._own else "taken"

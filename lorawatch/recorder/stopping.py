@@ -65,7 +65,7 @@ class Stopping:
         self._request()
         silent = self._view.silent_ranks
         if not any(rank.started for rank in self._view.ranks.values()):
-            # nobody there who could agree on a step: an own command without the callback, or ranks still loading
+            # no rank there that could agree on a step: an own command without the callback, or ranks still loading
             what = "no step to save yet: asking the ranks" if self._view.world_size else "asking the command"
             self._say("stopping", f"{what} to end; once more ends it at once", "info")
             workers.terminate()

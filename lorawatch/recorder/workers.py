@@ -62,6 +62,7 @@ class Workers:
         self.exit_code: int | None = None
         self._process = process
         self._family: dict[int, ProcessId] = {p.pid: p for p in family if p.here}
+        self._unreaped: set[int] = set()  # ended, and not yet this process's children when they were seen so
         self._ranks: dict[int, ProcessId] = {}
         self._orphans, self._is_ours, self._find = orphans, is_ours, find
 
@@ -72,6 +73,7 @@ class Workers:
         alive = self.launcher_alive()  # first: of one that dies after this the table has the children
         table = process_table()
         self._reap(table)
+        self._unreaped |= {pid for pid in self._family if pid in table and table[pid].ended}
         self._family = {pid: known for pid, known in self._family.items() if _is_there(known, table)}
         roots = {*self._family, *([self.launcher.pid] if alive else [])}
         if self._orphans:  # what lost its parent became this process's child
@@ -201,9 +203,12 @@ class Workers:
                 process.send(number)
 
     def _reap(self, table: dict[int, Process]) -> None:
-        for pid in self._family:
+        for pid in (*self._family, *self._unreaped):
             process = table.get(pid)
-            if process is not None and process.ended and process.parent == os.getpid():
+            if process is None or not process.ended:
+                self._unreaped.discard(pid)
+            elif process.parent == os.getpid():
+                self._unreaped.discard(pid)
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
 

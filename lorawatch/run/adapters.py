@@ -98,7 +98,7 @@ def require_adapter(run: RunDir, which: AdapterChoice = "last") -> None:
             f"run {run.run_id} has no best adapter: it made no evaluation whose loss was a number (it is at {step})",
             hint=f"data.eval_share and train.eval_every of a recipe make evaluations{there}",
         )
-    best = f", or use the best so far: --adapter best (step {found.step})" if (found := best_of(run)) else ""
+    best = f", or use the best so far: --adapter best (step {best_one.step})" if (best_one := best_of(run)) else ""
     if state.state not in ENDED:
         stands = "is waiting to start" if state.state in ("queued", "starting") else f"is at {step}"
         raise LorawatchError(

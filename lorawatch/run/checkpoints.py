@@ -99,10 +99,10 @@ def folders(root: Path) -> list[Path]:
         root: The run's `checkpoints` folder; it may be absent.
     """
     try:
-        found = [path for path in root.iterdir() if step_of(path) >= 0]
+        saved = [path for path in root.iterdir() if step_of(path) >= 0]
     except OSError:
         return []
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(saved, key=step_of, reverse=True)
 
 
 def named(root: Path, name: str) -> Path:
@@ -218,10 +218,10 @@ def check_work(checkpoint: Checkpoint, recipe: Recipe, world_size: int) -> None:
     """
     manifest = checkpoint.manifest
     try:
-        found = differences(manifest.recipe, recipe.to_dict())
+        changed = differences(manifest.recipe, recipe.to_dict())
     except RecipeError as error:
         raise CheckpointError(f"{checkpoint.name} has a recipe that is none here: {error.message}") from None
-    other = [(path, theirs, ours) for path, theirs, ours in found if path not in identity.changeable()]
+    other = [(path, theirs, ours) for path, theirs, ours in changed if path not in identity.changeable()]
     if other:
         listed = "; ".join(f"{path} is {clean(repr(a))} there and {clean(repr(b))} here" for path, a, b in other)
         raise CheckpointError(f"{checkpoint.name} is from another recipe: {listed}")
@@ -255,14 +255,14 @@ def newest_good(
         if before is not None and step_of(folder) >= before:
             continue
         try:
-            found = read(folder)
-            if resumed is not None and found.step > resumed[0] and found.manifest.attempt < resumed[1]:
+            candidate = read(folder)
+            if resumed is not None and candidate.step > resumed[0] and candidate.manifest.attempt < resumed[1]:
                 continue
-            check_work(found, recipe, world_size)
+            check_work(candidate, recipe, world_size)
         except CheckpointError as error:
             wrong.append(error.message)
         else:
-            return found, wrong
+            return candidate, wrong
     return None, wrong
 
 
@@ -310,7 +310,7 @@ def clear_unfinished(root: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; it is out of sight at once, so that nobody takes the half of it for a damaged one.
+    """Remove a checkpoint; it is out of sight at once, so that a half of it is never taken for a damaged one.
 
     Raises:
         OSError: The folder cannot be written.

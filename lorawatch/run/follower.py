@@ -18,8 +18,6 @@ from lorawatch.run.records import (
 
 _PIECE = 512 << 10  # bytes between two looks at the clock
 
-_PIECE = 512 << 10  # bytes between two looks at the clock
-
 
 class Follower:
     """Tails a run's journals into a LiveView.

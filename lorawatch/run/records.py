@@ -172,7 +172,7 @@ class Step(Record, tag="step"):
 class Evaluation(Record, tag="evaluation"):
     """An evaluation on rows that are never trained on.
 
-    Of ranks that train together rank 0 tells it for all; of ranks that train separately each tells its own.
+    Of ranks that train together rank 0 writes it for all; of ranks that train separately each writes its own.
     """
 
     attempt: Attempt

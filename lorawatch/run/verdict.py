@@ -31,7 +31,7 @@ class LauncherEnd:
         name: The launcher, for people: `torchrun`, `the command`.
         agent: What in it looks after the ranks: `torchrun's agent`.
         own_command: It is the user's command, whose ranks may report nothing.
-        exit_code: Its status; negative for a signal; None where nobody could wait for it.
+        exit_code: Its status; negative for a signal; None where no process could wait for it.
         agent_signal: The signal that its log says it got; None where it names none.
         rank_ends: How ranks ended, the first cause first: rank and status, negative for a signal.
         exception: The last exception in its log.

@@ -57,7 +57,7 @@ class GpuProcess:
 
     Attributes:
         pid: As the host numbers processes; inside a container that may be another number than the process's own.
-        memory_bytes: None where the driver does not tell.
+        memory_bytes: None where the driver does not report it.
     """
 
     pid: int

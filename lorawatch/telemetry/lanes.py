@@ -72,7 +72,7 @@ class Lane:
 
     @property
     def stopping(self) -> bool:
-        """Whether the lane was told to end."""
+        """Whether the lane was asked to end."""
         return self._stopping
 
     @property

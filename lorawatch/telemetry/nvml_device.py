@@ -84,7 +84,7 @@ class NvmlDevice:
         return instant.value.uiVal / 1000, None if average.nvmlReturn else average.value.uiVal / 1000
 
     def memory_used(self) -> int | None:
-        """Bytes that nobody else can have: the driver's own reserve counts as used."""
+        """Bytes that no other process can have: the driver's own reserve counts as used."""
         memory = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo)
         return None if memory is None else int(memory.used)
 
@@ -127,7 +127,7 @@ class NvmlDevice:
         return None if degrees is None else float(degrees)
 
     def memory_temperature(self) -> float | None:
-        """Degrees Celsius of the memory; most cards without HBM have no sensor that tells."""
+        """Degrees Celsius of the memory; most cards without HBM have no such sensor."""
         values = self._ask("memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP])
         if values is None:
             return None
@@ -160,12 +160,12 @@ class NvmlDevice:
     def processes(self) -> tuple[GpuProcess, ...] | None:
         """The processes that compute on this GPU."""
         # by versioned names: pynvml's plain name raises no NVMLError where the driver is older than pynvml
-        found = self._ask("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
-        if found is None:
-            found = self._ask("processes v2", pynvml.nvmlDeviceGetComputeRunningProcesses_v2)
-        if found is None:
+        listed = self._ask("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
+        if listed is None:
+            listed = self._ask("processes v2", pynvml.nvmlDeviceGetComputeRunningProcesses_v2)
+        if listed is None:
             return None
-        return tuple(GpuProcess(int(p.pid), None if p.usedGpuMemory is None else int(p.usedGpuMemory)) for p in found)
+        return tuple(GpuProcess(int(p.pid), None if p.usedGpuMemory is None else int(p.usedGpuMemory)) for p in listed)
 
     # --- by the registry's names
 

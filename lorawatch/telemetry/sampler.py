@@ -2,7 +2,7 @@
 
 A driver's calls differ a thousandfold in cost, so each lane has only calls of its own kind: the fast lane those of a few
 microseconds, the slow lane the energy counter (milliseconds) and what changes slowly. A call that hangs holds up its
-own lane only; the others go on, the watch says so, and nobody waits for it.
+own lane only; the others go on, the watch reports it, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Sampler:
                 before = time.time()
                 energy = device.energy()
                 after = time.time()
-                # The counter's value belongs to some moment within the call: its middle. After a long one nobody knows
+                # The counter's value belongs to some moment within the call: its middle. After a long one it is not known
                 # which, and a joule without its moment would falsify a window.
                 dated = after - before < UNDATED_S
                 sample = GpuSample(

@@ -74,7 +74,7 @@ def stragglers(step_s: Mapping[int, float], where: Mapping[int, str]) -> list[Al
 
 
 def bad_loss(event: Event | None) -> Alert | None:
-    """A loss that is no number, as the rank that saw it has told."""
+    """A loss that is no number, as the rank that saw it reported."""
     if event is None:
         return None
     return Alert("nan_loss", "error", "✗", "NaN loss", clean(event.message) or "the loss is no number")

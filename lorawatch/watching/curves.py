@@ -47,7 +47,7 @@ class CurveData:
         A bin wider than a column fills every column it covers, and a value holds until the next one where that comes
         within `HOLD_S`, so that slow readings leave no holes.
         """
-        found = Bins(count)
+        bins = Bins(count)
         step = (end - begin) / count if count else 0
         if step <= 0:
             return [None] * count
@@ -58,11 +58,11 @@ class CurveData:
             left = self.start + index * self.width_s
             first = int((left - begin) / step)
             if 0 <= before < first - 1 and (first - before) * step <= HOLD_S + step:
-                found.cover(before + 1, first - 1, found.low[before], found.high[before])
+                bins.cover(before + 1, first - 1, bins.low[before], bins.high[before])
             last = max(math.ceil((left + self.width_s - begin) / step) - 1, first)
-            found.cover(first, last, low, self.high[index])
+            bins.cover(first, last, low, self.high[index])
             before = min(last, count - 1)
-        return found.columns()
+        return bins.columns()
 
 
 class Curve:

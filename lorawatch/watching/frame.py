@@ -12,7 +12,7 @@ from lorawatch.watching.final import FiguresOf
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a person should see, told by a glyph and a word and not by colour alone.
+    """Something that a person should see, shown by a glyph and a word and not by colour alone.
 
     Attributes:
         kind: straggler, throttled, vram, nan_loss, stale, slow, restarted, gpu_lost, no_recorder, silent or

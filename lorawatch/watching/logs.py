@@ -24,7 +24,7 @@ class LogTail:
         names: All logs of the run, by their paths under `logs/`: the ranks' of the latest attempt, then torchrun's, the
             own command's and the recorder's, then those of earlier attempts.
         name: The one that was read; empty where there is none.
-        lines: Its last lines, clean; of a line that was written over (a progress bar), what it said last.
+        lines: Its last lines, clean; of a line that was written over (a progress bar), its last text.
         size_bytes: How long the file is.
         cut: Whether lines before these were left out.
         note: Why there are no lines, for people; empty where there are some.

@@ -116,7 +116,7 @@ class Watch:
             self.feed(start)
         for key, bins in (
             *past.gpu_bins.items(),
-            *((self._key(rank), found) for rank, found in past.rank_bins.items()),
+            *((self._key(rank), rank_bins) for rank, rank_bins in past.rank_bins.items()),
         ):
             curves = self._curves_of(key)
             for metric, at, low, high in bins:
@@ -139,10 +139,10 @@ class Watch:
         return self._curves.setdefault(key, {})
 
     def _curve(self, curves: dict[str, Curve], metric: str) -> Curve:
-        found = curves.get(metric)
-        if found is None:
-            found = curves[metric] = Curve(sliding=True) if self.info is None else Curve()
-        return found
+        curve = curves.get(metric)
+        if curve is None:
+            curve = curves[metric] = Curve(sliding=True) if self.info is None else Curve()
+        return curve
 
     def _key(self, rank: int) -> str:
         started = self.view.ranks[rank].started if rank in self.view.ranks else None
@@ -192,22 +192,22 @@ class Watch:
     def _run_alerts(self, head: Head, at: float) -> list[Alert]:
         view = self.view
         # A number that is none cannot stand in a journal's line: the rank that saw it tells it as an event.
-        told = next((e for e in reversed(view.events) if e.kind == "nan_loss"), None)
-        found = [
-            alerts.bad_loss(told),
+        nan_event = next((e for e in reversed(view.events) if e.kind == "nan_loss"), None)
+        raised = [
+            alerts.bad_loss(nan_event),
             alerts.restarted(head.attempt),
             alerts.not_reporting(view.silent_ranks, view.world_size),
         ]
         if not head.recorder_alive:
-            found.insert(0, alerts.no_recorder(head.run_id))
+            raised.insert(0, alerts.no_recorder(head.run_id))
         if head.state not in ENDED:
             stepping = any(r.phase in ("training", "starting") or r.last for r in view.ranks.values())
             busy = any(r.phase in ("evaluating", "saving", "finished") for r in view.ranks.values())
             if view.steps and stepping and not busy:
                 # An evaluation or a checkpoint behind the last step is no silence of steps.
                 resumed = max((r.phase_at or 0.0 for r in view.ranks.values() if r.phase == "training"), default=0.0)
-                found.append(alerts.slow(at - max(view.steps[-1].ended_at, resumed), view.usual_step_s()))
-        return [a for a in found if a is not None]
+                raised.append(alerts.slow(at - max(view.steps[-1].ended_at, resumed), view.usual_step_s()))
+        return [a for a in raised if a is not None]
 
     def _head(self, info: RunInfo, state: RunState, at: float, recorder_alive: bool) -> Head:
         view = self.view
@@ -285,7 +285,7 @@ class Watch:
         lost = gpu.gpu_uuid in self.lost
         stale = None if ended or lost or not now.sampled_at else stale_age(at - now.sampled_at)
         shares = self._shares(gpu.gpu_uuid)
-        found = [
+        raised = [
             alerts.gpu_lost(gpu.gpu_uuid, name) if lost else alerts.stale(stale, gpu.gpu_uuid, name),
             alerts.throttled(shares, gpu.gpu_uuid, name),
             alerts.vram_full(now.memory_used_bytes, gpu.memory_total_bytes, gpu.gpu_uuid, name),
@@ -309,7 +309,7 @@ class Watch:
             note=_gpu_note(gpu, rank, ended) if self.info is not None else "",
             stale_s=stale,
             lost=lost,
-            alerts=tuple(a for a in found if a is not None),
+            alerts=tuple(a for a in raised if a is not None),
         )
 
     def _rank_pane(self, rank: RankView, straggler: Alert | None) -> Pane:
@@ -335,8 +335,8 @@ class Watch:
         )
 
     def _data(self, key: str) -> dict[str, CurveData]:
-        found = {name: curve.data() for name, curve in self._curves.get(key, {}).items()}
-        return {name: data for name, data in found.items() if data is not None}
+        curves = {name: curve.data() for name, curve in self._curves.get(key, {}).items()}
+        return {name: data for name, data in curves.items() if data is not None}
 
     def _shares(self, uuid: str) -> dict[int, float]:
         shares = {bit: share(self._reasons.get(uuid, ()), bit) for bit in (ClockReason.POWER_CAP, *SLOWDOWN_WORDS)}

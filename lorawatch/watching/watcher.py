@@ -182,9 +182,9 @@ class Watcher:
                 notice = notice or f"reading the journals: {unread / 2**20:,.0f} MiB to go"
             if self._follower.broken:
                 notice = notice or f"{self._follower.broken} broken journal lines were stepped over"
-            found = self._liveness
-            alive = state.state in ENDED or found.kind not in ("unrecorded", "over")
-            silence = found.words if found.kind == "silent" else ""
+            liveness = self._liveness
+            alive = state.state in ENDED or liveness.kind not in ("unrecorded", "over")
+            silence = liveness.words if liveness.kind == "silent" else ""
             frame = self._watch.frame(time.time(), state, recorder_alive=alive, silence=silence)
             attempt = frame.head.attempt if frame.head else 0
             return replace(frame, notice=notice, others=self._live, log=self._read_log(run, attempt))
@@ -332,7 +332,7 @@ def live_runs() -> tuple[str, ...]:
         markers = sorted(p.name for p in folder.iterdir())
     except OSError:
         return ()
-    found = []
+    names = []
     for name in markers:
         run = RunDir(home.runs_folder() / name)
         try:
@@ -340,8 +340,8 @@ def live_runs() -> tuple[str, ...]:
         except (OSError, msgspec.MsgspecError):
             continue
         if run.root.is_dir() and state.state not in ENDED and (state.recorder is not None or state.ranks):
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def _existing(path: Path) -> Path:

@@ -107,14 +107,14 @@ class CompareFields(Vertical):
         """Show this text about a field until the field changes; an empty text removes it."""
         self._wrong.pop(name, None)
         (self._wrong if wrong else self._said)[name] = words
-        self._tell()
+        self._show_message()
 
     def hint(self, hints: Sequence[str]) -> None:
         """Show which requests of the fields could not be met."""
         fit = [h for h in hints if "extrapolated" in h]
         self._said["extrapolate"] = "; ".join(fit)
         self._said["hardware"] = "; ".join(h for h in hints if h not in fit)
-        self._tell()
+        self._show_message()
 
     # --- typing
 
@@ -132,7 +132,7 @@ class CompareFields(Vertical):
             if value != self.values[name]:
                 self.values[name] = value
                 self.post_message(self.Changed(self, name, value))
-        self._tell()
+        self._show_message()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -142,12 +142,12 @@ class CompareFields(Vertical):
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
         self._at = event.widget.id or self._at
-        self._tell()
+        self._show_message()
 
     def on_descendant_blur(self, event: DescendantBlur) -> None:
-        self._tell()
+        self._show_message()
 
-    def _tell(self) -> None:
+    def _show_message(self) -> None:
         """One line: about the field that is typed into, else about one that is wrong, else about any."""
         for name in READERS:
             self.query_one(f"#{name}", Input).set_class(name in self._wrong, "wrong")

@@ -21,7 +21,7 @@ from typing import Any
 
 import duckdb
 import psutil
-from found import PartResult, Skip, Trouble, count_rows, lines_of, processes_of
+from found import Found, Skip, Trouble, count_rows, lines_of, processes_of
 
 HERE = Path(__file__).parent
 ENDED = ("completed", "stopped", "failed", "lost")
@@ -62,7 +62,7 @@ class Scene:
         self.home = folder / "home"
         self.made = folder / "made"
         self.made.mkdir()
-        self.found = PartResult()
+        self.found = Found()
         self.recorder: subprocess.Popen[bytes] | None = None
         self.fault_at: float | None = None
         self._outputs = 0
@@ -339,7 +339,7 @@ class Scene:
         self.found.rc = rc
         return rc
 
-    def look(self) -> PartResult:
+    def look(self) -> Found:
         """Take down how the run ended, what is left over, and what became of its rows."""
         found = self.found
         state = self.state()

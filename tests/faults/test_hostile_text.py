@@ -65,7 +65,8 @@ CASES: dict[str, list[list[str]]] = {
 # Runs many command lines in one process, as `main` would each; a line of its own tells the exit status of each.
 PROGRAM = """
 import json, sys, warnings
-from lorawatch import errors, terminal
+from lorawatch import errors
+from lorawatch.system import terminal
 terminal.guard()
 from lorawatch.cli.main import cli, run
 for args in json.load(open(sys.argv[1])):

@@ -73,7 +73,7 @@ def test_text_fits_eighty_columns_and_names_what_to_do() -> None:
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "→ do this" in text
-    assert text.splitlines()[-1] == "1 thing must be mended before runs work."
+    assert text.splitlines()[-1] == "1 problem must be fixed before runs work."
     assert "1 thing to look at" in render([checks[0], checks[2]])
     assert render([checks[0]]).endswith("Everything that was looked at works.")
     assert [c["status"] for c in json.loads(to_json(checks))] == ["ok", "fail", "warn"]

@@ -147,7 +147,7 @@ class JsonLines:
 
     def update(self, watch: Watch, state: RunState) -> None:
         view, new = watch.view, self._steps.new(watch.view)
-        used = _used(watch.info)
+        used = {g.gpu_uuid for g in watch.info.used_gpus} if watch.info else set()
         head = _head(watch, state) if new else None
         power = head.power_w if head and head.figures_of == "recent" else None  # of this moment, or none
         for step in new:
@@ -161,7 +161,7 @@ class JsonLines:
                     "gpus": [
                         {"gpu_uuid": uuid, **{m.column: m.value(gpu) for m in GPU_METRICS}}
                         for uuid, gpu in sorted(view.gpus.items())
-                        if used is None or uuid in used
+                        if not used or uuid in used
                     ],
                 }
             )
@@ -340,15 +340,10 @@ def _head(watch: Watch, state: RunState) -> Head:
     Raises:
         ValueError: The watch is of a machine without a run.
     """
-    head = watch.frame(time.time(), state).head
+    head = watch.head(time.time(), state)
     if head is None:
         raise ValueError("a display shows a run")
     return head
-
-
-def _used(info: RunInfo | None) -> set[str] | None:
-    """The GPUs that a run uses; None where it names none."""
-    return {g.gpu_uuid for g in info.gpus if g.used} or None if info is not None else None
 
 
 def _say(out: TextIO, text: str) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from lorawatch.cli.machine import open_driver
 from lorawatch.errors import LorawatchError, UsageError
-from lorawatch.run.directory import ENDED, RunDir, RunState
+from lorawatch.run.directory import ENDED, RunDir, RunInfo, RunState
 from lorawatch.system.interpreter import own_module
 from lorawatch.system.permissions import users_umask
 from lorawatch.system.processes import ProcessId
@@ -189,7 +189,7 @@ def _as_prepared(run: RunDir) -> tuple[Recipe | None, Placement | None]:
     info = run.info()
     if info.own_command or info.recipe is None:
         return None, None
-    gpus = _in_rank_order(info.gpus, run)
+    gpus = _in_rank_order(info)
     placement = Placement(
         info.device or "cpu",
         info.world_size,
@@ -199,11 +199,12 @@ def _as_prepared(run: RunDir) -> tuple[Recipe | None, Placement | None]:
     return loading.from_dict(info.recipe, run.run_id), placement
 
 
-def _in_rank_order(gpus: Sequence[Gpu], run: RunDir) -> list[Gpu]:
+def _in_rank_order(info: RunInfo) -> list[Gpu]:
+    """The GPUs of a recipe's run, rank by rank: in the order in which the recipe names them."""
     from lorawatch.recipe.devices import parse_gpus
 
-    used = [g for g in gpus if g.used]
-    launch = (run.info().recipe or {}).get("launch")
+    used = info.used_gpus
+    launch = (info.recipe or {}).get("launch")
     asked = parse_gpus(launch["gpus"]).indices if isinstance(launch, dict) else None
     return sorted(used, key=lambda g: asked.index(g.gpu_index)) if asked else used
 

@@ -30,7 +30,7 @@ from lorawatch.recorder.workers import Workers
 from lorawatch.run.adapters import best_of
 from lorawatch.run.directory import RunDir, RunInfo, RunState
 from lorawatch.run.follower import Follower
-from lorawatch.run.live import LiveView, eval_every, is_separate
+from lorawatch.run.live import LiveView
 from lorawatch.run.liveness import deciding, known_workers, started_for, was_started_for
 from lorawatch.run.records import Evaluation, Event, ExitRecord, PhaseChange, RankStarted, Step
 from lorawatch.run.verdict import Evidence, Verdict, judge
@@ -81,7 +81,7 @@ class Recorder:
         self._launcher = launcher_of(run, self.info, command=command, recipe=recipe, placement=placement)
         self._workers: Workers | None = None
         self._state_file = StateFile(run)
-        self.view = LiveView(self.info.world_size, separate=is_separate(self.info), eval_every=eval_every(self.info))
+        self.view = LiveView.of(self.info)
         self._follower = Follower(run, self.view, skip_host=True)
         self._showing = Showing(
             on_begin, on_tick, on_event, lambda why: self._lines.say("display_lost", why, "warning")

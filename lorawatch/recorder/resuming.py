@@ -13,7 +13,6 @@ from lorawatch.recipe.schema import Recipe
 from lorawatch.run import checkpoints
 from lorawatch.run.checkpoints import Checkpoint
 from lorawatch.run.directory import Gpu, RunDir, RunInfo, RunState
-from lorawatch.run.live import is_separate
 from lorawatch.run.liveness import deciding, refuse_living
 from lorawatch.system.files import write_atomically
 from lorawatch.system.home import host_name
@@ -120,7 +119,7 @@ def _check_resumable(run: RunDir, info: RunInfo) -> None:
             f"run {run.run_id} is a command of your own: only its program knows how to go on",
             hint="start the command again with its own option for that",
         )
-    if is_separate(info):
+    if info.separate:
         raise UsageError(
             f"the ranks of run {run.run_id} train separately, which keeps no checkpoints", hint="start it again"
         )

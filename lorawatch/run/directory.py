@@ -73,6 +73,24 @@ class RunInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     git_commit: str | None = None
     cwd: str | None = None
 
+    @property
+    def used_gpus(self) -> list[Gpu]:
+        """The GPUs that the run uses, in the host's order."""
+        return [gpu for gpu in self.gpus if gpu.used]
+
+    @property
+    def separate(self) -> bool:
+        """Whether its ranks train separately, each its own model."""
+        launch = (self.recipe or {}).get("launch")
+        return isinstance(launch, dict) and launch.get("strategy") == "separate"
+
+    @property
+    def eval_every(self) -> int | None:
+        """Steps between two evaluations of its recipe; None where there are none on the way."""
+        train = (self.recipe or {}).get("train")
+        every = train.get("eval_every") if isinstance(train, dict) else None
+        return every if isinstance(every, int) and every > 0 else None
+
 
 class RunState(msgspec.Struct, kw_only=True, omit_defaults=True):
     """`state.json`: what is true of the run now; replaced atomically."""

@@ -11,7 +11,7 @@ import msgspec
 
 from lorawatch.run.directory import RunDir
 from lorawatch.run.journal import JournalTail
-from lorawatch.run.live import LiveView, eval_every, is_separate
+from lorawatch.run.live import LiveView
 from lorawatch.run.records import (
     AnyLine,
 )
@@ -90,4 +90,4 @@ def _view_of(run: RunDir) -> LiveView:
         info = run.info()
     except (OSError, msgspec.MsgspecError):
         return LiveView()
-    return LiveView(separate=is_separate(info), eval_every=eval_every(info))
+    return LiveView(separate=info.separate, eval_every=info.eval_every)

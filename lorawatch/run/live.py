@@ -30,17 +30,7 @@ from lorawatch.text.numbers import rank_words
 RECENT_STEPS = 20  # steps behind a live rate: long enough to be steady, short enough to follow a change
 _RETAINED_STEPS = 4096
 _REPORTS_WITHIN_S = 5.0  # ranks journal several times a second
-_POWER_JOIN_S = 0.25  # as far apart as readings of the power are
-_GPU_READINGS = (
-    "power_w",
-    "energy_j",
-    "memory_used_bytes",
-    "utilization_pct",
-    "temperature_c",
-    "sm_clock_mhz",
-    "event_reasons",
-    "power_limit_w",
-)
+_POWER_JOIN_S = 0.25  # the time between two readings of the power
 
 
 @dataclass
@@ -95,7 +85,6 @@ class GpuView(GpuSample):
     """The last known reading of each metric; `sampled_at` says when any came, 0 before the first."""
 
     first_energy_j: float | None = None
-    peak_memory_bytes: int | None = None
 
 
 class LiveView:
@@ -134,6 +123,11 @@ class LiveView:
         self._partial: dict[int, dict[int, Step]] = {}
         self._slowest: deque[float] = deque(maxlen=1000)
         self._pauses: deque[float] = deque(maxlen=_RETAINED_STEPS)  # when a rank began with something else than steps
+
+    @classmethod
+    def of(cls, info: RunInfo) -> LiveView:
+        """The view of a run, before its first line."""
+        return cls(info.world_size, separate=info.separate, eval_every=info.eval_every)
 
     def feed(self, line: AnyLine) -> None:
         """Take one line."""
@@ -218,8 +212,6 @@ class LiveView:
                 setattr(view, metric.column, value)
         if view.first_energy_j is None:
             view.first_energy_j = line.energy_j
-        if line.memory_used_bytes is not None:
-            view.peak_memory_bytes = max(view.peak_memory_bytes or 0, line.memory_used_bytes)
 
     @property
     def silent_ranks(self) -> list[int]:
@@ -310,19 +302,6 @@ def silent_words(ranks: list[int], world_size: int) -> str:
         f"{rank_words(ranks)} of {world_size} {'do' if len(ranks) > 1 else 'does'} not report steps, so that totals over all "
         "ranks are not known; StepCallback in every rank's Trainer brings them"
     )
-
-
-def eval_every(info: RunInfo) -> int | None:
-    """Steps between two evaluations of a run's recipe; None where there are none on the way."""
-    train = (info.recipe or {}).get("train")
-    every = train.get("eval_every") if isinstance(train, dict) else None
-    return every if isinstance(every, int) and every > 0 else None
-
-
-def is_separate(info: RunInfo) -> bool:
-    """Whether the ranks of a run train separately, each its own model."""
-    launch = (info.recipe or {}).get("launch")
-    return isinstance(launch, dict) and launch.get("strategy") == "separate"
 
 
 def combine(parts: list[Step]) -> StepTotal:

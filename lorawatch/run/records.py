@@ -222,8 +222,6 @@ class Event(Record, tag="event"):
     detail: dict[str, object] | None = None
 
 
-RankLine = RankStarted | Step | Evaluation | PhaseChange | LinesLost
-HostLine = GpuSample | HostSample | LinesLost
 AnyLine = RankStarted | Step | Evaluation | PhaseChange | LinesLost | GpuSample | HostSample | Event
 
 

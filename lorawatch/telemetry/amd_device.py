@@ -21,11 +21,11 @@ A value that a card lacks is "N/A" there, or the largest unsigned integer of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from lorawatch.run.clock_reasons import ClockReason
-from lorawatch.telemetry.driver import GpuFacts, GpuLost, GpuProcess, Pauses, read_metric
+from lorawatch.telemetry.driver import GpuFacts, GpuLost, GpuProcess, Pauses, ReadByColumn, Reader
 
 MIB = 1 << 20
 # amdsmi.h, amdsmi_status_t
@@ -54,7 +54,7 @@ _LIMITED = {
 }
 
 
-class AmdDevice:
+class AmdDevice(ReadByColumn):
     """A GPU's readers. Safe for several threads, as AMD SMI is.
 
     Args:
@@ -156,16 +156,6 @@ class AmdDevice:
             if (pid := _whole(entry.get("pid"))) is not None
         )
 
-    # --- by the registry's names
-
-    def read(self, column: str) -> float | int | None:
-        """A reading that a lane takes, by its column in `lorawatch.run.metrics`; None where the driver has none of it.
-
-        Raises:
-            GpuLost: The GPU has gone.
-        """
-        return read_metric(_READERS, self, column)
-
     # --- asked rarely
 
     def memory_total(self) -> int | None:
@@ -194,6 +184,19 @@ class AmdDevice:
             default_power_limit_w=self._cap("default_power_cap"),
             energy_counter=self.energy() is not None,
         )
+
+    # --- by the registry's names
+
+    readers: ClassVar[Mapping[str, Reader]] = {
+        "memory_used_bytes": memory_used,
+        "utilization_pct": utilization,
+        "sm_clock_mhz": sm_clock,
+        "event_reasons": event_reasons,
+        "temperature_c": temperature,
+        "memory_temperature_c": memory_temperature,
+        "memory_clock_mhz": memory_clock,
+        "power_limit_w": power_limit,
+    }
 
     # --- how a question is asked
 
@@ -237,19 +240,6 @@ class AmdDevice:
         except Exception:  # noqa: BLE001 - an older package lacks a function, or fails on what its library gives
             self._pauses.begin(reading, lasting=True)
         return None
-
-
-_READERS: Mapping[str, Callable[[AmdDevice], float | int | None]] = {
-    "memory_used_bytes": AmdDevice.memory_used,
-    "utilization_pct": AmdDevice.utilization,
-    "sm_clock_mhz": AmdDevice.sm_clock,
-    "event_reasons": AmdDevice.event_reasons,
-    "temperature_c": AmdDevice.temperature,
-    "memory_temperature_c": AmdDevice.memory_temperature,
-    "memory_clock_mhz": AmdDevice.memory_clock,
-    "power_limit_w": AmdDevice.power_limit,
-}
-"""The readers of the metrics that a lane takes by name; power and energy it takes itself, to date its lines."""
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from lorawatch.errors import MissingDependency
 from lorawatch.run.clock_reasons import ClockReason
@@ -258,18 +258,29 @@ class DeviceList(Generic[D]):
             return ()
 
 
-def read_metric(readers: Mapping[str, Callable[[D], float | int | None]], device: D, column: str) -> float | int | None:
-    """What a device reads for a column of the registry, as a plain number; None where its driver has no such reading.
+Reader = Callable[[Any], float | int | None]
+"""A method of a device that gives one reading."""
 
-    Args:
-        readers: The driver's readers by column.
 
-    Raises:
-        GpuLost: The GPU has gone.
+class ReadByColumn:
+    """What every device answers for a lane that asks by the registry's columns.
+
+    Attributes:
+        readers: The driver's readers of the metrics that a lane takes by name; power and energy it takes itself, to date its
+            lines.
     """
-    reader = readers.get(column)
-    value = None if reader is None else reader(device)
-    return int(value) if isinstance(value, ClockReason) else value
+
+    readers: ClassVar[Mapping[str, Reader]] = {}
+
+    def read(self, column: str) -> float | int | None:
+        """A reading by its column in `lorawatch.run.metrics`, a plain number; None where the driver has no such reading.
+
+        Raises:
+            GpuLost: The GPU has gone.
+        """
+        reader = self.readers.get(column)
+        value = None if reader is None else reader(self)
+        return int(value) if isinstance(value, ClockReason) else value
 
 
 class Pauses:

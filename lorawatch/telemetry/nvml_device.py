@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pynvml
 
 from lorawatch.run.clock_reasons import ClockReason
-from lorawatch.telemetry.driver import GpuFacts, GpuLost, GpuProcess, Pauses, read_metric
+from lorawatch.telemetry.driver import GpuFacts, GpuLost, GpuProcess, Pauses, ReadByColumn, Reader
 
 _LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND})
 # Answers that stay the same until the driver, MIG mode or permissions change.
@@ -45,7 +45,7 @@ _CLOCK_REASONS = {
 }
 
 
-class NvmlDevice:
+class NvmlDevice(ReadByColumn):
     """A GPU's readers. Safe for several threads, as NVML is.
 
     Attributes:
@@ -167,16 +167,6 @@ class NvmlDevice:
             return None
         return tuple(GpuProcess(int(p.pid), None if p.usedGpuMemory is None else int(p.usedGpuMemory)) for p in listed)
 
-    # --- by the registry's names
-
-    def read(self, column: str) -> float | int | None:
-        """A reading that a lane takes, by its column in `lorawatch.run.metrics`; None where the driver has none of it.
-
-        Raises:
-            GpuLost: The GPU has gone.
-        """
-        return read_metric(_READERS, self, column)
-
     # --- asked rarely
 
     def memory_total(self) -> int | None:
@@ -225,6 +215,19 @@ class NvmlDevice:
             ecc_mode=None if ecc is None else bool(ecc[0]),
         )
 
+    # --- by the registry's names
+
+    readers: ClassVar[Mapping[str, Reader]] = {
+        "memory_used_bytes": memory_used,
+        "utilization_pct": utilization,
+        "sm_clock_mhz": sm_clock,
+        "event_reasons": event_reasons,
+        "temperature_c": temperature,
+        "memory_temperature_c": memory_temperature,
+        "memory_clock_mhz": memory_clock,
+        "power_limit_w": power_limit,
+    }
+
     # --- how a question is asked
 
     def _ask(self, metric: str, call: Callable[..., Any], *arguments: Any) -> Any | None:
@@ -240,19 +243,6 @@ class NvmlDevice:
         if code in _LOST:
             raise GpuLost(self.uuid, error_text(code))
         self._pauses.begin(metric, lasting=code in _LASTING)
-
-
-_READERS: Mapping[str, Callable[[NvmlDevice], float | int | None]] = {
-    "memory_used_bytes": NvmlDevice.memory_used,
-    "utilization_pct": NvmlDevice.utilization,
-    "sm_clock_mhz": NvmlDevice.sm_clock,
-    "event_reasons": NvmlDevice.event_reasons,
-    "temperature_c": NvmlDevice.temperature,
-    "memory_temperature_c": NvmlDevice.memory_temperature,
-    "memory_clock_mhz": NvmlDevice.memory_clock,
-    "power_limit_w": NvmlDevice.power_limit,
-}
-"""The readers of the metrics that a lane takes by name; power and energy it takes itself, to date its lines."""
 
 
 def error_text(code: int) -> str:

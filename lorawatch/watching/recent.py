@@ -25,7 +25,7 @@ def recent_figures(info: RunInfo, view: LiveView, power: Readings, *, ended: boo
         power: Of each GPU, of at least as long as `view.recent_spans`.
         ended: Whether the run has ended: no power is of this moment then.
     """
-    used, everywhere = {g.gpu_uuid for g in info.gpus if g.used}, {g.gpu_uuid for g in info.gpus}
+    used, everywhere = {g.gpu_uuid for g in info.used_gpus}, {g.gpu_uuid for g in info.gpus}
     first = min((r.started for r in view.ranks.values() if r.started), key=lambda s: s.rank, default=None)
     utilisation = None
     if first is not None and first.gpu_name:

@@ -11,7 +11,7 @@ from lorawatch.analysis.staleness import stale_age
 from lorawatch.analysis.throughput import rate
 from lorawatch.run.clock_reasons import SLOWDOWN_WORDS, ClockReason
 from lorawatch.run.directory import ENDED, Gpu, RunInfo, RunState
-from lorawatch.run.live import GpuView, LiveView, RankView, StepTotal, eval_every, is_separate
+from lorawatch.run.live import GpuView, LiveView, RankView, StepTotal
 from lorawatch.run.metrics import GPU_METRICS, HOST_METRICS
 from lorawatch.run.records import AnyLine, Evaluation, Event, GpuSample, HostSample, RankStarted, Step
 from lorawatch.text.sanitize import clean
@@ -49,9 +49,7 @@ class Watch:
     def __init__(self, info: RunInfo | None, gpus: list[Gpu] | None = None, *, view: LiveView | None = None) -> None:
         self.info = info
         self.gpus = list(info.gpus if info else gpus or [])
-        self.view = view or (
-            LiveView(info.world_size, separate=is_separate(info), eval_every=eval_every(info)) if info else LiveView(0)
-        )
+        self.view = view or (LiveView.of(info) if info else LiveView(0))
         self.final: RunFigures | None = None
         self.lost: set[str] = set()
         self._curves: dict[str, dict[str, Curve]] = {}
@@ -160,15 +158,13 @@ class Watch:
             silence: For how long a recorder on another host was not heard, in words; empty where it is heard.
         """
         ended = state is not None and state.state in ENDED
-        until = min(at, state.ended_at or at) if state is not None and ended else at
+        until = _until(at, state)
         began = min(self._first_at or until, until - 1.0)
         begin = until - MONITOR_S if self.info is None else self._axis_begin(began, until)
         panes = self._panes(until, ended)
         everywhere = [a for p in panes for a in p.alerts]
-        head = None
-        if self.info is not None:
-            state = state or RunState()
-            head = self._head(self.info, state, until, recorder_alive)
+        head = self.head(at, state, recorder_alive=recorder_alive)
+        if head is not None:
             everywhere = [*self._run_alerts(head, until), *everywhere]
             if silence and not ended:
                 everywhere.insert(0, alerts.silent(silence))
@@ -182,6 +178,12 @@ class Watch:
             events=tuple(self.view.events),
             host=_host_words(self.view.host),
         )
+
+    def head(self, at: float, state: RunState | None = None, *, recorder_alive: bool = True) -> Head | None:
+        """The run as a whole at unix time `at`, as in that moment's frame; None for the machine alone."""
+        if self.info is None:
+            return None
+        return self._head(self.info, state or RunState(), _until(at, state), recorder_alive)
 
     def _axis_begin(self, began: float, until: float) -> float:
         """The whole run, but of a loading longer than the steps so far only as much as leaves them most of the width."""
@@ -341,6 +343,11 @@ class Watch:
     def _shares(self, uuid: str) -> dict[int, float]:
         shares = {bit: share(self._reasons.get(uuid, ()), bit) for bit in (ClockReason.POWER_CAP, *SLOWDOWN_WORDS)}
         return {bit: part for bit, part in shares.items() if part is not None}
+
+
+def _until(at: float, state: RunState | None) -> float:
+    """The moment that is shown at unix time `at`: of a run that has ended, no later than its end."""
+    return min(at, state.ended_at or at) if state is not None and state.state in ENDED else at
 
 
 def _gpu_note(gpu: Gpu, rank: RankView | None, ended: bool) -> str:

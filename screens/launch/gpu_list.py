@@ -243,7 +243,7 @@ def _runs_by_gpu() -> dict[str, str]:
             info = RunDir(home.runs_folder() / run_id).info()
         except (OSError, msgspec.MsgspecError):
             continue
-        runs |= {g.gpu_uuid: run_id for g in info.gpus if g.used}
+        runs |= {g.gpu_uuid: run_id for g in info.used_gpus}
     return runs
 
 

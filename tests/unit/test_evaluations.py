@@ -14,7 +14,7 @@ from lorawatch.cli.runs import show
 from lorawatch.run.directory import Gpu, RunState
 from lorawatch.run.follower import Follower
 from lorawatch.run.journal import JournalTail
-from lorawatch.run.live import LiveView, eval_every
+from lorawatch.run.live import LiveView
 from lorawatch.run.records import GpuSample, PhaseChange, RankStarted
 from lorawatch.storage.curves import Evaluated, run_curves
 from lorawatch.storage.edit import delete_run
@@ -196,8 +196,8 @@ def test_the_time_left_has_the_evaluations_to_come() -> None:
     assert fed([started(steps=95), *steps, *made], eval_every=10).eta_s == pytest.approx(70 + 8 * 6)
     assert fed([started(steps=100), *steps, *made], eval_every=10).eta_s == pytest.approx(75 + 8 * 6)
     assert fed([started(steps=25), *steps, *made], eval_every=10).eta_s == 0
-    assert eval_every(an_evaluated_run().info()) == 10
-    assert eval_every(make_run(recipe={"train": {"eval_every": None}}).info()) is None
+    assert an_evaluated_run().info().eval_every == 10
+    assert make_run(recipe={"train": {"eval_every": None}}).info().eval_every is None
 
 
 CARD = Gpu(host="h", gpu_index=0, gpu_uuid="GPU-0", sku="NVIDIA H100", memory_total_bytes=80 * 2**30, used=True)

@@ -10,7 +10,7 @@ import pytest
 from lorawatch.recorder.hang import longest_silent
 from lorawatch.run.directory import RunDir, RunInfo
 from lorawatch.run.follower import Follower
-from lorawatch.run.live import LiveView, is_separate
+from lorawatch.run.live import LiveView
 from lorawatch.run.records import PhaseChange, RankStarted, Record, Step
 from lorawatch.training.rank_info import RankInfo, hide_other_ranks
 from lorawatch.training.start_barrier import StartBarrier
@@ -157,7 +157,7 @@ def test_a_follower_knows_a_separate_run_by_its_recipe() -> None:
         )
 
     separate = run({"launch": {"strategy": "separate"}})
-    assert is_separate(separate.info())
+    assert separate.info().separate
     assert Follower(separate).view.separate
     assert not Follower(run({"launch": {"strategy": "ddp"}})).view.separate
     assert not Follower(run(None)).view.separate

@@ -1,6 +1,6 @@
 """The column `workload`, by which runs of the same work are found, and its older definitions brought to the present one.
 
-A digest of an older definition equals none of today's, so that without this a run would stand beside none of those before it.
+A digest of an older definition never equals one of today's: a new run would be compared with none of the earlier ones.
 """
 
 from __future__ import annotations

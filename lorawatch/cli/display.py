@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, TextIO
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, Protocol, TextIO, TypeVar
 
 from lorawatch.run.directory import RunInfo, RunState
-from lorawatch.run.live import LiveView, StepTotal
+from lorawatch.run.live import StepTotal
 from lorawatch.run.metrics import GPU_METRICS
 from lorawatch.run.records import Evaluation, Event
 from lorawatch.system.terminal import raw_stdout
@@ -39,30 +39,21 @@ class Display(Protocol):
     def stop(self) -> None: ...
 
 
-class _Steps:
-    """The steps of a view that were not shown yet, each once."""
+_Made = TypeVar("_Made", StepTotal, Evaluation)
+
+
+class _Unshown(Generic[_Made]):
+    """What a view has of steps, or of evaluations, each once."""
 
     def __init__(self) -> None:
         self._shown = (-1, -1)
 
-    def new(self, view: LiveView) -> list[StepTotal]:
-        steps = [s for s in view.steps if (s.attempt, s.step) > self._shown]
-        if steps:
-            self._shown = (steps[-1].attempt, steps[-1].step)
-        return steps
-
-
-class _Evaluations:
-    """The evaluations of a view that were not shown yet, each once."""
-
-    def __init__(self) -> None:
-        self._shown = (-1, -1)
-
-    def new(self, view: LiveView) -> list[Evaluation]:
-        made = [e for e in view.evaluations if (e.attempt, e.step) > self._shown]
-        if made:
-            self._shown = (made[-1].attempt, made[-1].step)
-        return made
+    def new(self, made: Iterable[_Made]) -> list[_Made]:
+        """Those that were not shown yet, in order."""
+        new = [m for m in made if (m.attempt, m.step) > self._shown]
+        if new:
+            self._shown = (new[-1].attempt, new[-1].step)
+        return new
 
 
 class PlainLines:
@@ -70,8 +61,8 @@ class PlainLines:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._steps = _Steps()
-        self._evaluations = _Evaluations()
+        self._steps = _Unshown[StepTotal]()
+        self._evaluations = _Unshown[Evaluation]()
         self._said_at = 0.0
         self._phase = ""
         self._pending: StepTotal | None = None
@@ -85,11 +76,11 @@ class PlainLines:
         if state.state == "starting" and (head := _head(watch, state)).phase != self._phase:
             self._phase = head.phase
             self._write(head.phase)
-        for made in self._evaluations.new(view):
+        for made in self._evaluations.new(view.evaluations):
             best = "  the lowest so far" if made is view.best else ""
             took = f"  {made.duration_s:.1f} s" if made.duration_s is not None else ""
             self._write(f"evaluation after step {made.step}  loss {number(made.loss, 4)}{best}{took}")
-        new = self._steps.new(view)
+        new = self._steps.new(view.steps)
         if new:
             self._pending = new[-1]
         last = self._pending
@@ -129,8 +120,8 @@ class JsonLines:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._steps = _Steps()
-        self._evaluations = _Evaluations()
+        self._steps = _Unshown[StepTotal]()
+        self._evaluations = _Unshown[Evaluation]()
         self._run_id = ""
 
     def start(self, info: RunInfo) -> None:
@@ -146,7 +137,7 @@ class JsonLines:
         )
 
     def update(self, watch: Watch, state: RunState) -> None:
-        view, new = watch.view, self._steps.new(watch.view)
+        view, new = watch.view, self._steps.new(watch.view.steps)
         used = {g.gpu_uuid for g in watch.info.used_gpus} if watch.info else set()
         head = _head(watch, state) if new else None
         power = head.power_w if head and head.figures_of == "recent" else None  # of this moment, or none
@@ -165,7 +156,7 @@ class JsonLines:
                     ],
                 }
             )
-        for made in self._evaluations.new(view):
+        for made in self._evaluations.new(view.evaluations):
             fields = {f: getattr(made, f) for f in made.__struct_fields__ if f != "rank"}
             self._write({"type": "evaluation", "run_id": self._run_id, **fields, "best": made is view.best})
 

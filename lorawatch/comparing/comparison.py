@@ -8,6 +8,7 @@ from dataclasses import replace
 from lorawatch.analysis import cost, epoch, scaling, steptime
 from lorawatch.analysis.interval import Figure, ratio
 from lorawatch.comparing import work as works
+from lorawatch.comparing.answer import sentences
 from lorawatch.comparing.configuration import Configuration, Excluded
 from lorawatch.comparing.rows import LADDER, Comparison, Epoch, Prices, Row
 from lorawatch.errors import UsageError
@@ -44,13 +45,9 @@ def compare(
     """
     prices = prices or Prices()
     base = choose_baseline(configurations, baseline)
-    shown, other_work = [], []
-    for configuration in configurations:
-        other = tuple(works.differences(configuration.work, base.work))
-        if other and not force:
-            other_work.append((configuration, other))
-        else:
-            shown.append((configuration, other))
+    compared = [(c, tuple(works.differences(c.work, base.work))) for c in configurations]
+    shown = [(c, other) for c, other in compared if force or not other]
+    other_work = [(c, other) for c, other in compared if other and not force]
     refused: list[str] = []
     same = [c for c, other in shown if not other]
     shown += [(c, ()) for c in _extrapolated(same, sorted(set(extrapolate)), refused)]
@@ -62,17 +59,12 @@ def compare(
         _row(c, other, members, base, ladder, prices, (differences or {}).get(c.key, {}), unlike) for c, other in shown
     ]
     rows.sort(key=lambda r: (bool(r.other_work), order(r.configuration)))
-    chosen: list[Row] = []
-    others: list[Row] = []
-    for row in rows:
-        (others if row.configuration.key in left_out else chosen).append(row)
     comparison = Comparison(
-        rows=tuple(chosen), baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices,
-        left_out=tuple(others), other_work=tuple(other_work), excluded=tuple(excluded), refused=tuple(refused),
-        tokens_from=" ".join(clean(tokens_from).split()),
+        rows=tuple(r for r in rows if r.configuration.key not in left_out),
+        left_out=tuple(r for r in rows if r.configuration.key in left_out),
+        baseline=base, work=base.work, tokens=tokens, ladder=ladder, prices=prices, other_work=tuple(other_work),
+        excluded=tuple(excluded), refused=tuple(refused), tokens_from=" ".join(clean(tokens_from).split()),
     )  # fmt: skip
-    from lorawatch.comparing.answer import sentences
-
     return replace(comparison, answer=tuple(sentences(comparison)))
 
 

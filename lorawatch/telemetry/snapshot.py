@@ -61,11 +61,11 @@ class Watched:
         fast, before, slow = self.fast, self.fast_before, self.slow
         values = GpuSample(sampled_at=fast.sampled_at if fast else 0.0, gpu_uuid=self.gpu.gpu_uuid)
         for metric in GPU_METRICS:
-            # those that take turns are on the last line or on the one before
-            for sample in (slow,) if metric.lane == "slow" else (before, fast) if metric.taken == "turns" else (fast,):
-                value = metric.value(sample)
-                if value is not None:
-                    setattr(values, metric.column, value)
+            sample = slow if metric.lane == "slow" else fast
+            value = metric.value(sample)
+            if value is None and metric.taken == "turns":  # then it is on the line before
+                value = metric.value(before)
+            setattr(values, metric.column, value)
         return GpuNow(
             self.gpu,
             values,

@@ -25,7 +25,7 @@ _FIGURE, _SHORT_FIGURE = 12, 8
 _WIDE_BLOCK, _NARROWEST_BLOCK = 28, 22  # a metric's columns: for a long figure; the fewest that show a curve
 _FEWEST_CELLS = 2
 _TALLEST_RANK = 12
-_NAN_ROOM = 12  # letters from which a value stands beside NaN
+_NAN_ROOM = 12  # letters from which there is room for a value beside NaN
 
 
 @dataclass

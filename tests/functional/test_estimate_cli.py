@@ -28,15 +28,15 @@ def lorawatch(*args: str, status: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_says_what_fits_and_how_long_published_systems_take() -> None:
-    told = lorawatch("estimate", "exxact-8b").stdout
-    assert "exxact-8b needs about 2" in told
-    fits = next(line for line in told.splitlines() if "RTX PRO 4500" in line and "GiB to spare" in line)
+    printed = lorawatch("estimate", "exxact-8b").stdout
+    assert "exxact-8b needs about 2" in printed
+    fits = next(line for line in printed.splitlines() if "RTX PRO 4500" in line and "GiB to spare" in line)
     assert "fits" in fits
-    short = next(line for line in told.splitlines() if "RTX A4500" in line and "short" in line)
+    short = next(line for line in printed.splitlines() if "RTX A4500" in line and "short" in line)
     assert "does not fit" in short
     assert "train.gradient_checkpointing true" in short
-    assert "4 × RTX PRO 4500" in told
-    assert "77.8 min" in told
+    assert "4 × RTX PRO 4500" in printed
+    assert "77.8 min" in printed
 
 
 def test_a_larger_batch_fits_on_fewer() -> None:
@@ -51,24 +51,26 @@ def test_a_larger_batch_fits_on_fewer() -> None:
 
 
 def test_70_billion_weights_in_four_bits_fit_on_a_card_of_48_gb_and_in_sixteen_on_none_but_the_largest() -> None:
-    def told(*more: str) -> dict[str, dict[str, str]]:
+    def printed(*more: str) -> dict[str, dict[str, str]]:
         rows = json.loads(lorawatch("estimate", "llama-70b-qlora", *more, "--format", "json").stdout)["rows"]
         return {r["sku"]: r for r in rows if r["kind"] == "memory"}
 
-    found = told()
+    found = printed()
     assert found["RTX 6000 Ada"]["verdict"] == found["A100 SXM 80GB"]["verdict"] == "fits"
     assert found["RTX 4090"]["verdict"] == "does not fit"
     assert "weights alone are 36.8 GiB" in found["RTX 4090"]["advice"]
-    plain = told("--set", "model.quantization=none")
+    plain = printed("--set", "model.quantization=none")
     assert [sku for sku, row in plain.items() if row["verdict"] == "fits"] == ["B200"]
     assert "model.quantization nf4: 4" in plain["H100 SXM"]["advice"]
 
 
 def test_a_card_without_fp8_is_told_so_and_the_fast_engine_needs_no_more() -> None:
-    told = lorawatch("estimate", "exxact-8b", "--set", "model.quantization=fp8", "--set", "train.engine=fast").stdout
-    assert "exxact-8b needs at most about 2" in told
-    assert "the memory is the reference engine's, and the fast engine needs no more" in told
-    lacking, having = (next(line for line in told.splitlines() if sku in line) for sku in ("A100 SXM 80GB", "H100 SXM"))
+    printed = lorawatch("estimate", "exxact-8b", "--set", "model.quantization=fp8", "--set", "train.engine=fast").stdout
+    assert "exxact-8b needs at most about 2" in printed
+    assert "the memory is the reference engine's, and the fast engine needs no more" in printed
+    lacking, having = (
+        next(line for line in printed.splitlines() if sku in line) for sku in ("A100 SXM 80GB", "H100 SXM")
+    )
     assert "it has no FP8" in lacking
     assert "it has no FP8" not in having
 
@@ -124,6 +126,6 @@ def test_bad_input_is_told(args: list[str], words: str) -> None:
 
 
 def test_a_shape_that_is_not_known_still_tells_the_rest() -> None:
-    told = lorawatch("estimate", "exxact-8b", "--set", "model.name=somebody/unknown").stdout
-    assert "memory is not estimated" in told
-    assert "the nearest" in told
+    printed = lorawatch("estimate", "exxact-8b", "--set", "model.name=somebody/unknown").stdout
+    assert "memory is not estimated" in printed
+    assert "the nearest" in printed

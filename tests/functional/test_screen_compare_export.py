@@ -184,9 +184,9 @@ def test_the_screen_every_format_and_the_view_say_the_same() -> None:
     markdown = [
         [c.strip() for c in row.strip("|").split("|")] for row in printed("markdown").splitlines() if row[:1] == "|"
     ]
-    for told in (html.rows, markdown):
+    for exported in (html.rows, markdown):
         for label, cells in screen_cells.items():
-            own = {c for row in told if row and row[0] == label for c in row}
+            own = {c for row in exported if row and row[0] == label for c in row}
             assert set(cells.values()) <= own | {"—"}, (label, set(cells.values()) - own)
 
 

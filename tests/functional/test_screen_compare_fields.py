@@ -67,13 +67,13 @@ def test_what_is_wrong_is_said_beside_the_field_and_the_last_comparison_stays() 
         await type_into(pilot, screen, "tokens", "3M")
         await type_into(pilot, screen, "price_per_kwh", "0.2")
         await until(pilot, lambda: of(screen).prices.price_per_kwh == 0.2 and of(screen).tokens == 3_000_000)
-        for name, text, told in WRONG:
+        for name, text, expected in WRONG:
             box = screen.query_one(f"#{name}", Input)
             before = box.value
             await type_into(pilot, screen, name, before)
             before_picture = screen.picture
             box.value = text
-            await until(pilot, lambda told=told: told in field_message(screen))
+            await until(pilot, lambda expected=expected: expected in field_message(screen))
             assert field_message(screen).startswith("✗ "), (name, text)
             assert box.has_class("wrong")
             assert screen.picture.comparison == before_picture.comparison

@@ -116,10 +116,10 @@ def test_what_is_not_modelled_is_told_instead_of_a_wrong_number() -> None:
 
 def test_where_memory_ran_out_what_would_fit_is_told_and_less_where_the_estimate_has_it_fit() -> None:
     recipe = loading.load("exxact-8b", ["train.batch_size_per_gpu=8"])
-    told = memory.shortage(recipe, 1, 24 * GIB)
-    assert told.startswith("the run needs about 42.6 GiB, and 24.0 GiB are available; what would fit: ")
-    assert "train.batch_size_per_gpu 1 instead of 8: " in told
-    assert "model.quantization nf4" in told
+    advice_text = memory.shortage(recipe, 1, 24 * GIB)
+    assert advice_text.startswith("the run needs about 42.6 GiB, and 24.0 GiB are available; what would fit: ")
+    assert "train.batch_size_per_gpu 1 instead of 8: " in advice_text
+    assert "model.quantization nf4" in advice_text
     again = memory.shortage(recipe, 1, 80 * GIB)
     assert "80.0 GiB are available; what needs less: train.batch_size_per_gpu 6 instead of 8: " in again
     assert "a larger GPU or a smaller model" in memory.shortage(recipe, 1, 4 * GIB)
